@@ -1,0 +1,15 @@
+// Package contenthash names the content of file trees: what a step reads, and
+// no more, becomes part of its cache key.
+//
+// The digests are BuildKit's (WIRE.md section 11.3), so that caches can be
+// exchanged. Times are no part of them; modes, owners, links and the xattrs
+// that matter are.
+package contenthash
+
+// Selector is a part of a tree.
+type Selector struct {
+	Path             string // "" or "/" is the whole tree
+	Wildcard         bool   // Path is a pattern
+	FollowLinks      bool   // a symlink at Path stands for its target
+	Include, Exclude []string
+}

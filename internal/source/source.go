@@ -1,0 +1,51 @@
+// Package source says what it is to bring files in from outside.
+//
+// A source is used in two steps: Resolve pins what an identifier means now (a
+// tag becomes a digest), which is all that the cache needs; Fetch makes the
+// files of a pin available, as late as possible. Implementations live below
+// this folder and pass the suite in sourcetest.
+package source
+
+import (
+	"context"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Source brings files in. Sessions, credentials and progress come in the
+// context (session.FromContext, progress.StepFrom).
+type Source interface {
+	// Schemes are the identifiers that the source takes, such as "docker-image".
+	Schemes() []string
+	// Resolve pins what op means now.
+	Resolve(ctx context.Context, op *llb.SourceOp, opt Options) (*Pin, error)
+	// Fetch returns the files of a pin. Nil is the empty file system.
+	Fetch(ctx context.Context, pin *Pin) (*layer.Ref, error)
+}
+
+// Options say how to resolve.
+type Options struct {
+	Platform ocispecs.Platform
+	Mode     string // "default", "pull" or "local"; for images
+	// WantConfig asks for Pin.Config.
+	WantConfig bool
+}
+
+// Pin is a source, pinned: fetching it gives the same files at any time.
+type Pin struct {
+	Op       *llb.SourceOp
+	Platform ocispecs.Platform
+	// Key is the text that the cache key is made of (WIRE.md section 11.2). One
+	// that begins with "session:" holds for one session only and counts by content.
+	Key          string
+	Digest       digest.Digest // of the manifest, the file or the commit
+	Config       []byte        // image config JSON, if asked for
+	Name         string        // a file's name, for http
+	LastModified *time.Time
+	Private      any // for the source that made the pin
+}

@@ -1,0 +1,116 @@
+// Package llb is the low-level build language: a build as a value.
+//
+// A [Graph] is a DAG of operations. It has a text form for people ([Graph.Text]),
+// a verifier ([Graph.Verify]) and a wire form ([Graph.Marshal], [Unmarshal])
+// whose bytes and digests are those of BuildKit's definitions, so that either
+// side can read the other's (WIRE.md section 2).
+//
+// Frontends make graphs, most easily with the [State] DSL; package pass
+// rewrites them; package op gives them a meaning. This package does no I/O and
+// knows nothing of how a graph is run. What has been decoded or verified here
+// needs no further checking: indices are in range, enums are known.
+package llb
+
+import (
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Graph is a build: everything that one edge needs.
+type Graph struct {
+	// Root is what the build produces. A Root without a vertex is the empty
+	// file system ("scratch").
+	Root Edge
+	// Sources maps vertices back to the files that they were written in.
+	Sources SourceMap
+}
+
+// Edge is one output of a vertex.
+type Edge struct {
+	Vertex *Vertex
+	Index  int
+}
+
+// Vertex is one operation on the outputs of others. Vertices are immutable
+// once they are part of a graph and may be shared by graphs.
+type Vertex struct {
+	Op       Op
+	Inputs   []Edge
+	Platform *ocispecs.Platform // nil where the operation has none
+	Workers  []string           // worker filters, the wire's "constraints"
+	Meta     Metadata
+
+	wire wireForm // memoized or, if decoded, the exact bytes received
+}
+
+// Op is what a vertex does: one of *[SourceOp], *[ExecOp], *[FileOp],
+// *[BuildOp], *[MergeOp], *[DiffOp], *[PassthroughOp].
+type Op interface {
+	// Kind is the operation's word in the text form, such as "exec".
+	Kind() string
+	// Name describes the operation to people in a few words.
+	Name() string
+	// verify reports what is wrong with the operation, given its number of inputs.
+	verify(inputs int) error
+	// Outputs is the number of results the operation has.
+	Outputs() int
+}
+
+// Metadata is what is said of a vertex that does not change its result. It is
+// part of neither its digest nor its cache key.
+type Metadata struct {
+	IgnoreCache bool              // run even if a result is known
+	Description map[string]string // "llb.customname" is the name to show
+	NoExport    bool              // keep the result out of exported caches
+	Caps        map[string]bool   // capabilities needed (WIRE.md section 4)
+	Group       *ProgressGroup
+	Resources   *LinuxResources
+}
+
+// ProgressGroup has a progress display fold several vertices into one line.
+type ProgressGroup struct {
+	ID, Name string
+	Weak     bool
+}
+
+// LinuxResources limits what a container may use. Zero fields set no limit.
+type LinuxResources struct {
+	Memory     int64 // bytes
+	MemorySwap int64 // bytes, memory included
+	CPUShares  uint64
+	CPUPeriod  uint64 // microseconds
+	CPUQuota   int64  // microseconds
+	CPUSetCPUs string
+	CPUSetMems string
+}
+
+// SourceMap says where vertices were written.
+type SourceMap struct {
+	Files     []SourceFile
+	Locations map[digest.Digest][]Location // by vertex
+}
+
+// SourceFile is a file that a frontend read vertices from.
+type SourceFile struct {
+	Name     string
+	Data     []byte
+	Language string
+}
+
+// Location is one or more stretches of a source file.
+type Location struct {
+	File   int // index into SourceMap.Files
+	Ranges []Range
+}
+
+// Range is a stretch of text. Lines count from 1, characters (bytes) from 0.
+type Range struct{ Start, End Position }
+
+// Position is a place in a text.
+type Position struct{ Line, Character int }
+
+// wireForm is a vertex's Op message, encoded.
+type wireForm struct {
+	bytes  []byte
+	digest digest.Digest
+}
