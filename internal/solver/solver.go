@@ -12,13 +12,18 @@
 // Every node has exactly one Key: a hash of its operation and, per input,
 // either the input's Key or a digest of the input's content, as the operation
 // chooses. Two nodes with one Key are interchangeable, whoever defined them.
+//
+// The package knows no LLB and does no I/O. Package op gives it operations,
+// package cache its tables, package build its jobs.
 package solver
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/solver/flight"
 )
 
@@ -28,7 +33,7 @@ var ErrNotFound = errors.New("not found")
 // Solver runs jobs that share work. Its methods may be called concurrently.
 type Solver struct {
 	cache Cache
-	execs flight.Group[execKey, []Result]
+	execs *flight.Group[execKey, []Result, *audience]
 }
 
 // execKey names an execution. One that must be fresh is shared with no other
@@ -39,7 +44,15 @@ type execKey struct {
 }
 
 // New returns a Solver that remembers results in cache.
-func New(cache Cache) *Solver { return &Solver{cache: cache} }
+func New(cache Cache) *Solver {
+	return &Solver{cache: cache, execs: flight.New[execKey, []Result](newAudience)}
+}
+
+// JobOptions say whom a job works for.
+type JobOptions struct {
+	Sink   progress.Sink // where progress goes; nil discards
+	Values any           // handed to operations, see [Values]
+}
 
 // A Job is one build: a graph as one client first resolved it. The job is the
 // unit of cancellation; nothing it starts outlives it.
@@ -47,17 +60,28 @@ type Job struct {
 	solver *Solver
 	ctx    context.Context
 	cancel context.CancelFunc
+	sink   progress.Sink
+	values any
 	nodes  table[*node]
 }
 
 // NewJob starts an empty job, to be closed by the caller.
-func (s *Solver) NewJob(ctx context.Context) *Job {
+func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
-	return &Job{solver: s, ctx: ctx, cancel: cancel}
+	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values}
+	if j.sink == nil {
+		j.sink = progress.Discard
+	}
+	return j
 }
 
-// Close abandons whatever the job still has under way.
-func (j *Job) Close() { j.cancel() }
+// Close abandons whatever the job still has under way, and tells the sink so.
+func (j *Job) Close() {
+	j.cancel()
+	for _, n := range j.nodes.all() {
+		n.report.abandon()
+	}
+}
 
 // Build evaluates one edge of the graph.
 func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
@@ -67,7 +91,7 @@ func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
 		return nil, err
 	}
 	if e.Index >= len(out) {
-		return nil, fmt.Errorf("%s has no output %d", n.name, e.Index)
+		return nil, &Error{n.report.vertex.Digest, n.report.vertex.Name, fmt.Errorf("has no output %d", e.Index)}
 	}
 	return out[e.Index], nil
 }
@@ -75,9 +99,9 @@ func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
 // node is a vertex as one job sees it.
 type node struct {
 	job    *Job
-	name   string
 	op     Op
 	inputs []input
+	report report
 
 	identity future[identity]
 	result   future[[]Result]
@@ -88,6 +112,7 @@ type node struct {
 type identity struct {
 	key   Key
 	fresh bool
+	keep  Keep
 }
 
 type input struct {
@@ -96,23 +121,49 @@ type input struct {
 }
 
 func (j *Job) node(v Vertex) *node {
-	if n, ok := j.nodes.load(v.Digest()); ok {
+	if n, ok := j.nodes.load(string(v.Digest())); ok {
 		return n
 	}
-	n := &node{job: j, name: v.Name(), op: v.Op()}
+	n := &node{job: j, op: v.Op()}
 	for _, e := range v.Inputs() {
 		n.inputs = append(n.inputs, input{j.node(e.Vertex), e.Index})
 	}
-	return j.nodes.loadOrStore(v.Digest(), n)
+	n.report.init(j.sink, v, n.inputs)
+	got := j.nodes.loadOrStore(string(v.Digest()), n)
+	if got == n {
+		n.report.announce()
+	}
+	return got
+}
+
+// context is what operations of the node work in when they work for this job alone.
+func (n *node) context() context.Context {
+	ctx := progress.WithStep(n.job.ctx, n.report.step())
+	return withValues(ctx, func() []any { return []any{n.job.values} })
+}
+
+func (n *node) fail(verb string, err error) error {
+	var inner *Error
+	if errors.As(err, &inner) || n.job.ctx.Err() != nil {
+		return err
+	}
+	if verb != "" {
+		err = fmt.Errorf("%s: %w", verb, err)
+	}
+	n.report.failed(err)
+	return &Error{n.report.vertex.Digest, n.report.vertex.Name, err}
 }
 
 // identify computes the node's identity, doing as little as will tell.
 func (n *node) identify() (identity, error) {
-	cm, err := n.op.CacheMap(n.job.ctx)
-	if err != nil {
-		return identity{}, fmt.Errorf("%s: cache map: %w", n.name, err)
+	if len(n.inputs) == 0 { // a source looks outside to tell what it is
+		n.report.started()
 	}
-	fresh := n.op.IgnoreCache()
+	cm, err := safely(func() (CacheMap, error) { return n.op.CacheMap(n.context()) })
+	if err != nil {
+		return identity{}, n.fail("", err)
+	}
+	id := identity{fresh: n.op.IgnoreCache(), keep: cm.Keep}
 	inputs, err := gather(n.inputs, func(_ int, in input) (identity, error) {
 		return in.node.identity.get(n.job.ctx, in.node.identify)
 	})
@@ -130,9 +181,16 @@ func (n *node) identify() (identity, error) {
 		return identity{}, err
 	}
 	for i := range inputs {
-		fresh = fresh || inputs[i].fresh && cm.Dep(i).Digest == nil
+		if cm.Dep(i).Digest != nil {
+			continue
+		}
+		id.fresh = id.fresh || inputs[i].fresh
+		if inputs[i].keep == KeepJob {
+			id.keep = KeepJob
+		}
 	}
-	return identity{newKey(cm.Digest, parts), fresh}, nil
+	id.key = newKey(cm.Digest, parts)
+	return id, nil
 }
 
 // contentPart digests an input's content, evaluating the input only if no one
@@ -140,22 +198,38 @@ func (n *node) identify() (identity, error) {
 func (n *node) contentPart(in input, id identity, dep Dep) (string, error) {
 	ctx, cache := n.job.ctx, n.job.solver.cache
 	memo := definitionPart(id.key, in.index, dep.Selector)
-	if !id.fresh {
+	remembered := id.keep != KeepJob
+	if remembered && !id.fresh {
 		if d, err := cache.Digest(ctx, memo); err == nil {
 			return d, nil
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
 	}
-	out, err := in.node.result.get(ctx, in.node.evaluate)
+	r, err := in.get(ctx)
 	if err != nil {
 		return "", err
 	}
-	d, err := dep.Digest(ctx, out[in.index])
+	d, err := safely(func() (string, error) { return dep.Digest(n.context(), r) })
 	if err != nil {
-		return "", fmt.Errorf("%s: digest input: %w", n.name, err)
+		return "", n.fail("", err)
+	}
+	if !remembered {
+		return d, nil
 	}
 	return d, cache.PutDigest(ctx, memo, d)
+}
+
+// get evaluates the input's node and picks the output.
+func (in input) get(ctx context.Context) (Result, error) {
+	out, err := in.node.result.get(ctx, in.node.evaluate)
+	if err != nil {
+		return nil, err
+	}
+	if in.index >= len(out) {
+		return nil, fmt.Errorf("%s has no output %d", in.node.report.vertex.Name, in.index)
+	}
+	return out[in.index], nil
 }
 
 // evaluate computes the node's outputs: from the cache if it has them, or by
@@ -167,24 +241,36 @@ func (n *node) evaluate() ([]Result, error) {
 		return nil, err
 	}
 	if out, err := n.load(ctx, id); !errors.Is(err, ErrNotFound) {
+		if err == nil {
+			n.report.cached()
+		}
 		return out, err
 	}
 	// The inputs come first, so that the flight below is a leaf.
-	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) {
-		out, err := in.node.result.get(ctx, in.node.evaluate)
-		if err != nil {
-			return nil, err
-		}
-		return out[in.index], nil
-	})
+	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 	if err != nil {
 		return nil, err
 	}
+	out, err := n.share(ctx, id, ins)
+	if err != nil {
+		return nil, n.fail("", err)
+	}
+	n.report.completed()
+	return out, nil
+}
+
+// share runs the operation, or waits for a job that runs the same.
+func (n *node) share(ctx context.Context, id identity, ins []Result) ([]Result, error) {
 	flight := execKey{key: id.key}
-	if id.fresh {
+	if id.fresh || id.keep == KeepJob {
 		flight.only = n.job
 	}
-	return n.job.solver.execs.Do(ctx, flight, func(ctx context.Context) ([]Result, error) {
+	enter := func(a *audience) (leave func()) {
+		n.report.executing()
+		return a.join(n.report.step(), n.job.values)
+	}
+	return n.job.solver.execs.Do(ctx, flight, enter, func(ctx context.Context, a *audience) ([]Result, error) {
+		ctx = withValues(progress.WithStep(ctx, a.fanout.Step()), a.values)
 		return n.exec(ctx, id, ins)
 	})
 }
@@ -194,17 +280,23 @@ func (n *node) exec(ctx context.Context, id identity, ins []Result) ([]Result, e
 	if out, err := n.load(ctx, id); !errors.Is(err, ErrNotFound) {
 		return out, err
 	}
-	out, err := n.op.Exec(WithKey(ctx, id.key), ins)
+	out, err := safely(func() ([]Result, error) { return n.op.Exec(WithKey(ctx, id.key), ins) })
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", n.name, err)
+		return nil, err
 	}
-	return out, n.job.solver.cache.Save(ctx, id.key, out)
+	if id.keep != KeepAlways {
+		return out, nil
+	}
+	if err := n.job.solver.cache.Save(ctx, id.key, out); err != nil {
+		return nil, fmt.Errorf("save result: %w", err)
+	}
+	return out, nil
 }
 
 // load looks a result up. A cache that fails has merely forgotten; a caller
 // that has left has not been told so.
 func (n *node) load(ctx context.Context, id identity) ([]Result, error) {
-	if id.fresh {
+	if id.fresh || id.keep != KeepAlways {
 		return nil, ErrNotFound
 	}
 	out, err := n.job.solver.cache.Load(ctx, id.key)
@@ -212,4 +304,15 @@ func (n *node) load(ctx context.Context, id identity) ([]Result, error) {
 		return nil, ErrNotFound
 	}
 	return out, err
+}
+
+// safely makes a panic of an operation an error of its vertex: a fault in one
+// build ends that build alone.
+func safely[V any](f func() (V, error)) (val V, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error, please report it: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
 }
