@@ -22,7 +22,7 @@ type Graph struct {
 	// file system ("scratch").
 	Root Edge
 	// Sources maps vertices back to the files that they were written in.
-	Sources SourceMap
+	Sources SourceIndex
 }
 
 // Edge is one output of a vertex.
@@ -63,12 +63,12 @@ type Metadata struct {
 	Description map[string]string // "llb.customname" is the name to show
 	NoExport    bool              // keep the result out of exported caches
 	Caps        map[string]bool   // capabilities needed (WIRE.md section 4)
-	Group       *ProgressGroup
+	Group       *Group
 	Resources   *LinuxResources
 }
 
-// ProgressGroup has a progress display fold several vertices into one line.
-type ProgressGroup struct {
+// Group has a progress display fold several vertices into one line.
+type Group struct {
 	ID, Name string
 	Weak     bool
 }
@@ -80,12 +80,12 @@ type LinuxResources struct {
 	CPUShares  uint64
 	CPUPeriod  uint64 // microseconds
 	CPUQuota   int64  // microseconds
-	CPUSetCPUs string
-	CPUSetMems string
+	CpusetCpus string
+	CpusetMems string
 }
 
-// SourceMap says where vertices were written.
-type SourceMap struct {
+// SourceIndex says where vertices were written.
+type SourceIndex struct {
 	Files     []SourceFile
 	Locations map[digest.Digest][]Location // by vertex
 }
@@ -99,7 +99,7 @@ type SourceFile struct {
 
 // Location is one or more stretches of a source file.
 type Location struct {
-	File   int // index into SourceMap.Files
+	File   int // index into SourceIndex.Files
 	Ranges []Range
 }
 

@@ -38,8 +38,8 @@ func (o *MergeOp) verify(int) error       { return errStub }
 func (o *DiffOp) verify(int) error        { return errStub }
 func (o *PassthroughOp) verify(int) error { return errStub }
 
-func (*Copy) fileDo()    {}
-func (*Mkfile) fileDo()  {}
-func (*Mkdir) fileDo()   {}
-func (*Rm) fileDo()      {}
-func (*Symlink) fileDo() {}
+func (*DoCopy) fileDo()    {}
+func (*DoMkfile) fileDo()  {}
+func (*DoMkdir) fileDo()   {}
+func (*DoRm) fileDo()      {}
+func (*DoSymlink) fileDo() {}

@@ -42,7 +42,7 @@ type Ulimit struct {
 }
 
 // ProxyEnv is put into the environment of a run without becoming part of its key.
-type ProxyEnv struct{ HTTP, HTTPS, FTP, No, All string }
+type ProxyEnv struct{ HTTPProxy, HTTPSProxy, FTPProxy, NoProxy, AllProxy string }
 
 // SecretEnv puts a secret into an environment variable.
 type SecretEnv struct {
@@ -100,7 +100,7 @@ type Mount struct {
 	CacheSharing CacheSharing
 	Secret       *SecretMount // for MountSecret and MountSSH
 	ResultID     string
-	ContentCache ContentCache
+	ContentCache MountContentCache
 }
 
 // SecretMount describes the file or socket of a secret or an ssh agent.
@@ -121,38 +121,38 @@ const (
 	CacheLocked
 )
 
-// ContentCache says whether an input's content may stand in for its
+// MountContentCache says whether an input's content may stand in for its
 // definition in the cache key. The values are the wire's.
-type ContentCache int
+type MountContentCache int
 
 // Uses of an input's content in the key.
 const (
-	ContentDefault ContentCache = iota
+	ContentDefault MountContentCache = iota
 	ContentOn
 	ContentOff
 )
 
 // FileOp changes files without running a process. Its actions run in order.
-type FileOp struct{ Actions []FileAction }
+type FileOp struct{ Actions []FileStep }
 
-// FileAction is one step of a FileOp. Numbers below the count of the vertex's
+// FileStep is one step of a FileOp. Numbers below the count of the vertex's
 // inputs name inputs, numbers from there on name the results of earlier
 // actions, and None is the empty file system (WIRE.md section 3.3).
-type FileAction struct {
+type FileStep struct {
 	Input     int
 	Secondary int // what a copy reads from
 	Output    int // number of the vertex's output, or None
-	// Do is one of *[Copy], *[Mkfile], *[Mkdir], *[Rm], *[Symlink].
+	// Do is one of *[DoCopy], *[DoMkfile], *[DoMkdir], *[DoRm], *[DoSymlink].
 	Do FileDo
 }
 
 // FileDo is what a file action does.
 type FileDo interface{ fileDo() }
 
-// Copy copies files from the secondary input.
-type Copy struct {
+// DoCopy copies files from the secondary input.
+type DoCopy struct {
 	Src, Dest           string
-	Owner               *Chown
+	Owner               *Ownership
 	Mode                int    // permission bits, -1 keeps the source's
 	ModeStr             string // symbolic, such as "u+x,go-w"
 	FollowSymlink       bool   // of Src itself
@@ -167,40 +167,40 @@ type Copy struct {
 	Required            []string
 }
 
-// Mkfile writes a file.
-type Mkfile struct {
+// DoMkfile writes a file.
+type DoMkfile struct {
 	Path      string
 	Mode      int
 	Data      []byte
-	Owner     *Chown
+	Owner     *Ownership
 	Timestamp int64 // Unix nanoseconds, -1 is the time of the run
 }
 
-// Mkdir makes a directory.
-type Mkdir struct {
+// DoMkdir makes a directory.
+type DoMkdir struct {
 	Path      string
 	Mode      int
 	Parents   bool
-	Owner     *Chown
+	Owner     *Ownership
 	Timestamp int64
 }
 
-// Rm removes a file or tree. It never follows the last symlink.
-type Rm struct {
+// DoRm removes a file or tree. It never follows the last symlink.
+type DoRm struct {
 	Path          string
 	AllowNotFound bool
 	Wildcard      bool
 }
 
-// Symlink makes New a symbolic link to Old.
-type Symlink struct {
+// DoSymlink makes New a symbolic link to Old.
+type DoSymlink struct {
 	Old, New  string
-	Owner     *Chown
+	Owner     *Ownership
 	Timestamp int64
 }
 
-// Chown sets the owner of files. Either side may be nil to leave it at 0.
-type Chown struct{ User, Group *Owner }
+// Ownership sets the owner of files. Either side may be nil to leave it at 0.
+type Ownership struct{ User, Group *Owner }
 
 // Owner is a user or group: a number, or a name looked up in Input's
 // /etc/passwd or /etc/group.
