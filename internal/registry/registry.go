@@ -1,0 +1,285 @@
+// Package registry pulls from and pushes to container registries.
+//
+// It adds to containerd's client what a build needs: credentials from the
+// sessions of the clients that wait for the work, which are never sent to
+// another host than theirs; retries that respect the registry's wishes;
+// deadlines for a peer that falls silent; downloads that go on where they were
+// cut off; and errors that say which image, which registry, and what to do.
+//
+// It sits beside the content store, below the image source, the image
+// exporters and the layer store, whose Fetcher a [Client] is.
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/log"
+	"github.com/distribution/reference"
+	"github.com/sirupsen/logrus"
+)
+
+// Config says how to talk to registries. The zero value is of use.
+type Config struct {
+	Hosts     map[string]Host // by the host of image references, such as "docker.io" or "localhost:5000"
+	UserAgent string          // "kiln" if empty
+	// Logins returns the credentials that may be used for ctx's work; nil takes
+	// those of the sessions in ctx.
+	Logins func(ctx context.Context) []Login
+	// Stall is how long a registry may be silent; 0 is 30 seconds.
+	Stall time.Duration
+	// Attempts is how often a request is made before giving up; 0 is 5.
+	Attempts int
+	// Backoff is the pause after the first failure, doubled after each further
+	// one; 0 is half a second.
+	Backoff time.Duration
+	// MaxPause bounds every pause, what a Retry-After asks for included; 0 is 30 seconds.
+	MaxPause time.Duration
+	// Parallel is how many blobs are pushed at a time; 0 is 4.
+	Parallel int
+}
+
+// Host is what differs from the defaults for one registry.
+type Host struct {
+	Mirrors  []string  // hosts, with an optional path, to pull from first
+	HTTP     bool      // speak plain http
+	Insecure bool      // accept any certificate
+	CAs      []string  // PEM files of further authorities
+	KeyPairs []KeyPair // certificates to show
+	// Realms are further hosts that may be given this registry's credentials in
+	// exchange for a token.
+	Realms []string
+}
+
+// KeyPair names the PEM files of a client certificate.
+type KeyPair struct{ Key, Cert string }
+
+// Client talks to registries. It may be used concurrently.
+type Client struct {
+	cfg    Config
+	tokens *tokenCache
+
+	mu         sync.Mutex
+	transports map[string]http.RoundTripper // by host
+}
+
+// New returns a client.
+func New(c Config) *Client {
+	if c.UserAgent == "" {
+		c.UserAgent = "kiln"
+	}
+	if c.Logins == nil {
+		c.Logins = sessionLogins
+	}
+	c.Stall = orDefault(c.Stall, 30*time.Second)
+	c.Attempts = orDefault(c.Attempts, 5)
+	c.Backoff = orDefault(c.Backoff, 500*time.Millisecond)
+	c.MaxPause = orDefault(c.MaxPause, 30*time.Second)
+	c.Parallel = orDefault(c.Parallel, 4)
+	return &Client{cfg: c, tokens: newTokenCache(), transports: map[string]http.RoundTripper{}}
+}
+
+func orDefault[T comparable](v, standard T) T {
+	var zero T
+	if v == zero {
+		return standard
+	}
+	return v
+}
+
+// ParseReference normalises an image reference as Docker does: "alpine" is
+// "docker.io/library/alpine:latest".
+func ParseReference(ref string) (reference.Named, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil, fmt.Errorf("image reference %q is malformed (expected [host/]name[:tag][@digest]): %w", ref, err)
+	}
+	return reference.TagNameOnly(named), nil
+}
+
+// resolver makes a resolver for one operation: authorisation depends on the
+// sessions in ctx.
+func (c *Client) resolver(ctx context.Context, o hostOptions) remotes.Resolver {
+	header := http.Header{}
+	header.Set("User-Agent", c.cfg.UserAgent)
+	return docker.NewResolver(docker.ResolverOptions{
+		Headers: header,
+		Hosts:   func(ns string) ([]docker.RegistryHost, error) { return c.hosts(ctx, ns, o) },
+	})
+}
+
+// hostOptions overrule the configuration for one operation.
+type hostOptions struct {
+	insecure bool // plain http will do, and any certificate
+	// plain makes an insecure host be spoken to by http.
+	plain bool
+}
+
+// hosts lists where a namespace is served: mirrors first, then its own host.
+func (c *Client) hosts(ctx context.Context, ns string, o hostOptions) ([]docker.RegistryHost, error) {
+	conf := c.cfg.Hosts[ns]
+	logins := c.cfg.Logins(ctx)
+	var hosts []docker.RegistryHost
+	for _, mirror := range conf.Mirrors {
+		name, path, _ := strings.Cut(mirror, "/")
+		h, err := c.host(name, "/v2/"+path, c.cfg.Hosts[name], hostOptions{}, logins)
+		if err != nil {
+			return nil, err
+		}
+		h.Capabilities = docker.HostCapabilityPull | docker.HostCapabilityResolve
+		hosts = append(hosts, h)
+	}
+	name, err := docker.DefaultHost(ns)
+	if err != nil {
+		return nil, fmt.Errorf("find registry of %q: %w", ns, err)
+	}
+	h, err := c.host(name, "/v2", conf, o, logins)
+	if err != nil {
+		return nil, err
+	}
+	h.Capabilities = docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush
+	return append(hosts, h), nil
+}
+
+func (c *Client) host(name, path string, conf Host, o hostOptions, logins []Login) (docker.RegistryHost, error) {
+	scheme := "https"
+	if conf.HTTP || isLoopback(name) || o.plain {
+		scheme = "http"
+	}
+	transport, err := c.transport(name, conf, o)
+	if err != nil {
+		return docker.RegistryHost{}, err
+	}
+	client := &http.Client{Transport: transport, CheckRedirect: checkRedirect}
+	return docker.RegistryHost{
+		Client: client, Host: name, Scheme: scheme, Path: path,
+		Authorizer: &authorizer{
+			host: name, scheme: scheme, realms: conf.Realms, logins: logins,
+			tokens: c.tokens, client: client, userAgent: c.cfg.UserAgent,
+			grants: map[string]*grant{},
+		},
+	}, nil
+}
+
+// transport returns the one transport of a host, so that connections are kept.
+func (c *Client) transport(name string, conf Host, o hostOptions) (http.RoundTripper, error) {
+	key := name
+	if o.insecure {
+		key += " insecure"
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t, ok := c.transports[key]; ok {
+		return t, nil
+	}
+	tlsConfig, err := tlsOf(conf, o.insecure)
+	if err != nil {
+		return nil, fmt.Errorf("configure registry %s: %w", name, err)
+	}
+	base := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: c.cfg.Stall, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       tlsConfig,
+		TLSHandshakeTimeout:   c.cfg.Stall,
+		IdleConnTimeout:       time.Minute,
+		MaxIdleConnsPerHost:   8,
+		ForceAttemptHTTP2:     true,
+		ResponseHeaderTimeout: 0, // stallTransport watches, uploads included
+	}
+	t := &retryTransport{
+		next: &stallTransport{next: base, limit: c.cfg.Stall}, registry: name,
+		attempts: c.cfg.Attempts, backoff: c.cfg.Backoff, maxPause: c.cfg.MaxPause,
+	}
+	c.transports[key] = t
+	return t, nil
+}
+
+func tlsOf(conf Host, insecure bool) (*tls.Config, error) {
+	t := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// The user asked for it, by name of the host.
+		InsecureSkipVerify: conf.Insecure || insecure, //nolint:gosec
+	}
+	if len(conf.CAs) > 0 {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		for _, file := range conf.CAs {
+			pem, err := readCapped(file, 10<<20)
+			if err != nil {
+				return nil, fmt.Errorf("read certificate authority: %w", err)
+			}
+			if !pool.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("certificate authority %s holds no PEM certificate", file)
+			}
+		}
+		t.RootCAs = pool
+	}
+	for _, p := range conf.KeyPairs {
+		pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
+		if err != nil {
+			return nil, fmt.Errorf("load client certificate %s: %w", p.Cert, err)
+		}
+		t.Certificates = append(t.Certificates, pair)
+	}
+	return t, nil
+}
+
+// readCapped reads a regular file of at most limit bytes.
+func readCapped(name string, limit int64) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("%s: expected a regular file of at most %d bytes", name, limit)
+	}
+	return os.ReadFile(name)
+}
+
+// isLoopback tells whether a host, with or without a port, is this machine.
+func isLoopback(host string) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	if name == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(strings.Trim(name, "[]"))
+	return ip != nil && ip.IsLoopback()
+}
+
+// checkRedirect lets downloads be redirected, but never with credentials.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return fmt.Errorf("stopped after 10 redirects")
+	}
+	last := via[len(via)-1].URL
+	if last.Scheme == "https" && req.URL.Scheme != "https" {
+		return fmt.Errorf("refused to be redirected from https to %s://%s", req.URL.Scheme, req.URL.Host)
+	}
+	if first := via[0].URL; req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
+		req.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// quiet keeps containerd's client from logging: what matters comes as an error.
+func quiet(ctx context.Context) context.Context {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	return log.WithLogger(ctx, logrus.NewEntry(l))
+}
