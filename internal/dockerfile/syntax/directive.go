@@ -1,0 +1,104 @@
+package syntax
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Directive is a line "# name=value" at the top of a file.
+type Directive struct {
+	Name  string // "syntax", "escape" or "check", in lower case
+	Value string
+	Span  Span
+}
+
+var byteOrderMark = []byte("\xef\xbb\xbf")
+
+// directives reads the parser directives at the scanner's position. They end
+// at the first line that is none.
+func (p *parser) directives() {
+	s := &p.scanner
+	if bytes.HasPrefix(s.src.Data, byteOrderMark) {
+		s.pos = len(byteOrderMark)
+	}
+	if bytes.HasPrefix(s.src.Data[s.pos:], []byte("#!")) {
+		s.physical() // the line that makes the file a script
+	}
+	seen := map[string]bool{}
+	for {
+		back := s.pos
+		line, start, ok := s.physical()
+		d, isDirective := directive(line, start, "#")
+		if !ok || !isDirective {
+			s.pos = back
+			return
+		}
+		if seen[d.Name] {
+			p.fail(d.Span, fmt.Sprintf("directive %q stands here twice", d.Name), "each directive once", "")
+		}
+		seen[d.Name] = true
+		if d.Name == "escape" {
+			p.setEscape(d)
+		}
+		p.file.Directives = append(p.file.Directives, d)
+	}
+}
+
+func (p *parser) setEscape(d Directive) {
+	if d.Value != "\\" && d.Value != "`" {
+		p.fail(d.Span, fmt.Sprintf("escape character %q", d.Value), "\\ or `", "")
+		return
+	}
+	p.scanner.escape = d.Value[0]
+	p.file.Escape = rune(d.Value[0])
+}
+
+// directive reads a line "<mark> name=value".
+func directive(line []byte, start int, mark string) (Directive, bool) {
+	text, ok := strings.CutPrefix(strings.TrimSpace(string(line)), mark)
+	if !ok {
+		return Directive{}, false
+	}
+	name, value, ok := strings.Cut(text, "=")
+	name, value = strings.ToLower(strings.TrimSpace(name)), strings.TrimSpace(value)
+	if !ok || value == "" {
+		return Directive{}, false
+	}
+	switch name {
+	case "syntax", "escape", "check":
+		return Directive{Name: name, Value: value, Span: Span{start, start + len(line)}}, true
+	}
+	return Directive{}, false
+}
+
+var jsonSyntax = regexp.MustCompile(`^\s*\{`)
+
+// DetectSyntax finds the "syntax" directive of any build file: written behind
+// "#" or "//", or as the field "syntax" of a JSON object.
+func DetectSyntax(data []byte) (string, bool) {
+	data = bytes.TrimPrefix(data, byteOrderMark)
+	if bytes.HasPrefix(data, []byte("#!")) {
+		_, data, _ = bytes.Cut(data, []byte("\n"))
+	}
+	for _, mark := range []string{"#", "//"} {
+		for rest := data; len(rest) > 0; {
+			var line []byte
+			line, rest, _ = bytes.Cut(rest, []byte("\n"))
+			d, ok := directive(line, 0, mark)
+			if !ok {
+				break
+			}
+			if d.Name == "syntax" {
+				return d.Value, true
+			}
+		}
+	}
+	var object struct{ Syntax string }
+	if jsonSyntax.Match(data) && json.Unmarshal(data, &object) == nil && object.Syntax != "" {
+		return object.Syntax, true
+	}
+	return "", false
+}
