@@ -1,0 +1,206 @@
+package exporter
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+)
+
+// annotationImageName is where tools look for the full name of an image in an
+// OCI layout (a habit that containerd began).
+const annotationImageName = "io.containerd.image.name"
+
+// ArchiveFiles are the files of an OCI image layout beside its blobs: the
+// marker and the index. With docker set they include those that
+// "docker load" reads.
+func (img *Image) ArchiveFiles(docker bool) (map[string][]byte, error) {
+	index := ocispecs.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex}
+	for _, name := range img.Names {
+		d := img.Root
+		d.Annotations = map[string]string{}
+		for k, v := range img.Root.Annotations {
+			d.Annotations[k] = v
+		}
+		d.Annotations[annotationImageName] = name
+		if _, tag, ok := cutTag(name); ok {
+			d.Annotations[ocispecs.AnnotationRefName] = tag
+		}
+		index.Manifests = append(index.Manifests, d)
+	}
+	if len(img.Names) == 0 {
+		index.Manifests = []ocispecs.Descriptor{img.Root}
+	}
+	values := map[string]any{
+		ocispecs.ImageIndexFile:  index,
+		ocispecs.ImageLayoutFile: ocispecs.ImageLayout{Version: ocispecs.ImageLayoutVersion},
+	}
+	if docker {
+		if img.Single == nil {
+			return nil, fmt.Errorf("a docker archive holds one platform: build for one, or export as type=oci")
+		}
+		values["manifest.json"], values["repositories"] = img.dockerFiles()
+	}
+	files := map[string][]byte{}
+	for name, v := range values {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", name, err)
+		}
+		files[name] = b
+	}
+	return files, nil
+}
+
+// dockerManifest is an entry of the manifest.json of "docker save".
+type dockerManifest struct {
+	Config   string
+	RepoTags []string
+	Layers   []string
+}
+
+// dockerFiles makes what older versions of Docker read.
+func (img *Image) dockerFiles() ([]dockerManifest, map[string]map[string]string) {
+	m := dockerManifest{Config: blobPath(img.Single.Config.Digest), RepoTags: []string{}, Layers: []string{}}
+	top := ""
+	for _, l := range img.Single.Layers {
+		m.Layers = append(m.Layers, blobPath(l.Digest))
+		top = l.Digest.Encoded()
+	}
+	repositories := map[string]map[string]string{}
+	for _, name := range img.Names {
+		// Docker writes names short, as a person would.
+		if named, err := reference.ParseNormalizedNamed(name); err == nil {
+			name = reference.FamiliarString(named)
+		}
+		m.RepoTags = append(m.RepoTags, name)
+		if repo, tag, ok := cutTag(name); ok && top != "" {
+			if repositories[repo] == nil {
+				repositories[repo] = map[string]string{}
+			}
+			repositories[repo][tag] = top
+		}
+	}
+	return []dockerManifest{m}, repositories
+}
+
+// cutTag splits a name that was normalised.
+func cutTag(name string) (repo, tag string, ok bool) {
+	i := strings.LastIndexByte(name, ':')
+	if i < 0 || strings.Contains(name[i:], "/") {
+		return name, "", false
+	}
+	return name[:i], name[i+1:], true
+}
+
+func blobPath(d digest.Digest) string { return "blobs/" + d.Algorithm().String() + "/" + d.Encoded() }
+
+// WriteArchive writes an image as a tar archive in OCI's layout. Its bytes
+// depend on the image alone. Nothing is held in memory but what the image
+// holds, and nothing is written to disk.
+func WriteArchive(ctx context.Context, w io.Writer, img *Image, store Layers, docker bool) error {
+	files, err := img.ArchiveFiles(docker)
+	if err != nil {
+		return err
+	}
+	tw := tar.NewWriter(w)
+	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
+		h := &tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}
+		if err := tw.WriteHeader(h); err != nil {
+			return fmt.Errorf("write archive: %w", err)
+		}
+	}
+	for _, e := range img.archiveBlobs(store) {
+		if err := e.write(ctx, tw); err != nil {
+			return err
+		}
+	}
+	names := make([]string, 0, len(files))
+	for name := range files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		e := archiveEntry{name: name, size: int64(len(files[name])), data: files[name]}
+		if err := e.write(ctx, tw); err != nil {
+			return err
+		}
+	}
+	if err := tw.Close(); err != nil {
+		return fmt.Errorf("finish archive: %w", err)
+	}
+	return nil
+}
+
+// archiveEntry is a file of an archive: data, or a layer.
+type archiveEntry struct {
+	name  string
+	size  int64
+	data  []byte
+	layer *layer.Blob
+	store Layers
+}
+
+// archiveBlobs lists the blobs by digest, each once.
+func (img *Image) archiveBlobs(store Layers) []archiveEntry {
+	byName := map[string]archiveEntry{}
+	for _, b := range slices.Concat(img.Manifests, img.Configs) {
+		name := blobPath(b.Desc.Digest)
+		byName[name] = archiveEntry{name: name, size: b.Desc.Size, data: b.Data}
+	}
+	for _, l := range img.Layers {
+		name := blobPath(l.Desc.Digest)
+		byName[name] = archiveEntry{name: name, size: l.Desc.Size, layer: &l, store: store}
+	}
+	entries := make([]archiveEntry, 0, len(byName))
+	for _, e := range byName {
+		entries = append(entries, e)
+	}
+	slices.SortFunc(entries, func(a, b archiveEntry) int { return strings.Compare(a.name, b.name) })
+	return entries
+}
+
+func (e archiveEntry) write(ctx context.Context, tw *tar.Writer) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Mode: 0o444, Size: e.size, ModTime: time.Unix(0, 0)}
+	var from io.Reader = bytes.NewReader(e.data)
+	if e.layer != nil {
+		r, err := e.store.ReaderAt(ctx, *e.layer)
+		if err != nil {
+			return fmt.Errorf("read layer %s: %w", e.layer.Desc.Digest, err)
+		}
+		defer r.Close()
+		if r.Size() != e.size {
+			return fmt.Errorf("layer %s has %d bytes, expected %d", e.layer.Desc.Digest, r.Size(), e.size)
+		}
+		task := progress.StepFrom(ctx).Task("sending "+e.layer.Desc.Digest.String(), e.size)
+		defer task.Done()
+		from = task.Reader(io.NewSectionReader(r, 0, e.size))
+	}
+	if err := tw.WriteHeader(h); err != nil {
+		return fmt.Errorf("write %s to archive: %w", e.name, err)
+	}
+	if _, err := io.CopyBuffer(onlyWriter{tw}, onlyReader{from}, make([]byte, 1<<20)); err != nil {
+		return fmt.Errorf("write %s to archive: %w", e.name, err)
+	}
+	return nil
+}
+
+// onlyWriter and onlyReader hide shortcuts of io.Copy, which would use smaller buffers.
+type onlyWriter struct{ io.Writer }
+type onlyReader struct{ io.Reader }

@@ -1,0 +1,177 @@
+package exporter
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/layer"
+)
+
+// maxConfig is the size in bytes above which a config is refused.
+const maxConfig = 4 << 20
+
+// defaultPath is the PATH of an image whose frontend made no config, as Docker's.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// completeConfig makes the config of an image from what the frontend made: it
+// fills in the layers, what history does not tell of them, and the times.
+// Fields that are unknown here stay as they are.
+func completeConfig(config []byte, platform ocispecs.Platform, layers []layer.Blob, epoch *time.Time) ([]byte, error) {
+	if len(config) > maxConfig {
+		return nil, fmt.Errorf("image config has %d bytes, expected at most %d", len(config), maxConfig)
+	}
+	if len(config) == 0 {
+		config = defaultConfig()
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(config, &fields); err != nil {
+		return nil, fmt.Errorf("decode image config: %w", err)
+	}
+	if fields == nil {
+		return nil, fmt.Errorf("image config is %q, expected a JSON object", config)
+	}
+	var known struct {
+		Architecture, OS, Variant string
+		Created                   *time.Time
+		History                   []ocispecs.History
+	}
+	if err := json.Unmarshal(config, &known); err != nil {
+		return nil, fmt.Errorf("decode image config: %w", err)
+	}
+	set := func(key string, value any) error {
+		b, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode %s of image config: %w", key, err)
+		}
+		fields[key] = b
+		return nil
+	}
+	if known.Architecture == "" {
+		if err := set("architecture", platform.Architecture); err != nil {
+			return nil, err
+		}
+		if platform.Variant != "" {
+			if err := set("variant", platform.Variant); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if known.OS == "" {
+		if err := set("os", platform.OS); err != nil {
+			return nil, err
+		}
+	}
+	history := mergeHistory(known.History, layers)
+	fillTimes(history, layers, epoch)
+	created := known.Created
+	if created == nil {
+		created = lastTime(history, epoch)
+	}
+	fs := ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
+	for _, l := range layers {
+		fs.DiffIDs = append(fs.DiffIDs, l.DiffID)
+	}
+	if err := set("rootfs", fs); err != nil {
+		return nil, err
+	}
+	if err := set("history", history); err != nil {
+		return nil, err
+	}
+	if created = clamp(created, epoch); created != nil {
+		if err := set("created", created); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(fields) // keys come sorted: the same for the same input
+}
+
+func defaultConfig() []byte {
+	b, err := json.Marshal(map[string]any{
+		"config": ocispecs.ImageConfig{Env: []string{"PATH=" + defaultPath}, WorkingDir: "/"},
+	})
+	if err != nil {
+		return nil // cannot be: a plain struct
+	}
+	return b
+}
+
+// mergeHistory makes as many entries tell of layers as there are layers.
+func mergeHistory(history []ocispecs.History, layers []layer.Blob) []ocispecs.History {
+	out := append([]ocispecs.History{}, history...)
+	told := 0
+	for _, h := range out {
+		if !h.EmptyLayer {
+			told++
+		}
+	}
+	// Steps that in the end left nothing: the latest are the likeliest.
+	for i := len(out) - 1; i >= 0 && told > len(layers); i-- {
+		if !out[i].EmptyLayer {
+			out[i].EmptyLayer = true
+			told--
+		}
+	}
+	for _, l := range layers[told:] {
+		by := l.Ref.Record().Description
+		out = append(out, ocispecs.History{CreatedBy: by, Comment: "kiln.exporter"})
+	}
+	return out
+}
+
+// fillTimes gives each entry of history a time: its layer's, or that of the
+// nearest entry with one. None is later than epoch.
+func fillTimes(history []ocispecs.History, layers []layer.Blob, epoch *time.Time) {
+	n := 0
+	for i := range history {
+		h := &history[i]
+		if !h.EmptyLayer {
+			if at := layers[n].Ref.Record().CreatedAt; h.Created == nil && !at.IsZero() && epoch == nil {
+				at = at.UTC()
+				h.Created = &at
+			}
+			n++
+		}
+		if h.Created == nil {
+			h.Created = epoch
+		}
+	}
+	// A step that only changed the config comes after the one before it, and if
+	// that is an image's, is dated with the first step of this build.
+	var next *time.Time
+	for i := len(history) - 1; i >= 0; i-- {
+		if history[i].Created == nil {
+			history[i].Created = next
+		} else {
+			next = history[i].Created
+		}
+	}
+	var last *time.Time
+	for i := range history {
+		if history[i].Created == nil {
+			history[i].Created = last
+		}
+		history[i].Created = clamp(history[i].Created, epoch)
+		last = history[i].Created
+	}
+}
+
+func lastTime(history []ocispecs.History, epoch *time.Time) *time.Time {
+	for i := len(history) - 1; i >= 0; i-- {
+		if history[i].Created != nil {
+			return history[i].Created
+		}
+	}
+	return epoch
+}
+
+// clamp returns t, but nothing later than epoch.
+func clamp(t, epoch *time.Time) *time.Time {
+	if t != nil && epoch != nil && t.After(*epoch) {
+		return epoch
+	}
+	return t
+}

@@ -1,0 +1,269 @@
+package exporter
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+)
+
+// Layers makes blobs of file system states; [layer.Store] does.
+type Layers interface {
+	Blobs(ctx context.Context, r *layer.Ref, v layer.Variant) ([]layer.Blob, error)
+	ReaderAt(ctx context.Context, b layer.Blob) (content.ReaderAt, error)
+}
+
+// Image is a whole image: everything but the bytes of its layers.
+type Image struct {
+	Names     []string // normalised, with tags
+	Root      ocispecs.Descriptor
+	Manifests []Blob // an index comes last, after what it lists
+	Configs   []Blob
+	Layers    []layer.Blob // those of all platforms, each once
+	Response  map[string]string
+	// Single is the manifest of an image for one platform; nil for an index.
+	Single *ocispecs.Manifest
+}
+
+// Blob is a blob in memory.
+type Blob struct {
+	Desc ocispecs.Descriptor
+	Data []byte
+}
+
+// Assemble makes an image of a result. Layers are compressed as needed, for
+// several platforms at once.
+func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Image, error) {
+	if len(in.Platforms) == 0 {
+		return nil, fmt.Errorf("assemble image: the result is for no platform")
+	}
+	epoch := o.Epoch
+	if epoch == nil {
+		epoch = in.Epoch
+	}
+	names, err := imageNames(o, in)
+	if err != nil {
+		return nil, err
+	}
+	parts := make([]part, len(in.Platforms))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, p := range in.Platforms {
+		g.Go(func() (err error) {
+			parts[i].layers, err = blobsOf(gctx, store, p, o.LayerVariant(epoch))
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	img := &Image{Names: names}
+	seen := map[digest.Digest]bool{}
+	for i, p := range in.Platforms {
+		config, err := completeConfig(p.Config, p.Platform, parts[i].layers, epoch)
+		if err != nil {
+			return nil, fmt.Errorf("complete config of image%s: %w", forPlatform(p.ID), err)
+		}
+		if err := parts[i].finish(config, p, o); err != nil {
+			return nil, err
+		}
+		img.Configs = append(img.Configs, parts[i].config)
+		img.Manifests = append(img.Manifests, parts[i].manifest)
+		for _, l := range parts[i].layers {
+			if !seen[l.Desc.Digest] {
+				seen[l.Desc.Digest] = true
+				img.Layers = append(img.Layers, l)
+			}
+		}
+	}
+	if isSplit(in) || len(in.Platforms) > 1 {
+		err = img.addIndex(parts, o)
+	} else {
+		img.Root = parts[0].manifest.Desc
+		img.Single = &parts[0].decoded
+		if len(o.annotationsFor("index", nil))+len(o.annotationsFor("index-descriptor", nil)) > 0 {
+			err = fmt.Errorf("annotations of an index need a build for several platforms, this image has one manifest only")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return img, img.respond()
+}
+
+func forPlatform(id string) string {
+	if id == "" {
+		return ""
+	}
+	return " for " + id
+}
+
+// blobsOf turns a platform's files into layers.
+func blobsOf(ctx context.Context, store Layers, p Platform, v layer.Variant) ([]layer.Blob, error) {
+	if p.Ref == nil {
+		return nil, nil
+	}
+	task := progress.StepFrom(ctx).Task("exporting layers"+forPlatform(p.ID), 0)
+	defer task.Done()
+	layers, err := store.Blobs(ctx, p.Ref, v)
+	if err != nil {
+		return nil, fmt.Errorf("make layers of image%s: %w", forPlatform(p.ID), err)
+	}
+	return layers, nil
+}
+
+// part is an image for one platform.
+type part struct {
+	layers           []layer.Blob
+	config, manifest Blob
+	decoded          ocispecs.Manifest
+}
+
+func (p *part) finish(config []byte, platform Platform, o ImageOptions) error {
+	manifestType, configType := ocispecs.MediaTypeImageManifest, ocispecs.MediaTypeImageConfig
+	if !o.OCITypes {
+		manifestType, configType = images.MediaTypeDockerSchema2Manifest, images.MediaTypeDockerSchema2Config
+	}
+	p.config = newBlob(configType, config)
+	p.decoded = ocispecs.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: manifestType,
+		Config: p.config.Desc, Layers: []ocispecs.Descriptor{},
+		Annotations: o.annotationsFor("manifest", &platform.Platform),
+	}
+	for _, l := range p.layers {
+		d, err := layerDescriptor(l.Desc, o.OCITypes)
+		if err != nil {
+			return err
+		}
+		p.decoded.Layers = append(p.decoded.Layers, d)
+	}
+	data, err := json.Marshal(p.decoded)
+	if err != nil {
+		return fmt.Errorf("encode manifest: %w", err)
+	}
+	p.manifest = newBlob(manifestType, data)
+	pl := platforms.Normalize(platform.Platform)
+	if pl.OS != "" {
+		p.manifest.Desc.Platform = &pl
+	}
+	p.manifest.Desc.Annotations = o.annotationsFor("manifest-descriptor", &platform.Platform)
+	return nil
+}
+
+func newBlob(mediaType string, data []byte) Blob {
+	return Blob{
+		Desc: ocispecs.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))},
+		Data: data,
+	}
+}
+
+// layerTypes pairs OCI's media types of layers with Docker's. The last is
+// no standard, but what others write.
+var layerTypes = [][2]string{
+	{ocispecs.MediaTypeImageLayer, images.MediaTypeDockerSchema2Layer},
+	{ocispecs.MediaTypeImageLayerGzip, images.MediaTypeDockerSchema2LayerGzip},
+	{ocispecs.MediaTypeImageLayerZstd, images.MediaTypeDockerSchema2LayerZstd},
+}
+
+// layerDescriptor is a layer as a manifest names it: in the manifest's family
+// of media types, without marks of our own.
+func layerDescriptor(d ocispecs.Descriptor, oci bool) (ocispecs.Descriptor, error) {
+	out := ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, URLs: d.URLs}
+	for k, v := range d.Annotations {
+		if !strings.HasPrefix(k, "containerd.io/") && !strings.HasPrefix(k, "buildkit/") && !strings.HasPrefix(k, "kiln/") {
+			if out.Annotations == nil {
+				out.Annotations = map[string]string{}
+			}
+			out.Annotations[k] = v
+		}
+	}
+	for _, pair := range layerTypes {
+		if d.MediaType == pair[0] || d.MediaType == pair[1] {
+			out.MediaType = pair[0]
+			if !oci {
+				out.MediaType = pair[1]
+			}
+			return out, nil
+		}
+	}
+	if images.IsLayerType(d.MediaType) {
+		return out, nil // a foreign layer, say: keep it as it came
+	}
+	return out, fmt.Errorf("layer %s has media type %q, which is not a layer's", d.Digest, d.MediaType)
+}
+
+func (img *Image) addIndex(parts []part, o ImageOptions) error {
+	index := ocispecs.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex,
+		Annotations: o.annotationsFor("index", nil),
+	}
+	if !o.OCITypes {
+		index.MediaType = images.MediaTypeDockerSchema2ManifestList
+	}
+	for _, p := range parts {
+		index.Manifests = append(index.Manifests, p.manifest.Desc)
+	}
+	data, err := json.Marshal(index)
+	if err != nil {
+		return fmt.Errorf("encode index: %w", err)
+	}
+	b := newBlob(index.MediaType, data)
+	b.Desc.Annotations = o.annotationsFor("index-descriptor", nil)
+	img.Manifests = append(img.Manifests, b)
+	img.Root = b.Desc
+	return nil
+}
+
+// respond fills in what the client is told (WIRE.md section 13.3).
+func (img *Image) respond() error {
+	desc, err := json.Marshal(img.Root)
+	if err != nil {
+		return fmt.Errorf("encode descriptor: %w", err)
+	}
+	img.Response = map[string]string{
+		"containerimage.digest":     img.Root.Digest.String(),
+		"containerimage.descriptor": base64.StdEncoding.EncodeToString(desc),
+	}
+	if img.Single != nil {
+		img.Response["containerimage.config.digest"] = img.Single.Config.Digest.String()
+	}
+	if len(img.Names) > 0 {
+		img.Response["image.name"] = strings.Join(img.Names, ",")
+	}
+	return nil
+}
+
+// imageNames normalises the names that an image is to have.
+func imageNames(o ImageOptions, in Input) ([]string, error) {
+	given := o.Names
+	if o.NamesFromMeta {
+		given = splitNames(string(in.Meta["image.name"]))
+		if len(given) == 0 {
+			return nil, fmt.Errorf("name=* takes the image's name from the frontend, which gave none: give a name")
+		}
+	}
+	names := make([]string, 0, len(given))
+	for _, name := range given {
+		ref, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			return nil, fmt.Errorf("image name %q is malformed (expected [host/]name[:tag]): %w", name, err)
+		}
+		if _, ok := ref.(reference.Digested); ok {
+			return nil, fmt.Errorf("image name %q has a digest, which is known only afterwards: leave it out", name)
+		}
+		names = append(names, reference.TagNameOnly(ref).String())
+	}
+	return names, nil
+}

@@ -1,0 +1,348 @@
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+)
+
+// file is a download that is remembered.
+type file struct {
+	ETag         string        `json:"etag,omitempty"`
+	LastModified string        `json:"lastModified,omitempty"`
+	Digest       digest.Digest `json:"digest"`
+	Name         string        `json:"name"`
+	Layer        string        `json:"layer"`
+}
+
+// attempts is how often a download is begun before giving up.
+const attempts = 4
+
+// memoKey names what is remembered of a request: all that forms the file or
+// the server's answer is part of it.
+func (r *request) memoKey() (string, error) {
+	name := r.filename
+	k, err := r.key(name, r.checksum, "")
+	if err != nil {
+		return "", err
+	}
+	u := *r.url
+	u.Fragment = ""
+	return "http:" + digest.FromString(u.String()+"\n"+k).String(), nil
+}
+
+// get returns the file as the server has it now, downloading it unless the
+// one that is kept still is it.
+func (s *Source) get(ctx context.Context, r *request) (file, *layer.Ref, error) {
+	if r.url.Host == sessionHost {
+		return s.getUpload(ctx, r)
+	}
+	key, err := r.memoKey()
+	if err != nil {
+		return file{}, nil, err
+	}
+	known, ref := s.remembered(ctx, key)
+	if ref != nil && r.checksum != "" && known.Digest == r.checksum {
+		return known, ref, nil
+	}
+	pause := s.cfg.Backoff
+	for n := 1; ; n++ {
+		f, got, err := s.try(ctx, r, known, ref)
+		if err == nil {
+			b, merr := json.Marshal(f)
+			if merr == nil {
+				merr = s.cfg.Memo.SetMemo(key, b)
+			}
+			if merr != nil {
+				return file{}, nil, fmt.Errorf("remember download of %s: %w", r.url.Redacted(), merr)
+			}
+			return f, got, nil
+		}
+		var passing *passingError
+		if !errors.As(err, &passing) || n == attempts || ctx.Err() != nil || passing.after > time.Minute {
+			return file{}, nil, fmt.Errorf("download %s: %w", r.url.Redacted(), err)
+		}
+		select {
+		case <-time.After(max(pause, passing.after)):
+		case <-ctx.Done():
+			return file{}, nil, ctx.Err()
+		}
+		pause *= 2
+	}
+}
+
+func (s *Source) remembered(ctx context.Context, key string) (file, *layer.Ref) {
+	var f file
+	b, err := s.cfg.Memo.Memo(key)
+	if err != nil || b == nil || json.Unmarshal(b, &f) != nil {
+		return file{}, nil
+	}
+	ref, err := s.cfg.Layers.Get(ctx, f.Layer)
+	if err != nil {
+		return file{}, nil
+	}
+	return f, ref
+}
+
+// passingError is a failure that may pass; after is the pause that the server asks for.
+type passingError struct {
+	err   error
+	after time.Duration
+}
+
+func (e *passingError) Error() string { return e.err.Error() }
+func (e *passingError) Unwrap() error { return e.err }
+
+// try makes one request.
+func (s *Source) try(ctx context.Context, r *request, known file, ref *layer.Ref) (file, *layer.Ref, error) {
+	req, err := s.newRequest(ctx, r)
+	if err != nil {
+		return file{}, nil, err
+	}
+	if ref != nil {
+		if known.ETag != "" {
+			req.Header.Set("If-None-Match", known.ETag)
+		} else if known.LastModified != "" {
+			req.Header.Set("If-Modified-Since", known.LastModified)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := time.AfterFunc(s.cfg.Stall, func() { cancel(fmt.Errorf("the server sent nothing for %v", s.cfg.Stall)) })
+	defer watch.Stop()
+	resp, err := s.client.Do(req.WithContext(ctx))
+	if err != nil {
+		return file{}, nil, failed(ctx, err)
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusNotModified && ref != nil:
+		return known, ref, nil
+	case resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500:
+		return file{}, nil, &passingError{fmt.Errorf("server answered %s", resp.Status), retryAfter(resp.Header.Get("Retry-After"))}
+	case resp.StatusCode < 200 || resp.StatusCode >= 300:
+		return file{}, nil, fmt.Errorf("server answered %s: check the URL and, if it needs a login, the secret HTTP_AUTH_TOKEN_%s", resp.Status, r.url.Host)
+	case resp.ContentLength > s.cfg.MaxBytes:
+		return file{}, nil, fmt.Errorf("the file has %d bytes, more than the %d that are allowed", resp.ContentLength, s.cfg.MaxBytes)
+	}
+	f := file{ETag: resp.Header.Get("ETag"), LastModified: resp.Header.Get("Last-Modified")}
+	if f.Name, err = r.fileName(resp.Header); err != nil {
+		return file{}, nil, err
+	}
+	body := &watchedReader{r: resp.Body, watch: watch, limit: s.cfg.Stall, ctx: ctx}
+	got, err := s.save(ctx, r, &f, body, resp.ContentLength)
+	return f, got, err
+}
+
+// failed tells why a request came to nothing.
+func failed(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
+			return cause
+		}
+		return &passingError{err: cause}
+	}
+	return &passingError{err: err}
+}
+
+// watchedReader ends the request when bytes stay away.
+type watchedReader struct {
+	r     io.Reader
+	watch *time.Timer
+	limit time.Duration
+	ctx   context.Context
+}
+
+func (w *watchedReader) Read(p []byte) (int, error) {
+	w.watch.Reset(w.limit)
+	n, err := w.r.Read(p)
+	w.watch.Stop()
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = failed(w.ctx, err)
+	}
+	return n, err
+}
+
+func (s *Source) newRequest(ctx context.Context, r *request) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	req.Header.Set("User-Agent", s.cfg.UserAgent)
+	for _, h := range r.headers {
+		req.Header.Set(h.Name, h.Value)
+	}
+	auth, err := s.authorization(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if auth != "" {
+		req.Header.Set("Authorization", auth)
+	}
+	return req, nil
+}
+
+// authorization is what the client's secrets give for the host.
+func (s *Source) authorization(ctx context.Context, r *request) (string, error) {
+	if s.cfg.Secret == nil {
+		return "", nil
+	}
+	get := func(id string) (string, error) {
+		b, err := s.cfg.Secret(ctx, id)
+		if err != nil {
+			return "", fmt.Errorf("get secret %s: %w", id, err)
+		}
+		v := strings.TrimSpace(string(b))
+		if strings.ContainsAny(v, "\r\n\x00") {
+			return "", fmt.Errorf("secret %s has several lines, expected the value of one header", id)
+		}
+		return v, nil
+	}
+	if r.authSecret != "" {
+		v, err := get(r.authSecret)
+		if err == nil && v == "" {
+			err = fmt.Errorf("secret %s, which the build names for %s, is not given", r.authSecret, r.url.Host)
+		}
+		return v, err
+	}
+	if v, err := get("HTTP_AUTH_HEADER_" + r.url.Host); err != nil || v != "" {
+		return v, err
+	}
+	v, err := get("HTTP_AUTH_TOKEN_" + r.url.Host)
+	if err != nil || v == "" {
+		return "", err
+	}
+	return "Bearer " + v, nil
+}
+
+// getUpload takes the file from the client. It has no name to ask for it by again.
+func (s *Source) getUpload(ctx context.Context, r *request) (file, *layer.Ref, error) {
+	if s.cfg.Upload == nil {
+		return file{}, nil, fmt.Errorf("fetch %s: this daemon takes no files from clients", r.url)
+	}
+	rc, err := s.cfg.Upload(ctx, r.url)
+	if err != nil {
+		return file{}, nil, fmt.Errorf("fetch %s from the client: %w", r.url, err)
+	}
+	defer rc.Close()
+	f := file{}
+	if f.Name, err = r.fileName(http.Header{}); err != nil {
+		return file{}, nil, err
+	}
+	ref, err := s.save(ctx, r, &f, rc, -1)
+	if err != nil {
+		return file{}, nil, fmt.Errorf("fetch %s from the client: %w", r.url, err)
+	}
+	return f, ref, nil
+}
+
+// save makes a layer of a body, and completes f.
+func (s *Source) save(ctx context.Context, r *request, f *file, body io.Reader, size int64) (*layer.Ref, error) {
+	m, err := s.cfg.Layers.New(ctx, nil, layer.NewOptions{Description: "http url " + r.url.Redacted()})
+	if err != nil {
+		return nil, err
+	}
+	defer m.Discard() //nolint:errcheck // does nothing after Commit, and the first error counts
+	dir, release, err := m.Mount(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.Digest, err = s.write(ctx, r, *f, dir, body, size)
+	if rerr := release(); err == nil {
+		err = rerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	ref, err := m.Commit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.Layer = ref.ID()
+	return ref, nil
+}
+
+func (s *Source) write(ctx context.Context, r *request, f file, dir string, body io.Reader, size int64) (digest.Digest, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	task := progress.StepFrom(ctx).Task("downloading "+f.Name, max(size, 0))
+	defer task.Done()
+	out, err := root.OpenFile(f.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer out.Close()
+	algorithm := digest.SHA256
+	if r.checksum != "" {
+		algorithm = r.checksum.Algorithm()
+	}
+	hash := algorithm.Hash()
+	n, err := io.CopyBuffer(io.MultiWriter(out, hash), io.LimitReader(task.Reader(body), s.cfg.MaxBytes+1), make([]byte, 256<<10))
+	if err != nil {
+		return "", err
+	}
+	if n > s.cfg.MaxBytes {
+		return "", fmt.Errorf("the file has more than the %d bytes that are allowed", s.cfg.MaxBytes)
+	}
+	got := digest.NewDigest(algorithm, hash)
+	if r.checksum != "" && got != r.checksum {
+		return "", fmt.Errorf("the file has digest %s, expected %s: the server has another file now, or somebody tampers with it", got, r.checksum)
+	}
+	mtime := time.Unix(0, 0)
+	if t, err := http.ParseTime(f.LastModified); err == nil {
+		mtime = t
+	}
+	perm := os.FileMode(0o600)
+	if r.perm != 0 {
+		perm = fileMode(r.perm)
+	}
+	if err := out.Chown(r.uid, r.gid); err != nil {
+		return "", err
+	}
+	if err := out.Chmod(perm); err != nil {
+		return "", err
+	}
+	if err := out.Close(); err != nil {
+		return "", err
+	}
+	if err := root.Chtimes(f.Name, mtime, mtime); err != nil {
+		return "", err
+	}
+	return got, root.Chtimes(".", mtime, mtime)
+}
+
+// fileMode translates Unix permission bits.
+func fileMode(bits int) os.FileMode {
+	m := os.FileMode(bits & 0o777)
+	for bit, flag := range map[int]os.FileMode{0o4000: os.ModeSetuid, 0o2000: os.ModeSetgid, 0o1000: os.ModeSticky} {
+		if bits&bit != 0 {
+			m |= flag
+		}
+	}
+	return m
+}
+
+// retryAfter reads a Retry-After header: seconds or a date.
+func retryAfter(v string) time.Duration {
+	if d, err := time.ParseDuration(strings.TrimSpace(v) + "s"); err == nil && d >= 0 {
+		return d
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return max(time.Until(at), 0)
+	}
+	return 0
+}

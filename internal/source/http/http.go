@@ -1,0 +1,298 @@
+// Package http brings in single files by http and https (WIRE.md section 3.1).
+//
+// A URL is pinned by what it serves: Resolve asks the server whether the file
+// that was downloaded last is still the one, and downloads it if not. A URL
+// that comes with a checksum is pinned by that and needs no request while the
+// file is kept. Files of the host "buildkit-session" come from the client over
+// its session.
+//
+// What a server says decides over one file's name, bytes and time, and over
+// nothing else: names with separators are refused, bytes are capped, a silent
+// server is given up, and credentials never follow a redirect to another host.
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// sessionHost is the host whose files the client serves.
+const sessionHost = "buildkit-session"
+
+// Layers is what of [layer.Store] is needed here.
+type Layers interface {
+	Get(ctx context.Context, id string) (*layer.Ref, error)
+	New(ctx context.Context, parent *layer.Ref, opt layer.NewOptions) (*layer.Mutable, error)
+}
+
+// Config is what a Source is made of.
+type Config struct {
+	Layers Layers
+	Memo   source.Memo
+	// Secret returns a secret of the clients that ctx works for, or nil if they
+	// have none of that name. Nil knows no secrets.
+	Secret func(ctx context.Context, id string) ([]byte, error)
+	// Upload opens a file that the client serves under "buildkit-session".
+	Upload    func(ctx context.Context, u *url.URL) (io.ReadCloser, error)
+	Transport http.RoundTripper // nil for one of its own
+	MaxBytes  int64             // of a file; 0 is 32 GiB
+	Stall     time.Duration     // how long a server may be silent; 0 is 30 seconds
+	Backoff   time.Duration     // pause after a failure; 0 is half a second
+	UserAgent string            // "kiln" if empty
+}
+
+// Source is a source.Source for URLs.
+type Source struct {
+	cfg    Config
+	client *http.Client
+}
+
+// New returns a source.
+func New(c Config) *Source {
+	if c.MaxBytes == 0 {
+		c.MaxBytes = 32 << 30
+	}
+	if c.Stall == 0 {
+		c.Stall = 30 * time.Second
+	}
+	if c.Backoff == 0 {
+		c.Backoff = 500 * time.Millisecond
+	}
+	if c.UserAgent == "" {
+		c.UserAgent = "kiln"
+	}
+	if c.Transport == nil {
+		c.Transport = &http.Transport{
+			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
+			TLSHandshakeTimeout: c.Stall, IdleConnTimeout: time.Minute,
+			DisableCompression: true, // the bytes of the file are wanted, and their length
+		}
+	}
+	return &Source{cfg: c, client: &http.Client{Transport: c.Transport, CheckRedirect: checkRedirect}}
+}
+
+// checkRedirect keeps what is said to one host from another.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return fmt.Errorf("stopped after 10 redirects")
+	}
+	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
+		return fmt.Errorf("refused to be redirected to scheme %q", req.URL.Scheme)
+	}
+	first := via[0].URL
+	if req.URL.Host != first.Host || first.Scheme == "https" && req.URL.Scheme != "https" {
+		req.Header.Del("Authorization")
+		req.Header.Del("Referer")
+	}
+	return nil
+}
+
+// Schemes are http and https.
+func (s *Source) Schemes() []string { return []string{"http", "https"} }
+
+// request is a SourceOp, decoded.
+type request struct {
+	url            *url.URL
+	checksum       digest.Digest
+	filename       string
+	perm, uid, gid int
+	authSecret     string
+	headers        []headerField
+}
+
+// headerField is a header that the build asks to be sent.
+type headerField struct{ Name, Value string }
+
+func decode(op *llb.SourceOp) (*request, error) {
+	u, err := url.Parse(op.Identifier)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, fmt.Errorf("malformed URL %q: expected http://host/path or https://host/path", redact(op.Identifier))
+	}
+	r := &request{url: u}
+	for k, v := range op.Attrs {
+		if err := r.attr(k, v); err != nil {
+			return nil, fmt.Errorf("source %s: %w", u.Redacted(), err)
+		}
+	}
+	slices.SortFunc(r.headers, func(a, b headerField) int { return strings.Compare(a.Name, b.Name) })
+	return r, nil
+}
+
+func (r *request) attr(key, value string) (err error) {
+	number := func(base, most int) int {
+		n, perr := strconv.ParseInt(value, base, 64)
+		if perr != nil || n < 0 || n > int64(most) {
+			err = fmt.Errorf("attribute %s=%q: expected a number from 0 to %d", key, value, most)
+			return 0
+		}
+		return int(n)
+	}
+	const mostID = 1<<31 - 1
+	switch key {
+	case "http.checksum":
+		r.checksum = digest.Digest(value)
+		if verr := r.checksum.Validate(); verr != nil {
+			err = fmt.Errorf("attribute %s=%q: expected a digest such as sha256:<64 hex digits>", key, value)
+		}
+	case "http.filename":
+		r.filename, err = value, checkName(value)
+	case "http.perm":
+		r.perm = number(0, 0o7777)
+	case "http.uid":
+		r.uid = number(10, mostID)
+	case "http.gid":
+		r.gid = number(10, mostID)
+	case "http.authheadersecret":
+		r.authSecret = value
+	case "http.header.accept", "http.header.user-agent":
+		if strings.ContainsAny(value, "\r\n\x00") {
+			return fmt.Errorf("attribute %s: a header's value has no line breaks", key)
+		}
+		r.headers = append(r.headers, headerField{strings.TrimPrefix(key, "http.header."), value})
+	default:
+		err = fmt.Errorf("attribute %q is not known", key)
+	}
+	return err
+}
+
+// redact keeps a password out of an error about a URL that does not parse.
+func redact(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return s
+	}
+	authority, path, _ := strings.Cut(rest, "/")
+	if i := strings.LastIndexByte(authority, '@'); i >= 0 {
+		authority = "xxxxx" + authority[i:]
+	}
+	return scheme + "://" + authority + "/" + path
+}
+
+// checkName accepts the name of a file in a directory, and nothing that leads
+// elsewhere or confuses whoever reads it.
+func checkName(name string) error {
+	bad := func(r rune) bool { return r < 0x20 || r == 0x7f || r == '/' || r == '\\' }
+	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsFunc(name, bad) {
+		return fmt.Errorf("file name %q is not allowed: expected a plain name without slashes, \"..\" or control characters", name)
+	}
+	return nil
+}
+
+// fileName decides what the file is called: as asked for, as the server says,
+// or by the URL.
+func (r *request) fileName(header http.Header) (string, error) {
+	if r.filename != "" {
+		return r.filename, nil
+	}
+	if cd := header.Get("Content-Disposition"); cd != "" {
+		if _, params, err := mime.ParseMediaType(cd); err == nil && params["filename"] != "" {
+			name := params["filename"]
+			if err := checkName(name); err != nil {
+				return "", fmt.Errorf("the server names the file badly, name it yourself: %w", err)
+			}
+			return name, nil
+		}
+	}
+	name := path.Base(path.Clean("/" + r.url.Path))
+	if last := r.url.Path[strings.LastIndexByte(r.url.Path, '/')+1:]; last != "" {
+		name = last // Clean would resolve ".."
+	}
+	if name == "/" || name == "." || name == "" {
+		return "download", nil
+	}
+	return name, checkName(name)
+}
+
+// key is the cache key of WIRE.md section 11.2. Fields and order are the protocol's.
+func (r *request) key(filename string, dgst digest.Digest, lastModified string) (string, error) {
+	b, err := json.Marshal(struct {
+		Filename         []byte
+		Perm, UID, GID   int
+		Checksum         digest.Digest
+		LastModTime      string        `json:",omitempty"`
+		AuthHeaderSecret string        `json:",omitempty"`
+		Header           []headerField `json:",omitempty"`
+	}{[]byte(filename), r.perm, r.uid, r.gid, dgst, lastModified, r.authSecret, r.headers})
+	if err != nil {
+		return "", fmt.Errorf("encode cache key: %w", err)
+	}
+	return digest.FromBytes(b).String(), nil
+}
+
+// private is what a pin remembers.
+type private struct {
+	req *request
+	ref *layer.Ref // nil if it was not downloaded yet
+}
+
+// Resolve finds out what the URL serves now.
+func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Options) (*source.Pin, error) {
+	req, err := decode(op)
+	if err != nil {
+		return nil, err
+	}
+	pin := &source.Pin{Op: op, Platform: opt.Platform}
+	if req.checksum != "" {
+		// The content is known beforehand, so the name can only come from the URL.
+		name, err := req.fileName(http.Header{})
+		if err != nil {
+			return nil, fmt.Errorf("source %s: %w", req.url.Redacted(), err)
+		}
+		req.filename = name
+		if pin.Key, err = req.key(name, req.checksum, ""); err != nil {
+			return nil, err
+		}
+		pin.Digest, pin.Name, pin.Private = req.checksum, name, &private{req: req}
+		return pin, nil
+	}
+	file, ref, err := s.get(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if pin.Key, err = req.key(file.Name, file.Digest, file.LastModified); err != nil {
+		return nil, err
+	}
+	pin.Digest, pin.Name, pin.Private = file.Digest, file.Name, &private{req: req, ref: ref}
+	if t, err := http.ParseTime(file.LastModified); err == nil {
+		pin.LastModified = &t
+	}
+	return pin, nil
+}
+
+// Fetch returns a state with the one file in it.
+func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error) {
+	p, ok := pin.Private.(*private)
+	if !ok {
+		return nil, fmt.Errorf("fetch %s: the pin is not of this source", redact(pin.Op.Identifier))
+	}
+	if p.ref != nil {
+		if ref, err := s.cfg.Layers.Get(ctx, p.ref.ID()); err == nil {
+			return ref, nil
+		}
+	}
+	file, ref, err := s.get(ctx, p.req)
+	if err != nil {
+		return nil, err
+	}
+	if file.Digest != pin.Digest {
+		return nil, fmt.Errorf("fetch %s: the file changed while it was in use (digest %s, before %s): build again",
+			p.req.url.Redacted(), file.Digest, pin.Digest)
+	}
+	return ref, nil
+}
