@@ -2,60 +2,123 @@
 // connection that the client opens and then serves, so that the daemon can ask
 // for files, secrets and credentials and hand results over (WIRE.md section 7).
 //
-// The subfolders hold one service each, both sides of it.
+// The subfolders hold one service each, both sides of it. Whatever a client
+// says over a session is foreign: each reader checks and caps it.
 package session
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/kiln-build/kiln/internal/api/control"
 )
 
 // ErrNoSession says that no session could serve a request.
 var ErrNoSession = errors.New("no client session")
 
-// Manager knows the daemon's open sessions.
-type Manager struct{}
-
-// NewManager returns a manager without sessions.
-func NewManager() *Manager { return &Manager{} }
-
 // Meta is what a client says of its session (WIRE.md section 7.1).
 type Meta struct {
 	ID, SharedKey string
 	Methods       []string // such as "/moby.filesync.v1.FileSync/DiffCopy"
+	// HealthTimeout is how long the client may be silent, in ms; 0 for the default.
+	HealthTimeout int
+	// Chunk is the most content in bytes that the client would like in one message
+	// of a transfer of files. 0, as from BuildKit's clients, stands for 32 KiB.
+	Chunk int
+}
+
+// Manager knows the daemon's open sessions. It may be used concurrently.
+type Manager struct {
+	mu      sync.Mutex
+	callers map[string]*Caller
+	waiters map[string]*waiter
+}
+
+// waiter is told when a session arrives.
+type waiter struct {
+	arrived chan struct{}
+	count   int
+}
+
+// NewManager returns a manager without sessions.
+func NewManager() *Manager {
+	return &Manager{callers: map[string]*Caller{}, waiters: map[string]*waiter{}}
+}
+
+// ServeStream is the daemon's part of the rpc Control/Session.
+func (m *Manager) ServeStream(stream grpc.BidiStreamingServer[control.BytesMessage, control.BytesMessage]) error {
+	md, _ := metadata.FromIncomingContext(stream.Context())
+	meta, err := ParseMeta(md)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	// The stream ends when this returns, and with it what its calls wait for.
+	return m.Serve(ctx, meta, NewConn(stream, cancel))
 }
 
 // Serve registers the session that a client serves on conn, until it ends.
 func (m *Manager) Serve(ctx context.Context, meta Meta, conn net.Conn) error {
-	return errors.New("to be written")
+	c, err := NewCaller(ctx, meta, conn)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	m.mu.Lock()
+	if _, taken := m.callers[meta.ID]; taken {
+		m.mu.Unlock()
+		return fmt.Errorf("session %q is open already", meta.ID)
+	}
+	m.callers[meta.ID] = c
+	if w := m.waiters[meta.ID]; w != nil {
+		delete(m.waiters, meta.ID)
+		close(w.arrived)
+	}
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(m.callers, meta.ID)
+		m.mu.Unlock()
+	}()
+	go c.watch(paceOf(meta))
+	<-c.ctx.Done()
+	return nil
 }
 
 // Get returns the session with an id, waiting for it to arrive until ctx ends.
 func (m *Manager) Get(ctx context.Context, id string) (*Caller, error) {
-	return nil, errors.New("to be written")
+	for {
+		m.mu.Lock()
+		if c := m.callers[id]; c != nil {
+			m.mu.Unlock()
+			return c, nil
+		}
+		w := m.waiters[id]
+		if w == nil {
+			w = &waiter{arrived: make(chan struct{})}
+			m.waiters[id] = w
+		}
+		w.count++
+		m.mu.Unlock()
+		select {
+		case <-w.arrived:
+		case <-ctx.Done():
+			m.mu.Lock()
+			if w.count--; w.count == 0 && m.waiters[id] == w {
+				delete(m.waiters, id)
+			}
+			m.mu.Unlock()
+			return nil, fmt.Errorf("%w %q: %w", ErrNoSession, id, context.Cause(ctx))
+		}
+	}
 }
-
-// Caller calls the services of one client.
-type Caller struct{}
-
-// ID is the session's id.
-func (c *Caller) ID() string { return "" }
-
-// SharedKey names what the client's sessions have in common, such as a directory.
-func (c *Caller) SharedKey() string { return "" }
-
-// Supports tells whether the client serves a method, such as
-// "/moby.filesync.v1.FileSync/DiffCopy", in any case of letters.
-func (c *Caller) Supports(method string) bool { return false }
-
-// Conn is the connection to call services on.
-func (c *Caller) Conn() grpc.ClientConnInterface { return nil }
-
-// Context ends with the session.
-func (c *Caller) Context() context.Context { return context.Background() }
 
 // Group is the sessions that may serve a piece of work, the nearest first.
 type Group interface{ Sessions() []*Caller }
@@ -84,6 +147,9 @@ func Any(ctx context.Context, method string, f func(context.Context, *Caller) er
 			if err = f(ctx, c); err == nil {
 				return nil
 			}
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 	}
 	return err

@@ -1,0 +1,92 @@
+package session
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/filesync"
+	"github.com/kiln-build/kiln/internal/api/fsutil"
+	"github.com/kiln-build/kiln/internal/api/upload"
+)
+
+// Codec is gRPC's codec for protobuf messages, but one that copies the content
+// of bulk messages (a session's bytes, file packets) once where gRPC's own does
+// it twice. Any client or server of such messages may use it; what is on the
+// wire is the same.
+func Codec() encoding.CodecV2 {
+	return codec{encoding.GetCodecV2(grpcproto.Name)}
+}
+
+type codec struct{ encoding.CodecV2 }
+
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	switch m := v.(type) {
+	case *control.BytesMessage:
+		return unmarshalBytes(data, m, &m.Data)
+	case *filesync.BytesMessage:
+		return unmarshalBytes(data, m, &m.Data)
+	case *upload.BytesMessage:
+		return unmarshalBytes(data, m, &m.Data)
+	case *fsutil.Packet:
+		return unmarshalPacket(data, m)
+	default:
+		return c.CodecV2.Unmarshal(data, v)
+	}
+}
+
+// unmarshalBytes decodes a message whose one field, number 1, is content.
+func unmarshalBytes(data mem.BufferSlice, m proto.Message, content *[]byte) error {
+	raw := data.Materialize()
+	num, typ, n := protowire.ConsumeTag(raw)
+	if n > 0 && num == 1 && typ == protowire.BytesType {
+		if b, size := protowire.ConsumeBytes(raw[n:]); size > 0 && n+size == len(raw) {
+			*content = b
+			return nil
+		}
+	}
+	return proto.Unmarshal(raw, m)
+}
+
+// unmarshalPacket decodes a packet; its content is a part of data's only copy.
+func unmarshalPacket(data mem.BufferSlice, p *fsutil.Packet) error {
+	raw := data.Materialize()
+	for rest := raw; len(rest) > 0; {
+		num, typ, n := protowire.ConsumeTag(rest)
+		if n < 0 {
+			return fmt.Errorf("decode packet: %w", protowire.ParseError(n))
+		}
+		rest = rest[n:]
+		switch {
+		case num == 1 && typ == protowire.VarintType:
+			v, size := protowire.ConsumeVarint(rest)
+			p.Type, n = fsutil.Packet_PacketType(v), size
+		case num == 2 && typ == protowire.BytesType && p.Stat == nil:
+			b, size := protowire.ConsumeBytes(rest)
+			if n = size; n > 0 {
+				p.Stat = &fsutil.Stat{}
+				if err := proto.Unmarshal(b, p.Stat); err != nil {
+					return err
+				}
+			}
+		case num == 3 && typ == protowire.VarintType:
+			v, size := protowire.ConsumeVarint(rest)
+			p.ID, n = uint32(v), size
+		case num == 4 && typ == protowire.BytesType:
+			p.Data, n = protowire.ConsumeBytes(rest)
+		default:
+			proto.Reset(p)
+			return proto.Unmarshal(raw, p)
+		}
+		if n < 0 {
+			return fmt.Errorf("decode packet: %w", protowire.ParseError(n))
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
