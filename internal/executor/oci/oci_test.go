@@ -1,0 +1,64 @@
+package oci_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/executor/executortest"
+	"github.com/kiln-build/kiln/internal/executor/oci"
+)
+
+// open makes an executor whose end must leave nothing.
+func open(t *testing.T) executor.Executor {
+	t.Helper()
+	return openWith(t, oci.Config{})
+}
+
+func openWith(t *testing.T, cfg oci.Config) *oci.Executor {
+	t.Helper()
+	dir := t.TempDir()
+	cfg.StateDir = dir
+	cfg.Binary = executortest.Runtime(t)
+	mounts := mountCount(t)
+	e, err := oci.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		left, err := os.ReadDir(dir)
+		if err != nil || len(left) > 0 {
+			t.Errorf("the state directory holds %v (%v)", left, err)
+		}
+		groups, err := filepath.Glob("/sys/fs/cgroup/*/kiln-*/*")
+		if err != nil || len(groups) > 0 {
+			t.Errorf("cgroups are left: %v (%v)", groups, err)
+		}
+		if now := mountCount(t); now != mounts {
+			t.Errorf("%d mounts, %d before", now, mounts)
+		}
+	})
+	return e
+}
+
+func mountCount(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(text), "\n")
+}
+
+func TestExecutor(t *testing.T) {
+	executortest.Run(t, open)
+}
+
+func TestContainers(t *testing.T) {
+	executortest.RunContainers(t, open, executortest.Containers{})
+}
