@@ -89,6 +89,7 @@ type Executor struct {
 	files   *etcFiles
 	net     *network // nil where a sandbox is the host's network
 	ids     idMaps
+	stubs   stubTable
 
 	mu      sync.Mutex
 	running map[string]*container
@@ -111,6 +112,7 @@ func New(cfg Config) (*Executor, error) {
 		return nil, err
 	}
 	e := &Executor{cfg: cfg, log: log, runtime: runtime, running: map[string]*container{}}
+	e.stubs.roots = map[rootID]*stubs{}
 	if e.ids, err = readIDMaps(); err != nil {
 		return nil, err
 	}

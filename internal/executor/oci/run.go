@@ -108,7 +108,7 @@ func (c *container) prepare(io executor.IO) (err error) {
 	if err != nil {
 		return err
 	}
-	if c.stubs, err = openStubs(s.Root); err != nil {
+	if c.stubs, err = e.stubs.open(s.Root); err != nil {
 		return err
 	}
 	if err := c.makeStubs(); err != nil {
@@ -259,7 +259,7 @@ func (c *container) release() error {
 		c.stdio.ended()
 	}
 	if c.stubs != nil {
-		errs = append(errs, c.stubs.remove())
+		errs = append(errs, e.stubs.close(c.stubs))
 	}
 	if c.oom.event >= 0 {
 		unix.Close(c.oom.event)

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,9 +21,62 @@ const maxLinks = 40
 // Each is kept as a handle on its folder and the identity of what was made
 // there. Removal looks nothing up by path: a run that puts a link in place of
 // a parent folder changes which file a path names, not what a handle is.
+//
+// Containers with the same root share their stubs, and the last one removes
+// them: the kernel unmounts what another container has on a mount point that
+// is removed.
 type stubs struct {
+	id   rootID
 	root *os.File
+	uses int // guarded by stubTable.mu
+
+	mu   sync.Mutex
 	made []stub
+}
+
+// rootID is the identity of a root file system's folder.
+type rootID struct{ dev, ino uint64 }
+
+// stubTable has the stubs of each root file system in use.
+type stubTable struct {
+	mu    sync.Mutex
+	roots map[rootID]*stubs
+}
+
+// open gives the stubs of a root file system, to be closed after use.
+func (t *stubTable) open(root string) (*stubs, error) {
+	f, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open root file system: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open root file system: %w", err)
+	}
+	id := rootID{st.Dev, st.Ino}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.roots[id]
+	if s == nil {
+		s = &stubs{id: id, root: f}
+		t.roots[id] = s
+	} else {
+		f.Close()
+	}
+	s.uses++
+	return s, nil
+}
+
+// close ends a use; the last one removes the stubs.
+func (t *stubTable) close(s *stubs) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.uses--; s.uses > 0 {
+		return nil
+	}
+	delete(t.roots, s.id)
+	return s.remove()
 }
 
 type stub struct {
@@ -35,16 +89,10 @@ type stub struct {
 
 type folderTimes struct{ atime, mtime unix.Timespec }
 
-func openStubs(root string) (*stubs, error) {
-	f, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open root file system: %w", err)
-	}
-	return &stubs{root: f}, nil
-}
-
 // add makes the mount point dest, with its parents, where it is missing.
 func (s *stubs) add(dest string, dir bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	made, err := s.make(dest, dir, func(*os.File, string) error { return nil })
 	s.made = append(s.made, made...)
 	if err != nil {
@@ -55,6 +103,8 @@ func (s *stubs) add(dest string, dir bool) error {
 
 // mkdir makes a folder that stays, with its parents, where it is missing.
 func (s *stubs) mkdir(dest string, uid, gid uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	made, err := s.make(dest, true, func(parent *os.File, name string) error {
 		return unix.Fchownat(int(parent.Fd()), name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
 	})
