@@ -1,0 +1,56 @@
+# Kiln's build. `make` alone lists what there is to make.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build test demo bench soak lint generate fmt clean
+
+ONLY ?=
+SEEDS ?= 100000
+MODULES := . tools/genproto tools/lint tools/registry tools/runc bench conformance
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: bin/kiln-runc ## build bin/kiln and the container runtime beside it
+	scripts/setup
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/kiln ./cmd/kiln
+
+test: build bin/registry ## install what is missing, then run all tests
+	mkdir -p bin/path && ln -sf ../kiln-runc bin/path/runc && ln -sf ../registry bin/path/registry
+	PATH="$(CURDIR)/bin/path:$$PATH" go test -timeout 15m ./...
+
+demo: build bin/registry ## build an image from nothing, push it, run it, twice
+	scripts/demo
+
+bench: build ## race Kiln and buildkitd; ONLY=name,... runs some cases
+	go -C bench run . -kiln "$(CURDIR)/bin/kiln" -runtime "$(CURDIR)/bin/kiln-runc" -only "$(ONLY)"
+
+soak: ## run SEEDS histories of the solver's simulation
+	go test -count=1 -timeout 2h -run Simulation ./internal/solver -seeds $(SEEDS)
+
+lint: bin/golangci-lint ## run go vet and the linters
+	go vet ./...
+	bin/golangci-lint run
+
+generate: ## write the generated protobuf code anew
+	go -C tools/genproto run .
+
+fmt: bin/golangci-lint ## format the Go code
+	bin/golangci-lint fmt
+
+clean: ## remove everything built
+	rm -rf bin bench/out
+
+# The programs below come from modules of their own, so that their dependencies
+# do not bear on Kiln's. They are built once for each version.
+bin/kiln-runc: tools/runc/go.mod tools/runc/go.sum
+	scripts/setup
+	CGO_ENABLED=1 go -C tools/runc build -trimpath -tags 'seccomp netgo osusergo' \
+		-ldflags '-s -w -extldflags -static' -o "$(CURDIR)/$@" github.com/opencontainers/runc
+
+bin/registry: tools/registry/go.mod tools/registry/go.sum
+	scripts/setup
+	CGO_ENABLED=0 go -C tools/registry build -trimpath -o "$(CURDIR)/$@" github.com/distribution/distribution/v3/cmd/registry
+
+bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
+	CGO_ENABLED=0 go -C tools/lint build -trimpath -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
