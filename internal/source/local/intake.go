@@ -1,0 +1,328 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session/files"
+)
+
+// Sums names the content of files while it goes by.
+type Sums interface {
+	// New begins the digest of a regular file; the content is written to it.
+	New(st *files.Stat) (Sum, error)
+	// Keep tells what a complete state consists of: every entry, in the
+	// protocol's order, regular files with their digests.
+	Keep(ctx context.Context, ref *layer.Ref, entries []Entry) error
+}
+
+// Sum is the digest of one file in the making.
+type Sum interface {
+	io.Writer
+	Digest() digest.Digest
+}
+
+// Entry is an entry of a state and the digest of its content by Sums; the
+// digest is empty for what is no regular file.
+type Entry struct {
+	Stat *files.Stat
+	Sum  digest.Digest
+}
+
+// intake makes a new state of an old one and a client's listing. It is a
+// files.Destination: both lists are in the same order, so one pass compares
+// them. The layer is begun with the first difference.
+type intake struct {
+	ctx  context.Context
+	cfg  Config
+	name string
+	task *progress.Task
+	old  *state
+
+	next    int     // the entry of old to be compared
+	gone    string  // a directory of old that was removed, with all below
+	entries []entry // of the new state, so far
+	again   map[string]bool
+	links   []int // hard links, to be made once their targets are whole
+	touched map[string]bool
+
+	mutable *layer.Mutable
+	release func() error
+	root    *os.Root
+	depth   int
+
+	mu   sync.Mutex
+	sums map[string]digest.Digest // of files that were received
+}
+
+func newIntake(ctx context.Context, cfg Config, name string, old *state, task *progress.Task) *intake {
+	return &intake{
+		ctx: ctx, cfg: cfg, name: name, old: old, task: task,
+		entries: make([]entry, 0, len(old.entries)),
+		again:   map[string]bool{}, touched: map[string]bool{}, sums: map[string]digest.Digest{},
+	}
+}
+
+// Stat compares an entry of the listing with the old state.
+func (in *intake) Stat(st *files.Stat) (bool, error) {
+	now := newEntry(st)
+	var before *entry
+	for in.next < len(in.old.entries) {
+		e := &in.old.entries[in.next]
+		order := files.ComparePaths(e.Path, now.Path)
+		if order > 0 {
+			break
+		}
+		in.next++
+		if order == 0 {
+			before = e
+			break
+		}
+		if err := in.remove(e); err != nil {
+			return false, err
+		}
+	}
+	if before != nil && in.isGone(before.Path) {
+		before = nil
+	}
+	if before != nil && before.same(&now) && !(now.isLink() && in.again[now.Linkname]) {
+		now.Sum = before.Sum
+		in.entries = append(in.entries, now)
+		return false, nil
+	}
+	in.entries = append(in.entries, now)
+	return now.isRegular(), in.change(before, len(in.entries)-1)
+}
+
+func (in *intake) isGone(p string) bool { return in.gone != "" && strings.HasPrefix(p, in.gone+"/") }
+
+// remove takes away what the client has no more.
+func (in *intake) remove(e *entry) error {
+	if in.isGone(e.Path) {
+		return nil
+	}
+	if err := in.begin(); err != nil {
+		return err
+	}
+	if e.isDir() {
+		in.gone = e.Path
+	}
+	in.touched[path.Dir(e.Path)] = true
+	if err := in.root.RemoveAll(e.Path); err != nil {
+		return fmt.Errorf("remove %q: %w", e.Path, err)
+	}
+	return nil
+}
+
+// change makes an entry what the client says, but for the content of a file
+// and for what has to wait until the end.
+func (in *intake) change(before *entry, i int) error {
+	if err := in.begin(); err != nil {
+		return err
+	}
+	e := &in.entries[i]
+	mode := fs.FileMode(e.Mode)
+	in.again[e.Path] = true
+	in.touched[path.Dir(e.Path)] = true
+	if before != nil && !(before.isDir() && e.isDir()) {
+		if before.isDir() {
+			in.gone = before.Path
+		}
+		if err := in.root.RemoveAll(e.Path); err != nil {
+			return fmt.Errorf("replace %q: %w", e.Path, err)
+		}
+		before = nil
+	}
+	switch {
+	case e.isLink():
+		in.links = append(in.links, i)
+		return nil
+	case e.isRegular():
+		return nil // Create does it
+	case e.isDir():
+		in.touched[e.Path] = true
+		if before == nil {
+			if err := in.root.Mkdir(e.Path, 0o700); err != nil {
+				return fmt.Errorf("make directory %q: %w", e.Path, err)
+			}
+		}
+		return in.own(e)
+	case mode&fs.ModeSymlink != 0:
+		if err := in.root.Symlink(e.Linkname, e.Path); err != nil {
+			return fmt.Errorf("make symlink %q: %w", e.Path, err)
+		}
+		return in.own(e)
+	}
+	if err := in.node(e); err != nil {
+		return fmt.Errorf("make special file %q: %w", e.Path, err)
+	}
+	return in.own(e)
+}
+
+// own sets owner, permissions and time of what is not a regular file.
+func (in *intake) own(e *entry) error {
+	mode := fs.FileMode(e.Mode)
+	if err := in.root.Lchown(e.Path, int(e.UID), int(e.GID)); err != nil {
+		return fmt.Errorf("set owner of %q: %w", e.Path, err)
+	}
+	if mode&fs.ModeSymlink == 0 {
+		if err := in.root.Chmod(e.Path, mode&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+			return fmt.Errorf("set mode of %q: %w", e.Path, err)
+		}
+	}
+	if e.isDir() {
+		return nil // its time is set at the end
+	}
+	return in.setTime(e)
+}
+
+// setTime sets the time of anything, a symlink itself included.
+func (in *intake) setTime(e *entry) error {
+	dir, err := in.root.Open(path.Dir(e.Path))
+	if err != nil {
+		return fmt.Errorf("set time of %q: %w", e.Path, err)
+	}
+	defer dir.Close()
+	if err := unix.UtimesNanoAt(int(dir.Fd()), path.Base(e.Path), times(e.ModTime), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set time of %q: %w", e.Path, err)
+	}
+	return nil
+}
+
+func times(nano int64) []unix.Timespec {
+	t := unix.NsecToTimespec(nano)
+	return []unix.Timespec{t, t}
+}
+
+// node makes a device, pipe or socket.
+func (in *intake) node(e *entry) error {
+	mode, perm := fs.FileMode(e.Mode), uint32(0o600)
+	switch {
+	case mode&fs.ModeCharDevice != 0:
+		perm |= syscall.S_IFCHR
+	case mode&fs.ModeDevice != 0:
+		perm |= syscall.S_IFBLK
+	case mode&fs.ModeNamedPipe != 0:
+		perm |= syscall.S_IFIFO
+	default:
+		perm |= syscall.S_IFSOCK
+	}
+	dir, err := in.root.Open(path.Dir(e.Path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return unix.Mknodat(int(dir.Fd()), path.Base(e.Path), perm, int(unix.Mkdev(uint32(e.Major), uint32(e.Minor))))
+}
+
+// Create begins to write a file.
+func (in *intake) Create(st *files.Stat) (files.Content, error) {
+	f, err := in.root.OpenFile(st.GetPath(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make file %q: %w", st.GetPath(), err)
+	}
+	c := &received{in: in, st: st, f: f}
+	if in.cfg.Sums != nil {
+		if c.sum, err = in.cfg.Sums.New(st); err != nil {
+			_ = f.Close() // the first error counts
+			return nil, fmt.Errorf("make file %q: %w", st.GetPath(), err)
+		}
+	}
+	return c, nil
+}
+
+// received is a file under way.
+type received struct {
+	in  *intake
+	st  *files.Stat
+	f   *os.File
+	sum Sum
+	n   int64
+}
+
+func (c *received) Write(p []byte) (int, error) {
+	if c.n += int64(len(p)); c.n > c.st.GetSize() {
+		// Its size is part of its digest. It grew while it was read, which a
+		// person can do; or the client lies.
+		return 0, fmt.Errorf("file %q changed while it was sent: it has more than %d bytes now, build again", c.st.GetPath(), c.st.GetSize())
+	}
+	c.in.task.Add(int64(len(p)))
+	if c.sum != nil {
+		if _, err := c.sum.Write(p); err != nil {
+			return 0, err
+		}
+	}
+	return c.f.Write(p)
+}
+
+// Commit sets owner, permissions and time.
+func (c *received) Commit() error {
+	err := c.commit()
+	if cerr := c.f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("write file %q: %w", c.st.GetPath(), err)
+	}
+	return nil
+}
+
+func (c *received) commit() error {
+	if c.n != c.st.GetSize() {
+		return fmt.Errorf("it changed while it was sent: %d bytes came, %d were announced, build again", c.n, c.st.GetSize())
+	}
+	fd := int(c.f.Fd())
+	if err := unix.Fchown(fd, int(c.st.GetUid()), int(c.st.GetGid())); err != nil {
+		return fmt.Errorf("set owner: %w", err)
+	}
+	mode := fs.FileMode(c.st.GetMode())
+	if err := c.f.Chmod(mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)); err != nil {
+		return err
+	}
+	for name, value := range c.st.GetXattrs() {
+		if err := unix.Fsetxattr(fd, name, value, 0); err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("set attribute %s: %w", name, err)
+		}
+	}
+	if err := setTimeOf(c.f, c.st.GetModTime()); err != nil {
+		return fmt.Errorf("set time: %w", err)
+	}
+	if c.sum != nil {
+		d := c.sum.Digest()
+		c.in.mu.Lock()
+		c.in.sums[c.st.GetPath()] = d
+		c.in.mu.Unlock()
+	}
+	return nil
+}
+
+// setTimeOf sets the time of an open file, through its handle.
+func setTimeOf(f *os.File, nano int64) error {
+	err := unix.UtimesNanoAt(int(f.Fd()), "", times(nano), unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // before Linux 5.8
+		t := time.Unix(0, nano)
+		return os.Chtimes(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), t, t)
+	}
+	return err
+}
+
+// Abort leaves the file: the whole layer is discarded.
+func (c *received) Abort() { _ = c.f.Close() }
+
+func (e *entry) isDir() bool     { return fs.FileMode(e.Mode).IsDir() }
+func (e *entry) isLink() bool    { return fs.FileMode(e.Mode)&fs.ModeType == 0 && e.Linkname != "" }
+func (e *entry) isRegular() bool { return fs.FileMode(e.Mode)&fs.ModeType == 0 && e.Linkname == "" }

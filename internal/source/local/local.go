@@ -1,0 +1,274 @@
+// Package local brings in a directory of a client (WIRE.md sections 3.1, 7.2
+// and 11.5).
+//
+// What a client sent last is kept under its shared key: the files as an
+// immutable layer, and a list of them. The next time, the client's listing is
+// held against that list, only what changed is asked for, and it goes into a
+// layer on top of the last one. Nothing that is kept is ever read for this, and
+// nothing is written if nothing changed. Since layers do not change, builds
+// that share a key do not disturb each other: each works from what was
+// complete when it began, and whichever ends last is remembered.
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/session/files"
+	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Layers is what of [layer.Store] is needed here.
+type Layers interface {
+	Get(ctx context.Context, id string) (*layer.Ref, error)
+	New(ctx context.Context, parent *layer.Ref, opt layer.NewOptions) (*layer.Mutable, error)
+	Mount(ctx context.Context, r *layer.Ref) (dir string, release func() error, err error)
+}
+
+// Sessions finds a client by its session's id, waiting for it if need be;
+// [session.Manager] does.
+type Sessions interface {
+	Get(ctx context.Context, id string) (*session.Caller, error)
+}
+
+// Config is what a Source is made of.
+type Config struct {
+	Layers   Layers
+	Memo     source.Memo
+	Sessions Sessions
+	// Sums, if set, is told of the content of what was received, so that nobody
+	// has to read it again.
+	Sums Sums
+	// MaxDepth is how many layers may lie on top of each other before they are
+	// made one; 0 is 20.
+	MaxDepth int
+}
+
+// Source is a source.Source for directories of clients.
+type Source struct {
+	cfg Config
+
+	mu   sync.Mutex
+	last map[string]*state // by shared key
+}
+
+// New returns a source.
+func New(c Config) *Source {
+	if c.MaxDepth == 0 {
+		c.MaxDepth = 20
+	}
+	return &Source{cfg: c, last: map[string]*state{}}
+}
+
+// Schemes is "local".
+func (s *Source) Schemes() []string { return []string{"local"} }
+
+// request is a SourceOp, decoded.
+type request struct {
+	name          string
+	sessionID     string
+	sharedKeyHint string
+	fresh         bool // compare with nothing: everything is sent
+	files.ReceiveOptions
+}
+
+func decode(op *llb.SourceOp) (*request, error) {
+	name, ok := strings.CutPrefix(op.Identifier, "local://")
+	if !ok || name == "" {
+		return nil, fmt.Errorf("malformed identifier %q: expected local://name", op.Identifier)
+	}
+	r := &request{name: name, sharedKeyHint: name}
+	r.Name = name
+	for k, v := range op.Attrs {
+		if err := r.attr(k, v); err != nil {
+			return nil, fmt.Errorf("source %s: %w", op.Identifier, err)
+		}
+	}
+	return r, nil
+}
+
+func (r *request) attr(key, value string) error {
+	list := func(to *[]string) error {
+		if err := json.Unmarshal([]byte(value), to); err != nil {
+			return fmt.Errorf("attribute %s=%q: expected a JSON list of strings: %w", key, value, err)
+		}
+		return nil
+	}
+	switch key {
+	case "local.session":
+		r.sessionID = value
+		// "name:id" pairs, of which ours counts
+		if name, id, ok := strings.Cut(value, ":"); ok && name == r.name {
+			r.sessionID = id
+		}
+	case "local.unique": // makes two equal vertices different, and nothing else
+	case "local.includepattern":
+		return list(&r.Include)
+	case "local.excludepatterns":
+		return list(&r.Exclude)
+	case "local.followpaths":
+		return list(&r.FollowPaths)
+	case "local.sharedkeyhint":
+		r.sharedKeyHint = value
+	case "local.differ":
+		switch value {
+		case "", "metadata":
+		case "none":
+			r.fresh = true
+		default:
+			return fmt.Errorf("attribute %s=%q: expected none or metadata", key, value)
+		}
+	case "local.metadatatransfer", "local.metadatatransferexclude":
+		return fmt.Errorf("attribute %q: files without content are not supported", key)
+	default:
+		return fmt.Errorf("attribute %q is not known", key)
+	}
+	return nil
+}
+
+// private is what a pin remembers.
+type private struct {
+	req    *request
+	caller *session.Caller
+}
+
+// Resolve finds the client. What its files are is found out by content: the
+// key holds for one session only.
+func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Options) (*source.Pin, error) {
+	r, err := decode(op)
+	if err != nil {
+		return nil, err
+	}
+	caller, err := s.caller(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	// Fields and order are the protocol's.
+	b, err := json.Marshal(struct {
+		SessionID       string
+		IncludePatterns []string
+		ExcludePatterns []string
+		FollowPaths     []string
+	}{caller.ID(), r.Include, r.Exclude, r.FollowPaths})
+	if err != nil {
+		return nil, fmt.Errorf("encode cache key: %w", err)
+	}
+	return &source.Pin{
+		Op: op, Platform: opt.Platform, Name: r.name,
+		Key:     "session:" + r.name + ":" + digest.FromBytes(b).String(),
+		Private: &private{req: r, caller: caller},
+	}, nil
+}
+
+// caller is the client that op names, or else the nearest one with files.
+func (s *Source) caller(ctx context.Context, r *request) (*session.Caller, error) {
+	nearest := session.FromContext(ctx)
+	for _, c := range nearest {
+		if r.sessionID == c.ID() || r.sessionID == "" && c.Supports(files.MethodDiffCopy) {
+			return c, nil
+		}
+	}
+	if r.sessionID == "" {
+		return nil, fmt.Errorf("read local directory %q: no client of this build shares directories: %w", r.name, session.ErrNoSession)
+	}
+	// The build may have been told of a session before it is there.
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := s.cfg.Sessions.Get(ctx, r.sessionID)
+	if err != nil {
+		return nil, fmt.Errorf("read local directory %q: find session %q: %w", r.name, r.sessionID, err)
+	}
+	return c, nil
+}
+
+// Fetch brings the client's directory over, as far as it changed.
+func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error) {
+	p, ok := pin.Private.(*private)
+	if !ok {
+		return nil, fmt.Errorf("fetch %s: the pin is not of this source", pin.Op.Identifier)
+	}
+	key := sharedKey(p.req, p.caller)
+	old := &state{}
+	if key != "" && !p.req.fresh {
+		old = s.recall(ctx, key)
+	}
+	task := progress.StepFrom(ctx).Task("transferring "+p.req.name+":", 0)
+	defer task.Done()
+	in := newIntake(ctx, s.cfg, p.req.name, old, task)
+	defer in.discard()
+	if err := files.Receive(ctx, p.caller, p.req.ReceiveOptions, in); err != nil {
+		return nil, err
+	}
+	now, err := in.finish()
+	if err != nil {
+		return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
+	}
+	if key != "" && now != old {
+		if err := s.remember(key, now); err != nil {
+			return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
+		}
+	}
+	return now.ref, nil
+}
+
+// sharedKey is the name under which a client's files are kept, "" for not at
+// all: without a key of its own, a client could be given another's files.
+func sharedKey(r *request, c *session.Caller) string {
+	if c.SharedKey() == "" {
+		return ""
+	}
+	return r.name + ":" + r.sharedKeyHint + ":" + c.SharedKey()
+}
+
+// recall returns what was kept under a shared key; an empty state if it is gone.
+func (s *Source) recall(ctx context.Context, key string) *state {
+	s.mu.Lock()
+	st := s.last[key]
+	s.mu.Unlock()
+	if st == nil {
+		b, err := s.cfg.Memo.Memo(memoKey(key))
+		if err != nil || b == nil {
+			return &state{}
+		}
+		if st, err = decodeState(b); err != nil {
+			return &state{} // of another version: begin anew
+		}
+	}
+	if st.id == "" {
+		return &state{}
+	}
+	ref, err := s.cfg.Layers.Get(ctx, st.id)
+	if err != nil {
+		return &state{} // pruned
+	}
+	kept := *st // states are shared
+	kept.ref = ref
+	return &kept
+}
+
+func (s *Source) remember(key string, st *state) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	const many = 1000 // keys in memory; what is forgotten is in the memo
+	if len(s.last) >= many {
+		clear(s.last)
+	}
+	s.last[key] = st
+	b, err := st.encode()
+	if err != nil {
+		return err
+	}
+	return s.cfg.Memo.SetMemo(memoKey(key), b)
+}
+
+func memoKey(key string) string { return "local:" + digest.FromString(key).Encoded() }

@@ -1,0 +1,94 @@
+package local
+
+import (
+	"bytes"
+	"compress/flate"
+	"encoding/gob"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/session/files"
+)
+
+// state is what a client sent last. It is not changed once it is complete.
+type state struct {
+	id      string
+	ref     *layer.Ref // nil if there are no files
+	depth   int        // layers on top of each other
+	entries []entry    // in the protocol's order
+}
+
+// entry is a file, directory or other thing in a tree.
+type entry struct {
+	Path     string
+	Mode     uint32 // of Go's fs.FileMode
+	UID, GID uint32
+	Size     int64
+	ModTime  int64 // Unix nanoseconds
+	Linkname string
+	Major    int64
+	Minor    int64
+	Sum      digest.Digest // of regular files: by Sums
+	Xattrs   map[string][]byte
+}
+
+func newEntry(st *files.Stat) entry {
+	return entry{
+		Path: st.GetPath(), Mode: st.GetMode(), UID: st.GetUid(), GID: st.GetGid(), Size: st.GetSize(),
+		ModTime: st.GetModTime(), Linkname: st.GetLinkname(), Major: st.GetDevmajor(), Minor: st.GetDevminor(),
+		Xattrs: st.GetXattrs(),
+	}
+}
+
+// same tells whether a client need not send an entry again. The time of a
+// directory changes with what is in it, and says nothing by itself.
+func (e *entry) same(o *entry) bool {
+	if e.Mode != o.Mode || e.UID != o.UID || e.GID != o.GID || e.Linkname != o.Linkname ||
+		e.Major != o.Major || e.Minor != o.Minor {
+		return false
+	}
+	return e.isDir() || e.ModTime == o.ModTime && e.Size == o.Size
+}
+
+// stateVersion changes with the form in which states are kept.
+const stateVersion = 1
+
+// maxState is the size in bytes above which a state is not read.
+const maxState = 1 << 30
+
+type keptState struct {
+	Version int
+	ID      string
+	Depth   int
+	Entries []entry
+}
+
+func (s *state) encode() ([]byte, error) {
+	var b bytes.Buffer
+	w, err := flate.NewWriter(&b, flate.BestSpeed)
+	if err == nil {
+		err = gob.NewEncoder(w).Encode(keptState{stateVersion, s.id, s.depth, s.entries})
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encode list of files: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+func decodeState(b []byte) (*state, error) {
+	var k keptState
+	r := flate.NewReader(bytes.NewReader(b))
+	if err := gob.NewDecoder(io.LimitReader(r, maxState)).Decode(&k); err != nil {
+		return nil, fmt.Errorf("decode list of files: %w", err)
+	}
+	if k.Version != stateVersion {
+		return nil, fmt.Errorf("list of files has version %d, expected %d", k.Version, stateVersion)
+	}
+	return &state{id: k.ID, depth: k.Depth, entries: k.Entries}, nil
+}
