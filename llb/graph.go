@@ -12,6 +12,9 @@
 package llb
 
 import (
+	"sync/atomic"
+
+	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -31,8 +34,10 @@ type Edge struct {
 	Index  int
 }
 
-// Vertex is one operation on the outputs of others. Vertices are immutable
-// once they are part of a graph and may be shared by graphs.
+// Vertex is one operation on the outputs of others. It is made as a literal,
+// or by [BuildExec] and [BuildFile], and must not be changed once its digest was
+// asked for or it is part of a graph. Graphs may share it. A changed version is
+// a new literal that takes over fields; see also [Graph.Rewrite].
 type Vertex struct {
 	Op       Op
 	Inputs   []Edge
@@ -40,7 +45,7 @@ type Vertex struct {
 	Workers  []string           // worker filters, the wire's "constraints"
 	Meta     Metadata
 
-	wire wireForm // memoized or, if decoded, the exact bytes received
+	wire atomic.Pointer[wireForm] // memoized or, if decoded, the exact bytes received
 }
 
 // Op is what a vertex does: one of *[SourceOp], *[ExecOp], *[FileOp],
@@ -50,10 +55,16 @@ type Op interface {
 	Kind() string
 	// Name describes the operation to people in a few words.
 	Name() string
-	// verify reports what is wrong with the operation, given its number of inputs.
-	verify(inputs int) error
 	// Outputs is the number of results the operation has.
 	Outputs() int
+	// verify reports what is wrong with the operation, given its number of inputs.
+	verify(inputs int) error
+	// caps calls need with each capability that the operation takes.
+	caps(need func(id string))
+	// encode sets the operation of a wire message.
+	encode(*pb.Op)
+	// print describes the operation in text.
+	print(refs) form
 }
 
 // Metadata is what is said of a vertex that does not change its result. It is
@@ -62,9 +73,12 @@ type Metadata struct {
 	IgnoreCache bool              // run even if a result is known
 	Description map[string]string // "llb.customname" is the name to show
 	NoExport    bool              // keep the result out of exported caches
-	Caps        map[string]bool   // capabilities needed (WIRE.md section 4)
-	Group       *Group
-	Resources   *LinuxResources
+	ForceExport bool              // say on the wire that the result may be exported, which is the default
+	// Caps are the capabilities needed (WIRE.md section 4). Where it is nil they
+	// follow from the operation; see [Vertex.Caps].
+	Caps      map[string]bool
+	Group     *Group
+	Resources *LinuxResources
 }
 
 // Group has a progress display fold several vertices into one line.
@@ -95,6 +109,7 @@ type SourceFile struct {
 	Name     string
 	Data     []byte
 	Language string
+	From     *Graph // makes the file system that the file is in; nil if unknown
 }
 
 // Location is one or more stretches of a source file.
@@ -113,4 +128,5 @@ type Position struct{ Line, Character int }
 type wireForm struct {
 	bytes  []byte
 	digest digest.Digest
+	err    error // why there are none
 }
