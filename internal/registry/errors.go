@@ -110,3 +110,10 @@ type sourceError struct{ err error }
 
 func (e *sourceError) Error() string { return e.err.Error() }
 func (e *sourceError) Unwrap() error { return e.err }
+
+// IsUnreachable tells whether err says that a registry could not be asked, as
+// opposed to having answered with a refusal.
+func IsUnreachable(err error) bool {
+	var f *failure
+	return errors.As(err, &f) && (f.status == 0 || f.status >= 500) && !errors.Is(f.cause, context.Canceled)
+}
