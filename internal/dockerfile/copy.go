@@ -1,0 +1,351 @@
+package dockerfile
+
+import (
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/moby/patternmatcher"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// copyStep is a COPY or ADD with its variables replaced.
+type copyStep struct {
+	*syntax.Copy
+	command  command
+	add      bool
+	sources  []string
+	dest     string
+	written  string // the destination as the history has it
+	chown    string
+	chmod    string
+	checksum string
+	contents []string // of the heredocs
+	exclude  []string
+	from     llb.Edge // where plain sources are
+	title    string
+}
+
+func (l *lowering) lowerCopy(s *stage, c command, i *syntax.Copy) error {
+	step, err := l.expandCopy(s, c, i)
+	if err != nil {
+		return err
+	}
+	if err := l.checkCopy(step); err != nil {
+		return err
+	}
+	step.from = l.context
+	if len(c.sources) > 0 {
+		src := c.sources[0]
+		if !src.done {
+			return l.errorAt(i.From.Span, fmt.Sprintf("stage %q is not built yet here", i.From.Value), "a stage above this one", "")
+		}
+		step.from = src.state.edge
+	}
+	step.title = l.title(s, i.Code, l.expander(), &s.state.env)
+	name := l.stepName(s, triggerTitle(c, step.title), s.platform, &s.state.env)
+	onto := s.state.edge
+	if i.Link && step.chmod == "" {
+		onto = llb.Edge{}
+	}
+	b := newFileBuilder(onto)
+	for n := range step.sources {
+		if err := l.copySourceInto(s, b, step, n, name); err != nil {
+			return err
+		}
+	}
+	for n, doc := range i.Heredocs {
+		from := l.inlineFile(s, doc.Name.Value, []byte(step.contents[n]), 0o644)
+		do, err := step.copyDo(b, "/"+path.Clean(doc.Name.Value))
+		if err != nil {
+			return l.errorAt(i.Chmod.Span, err.Error(), "", "")
+		}
+		b.add(&from, do)
+	}
+	v := l.vertex(s, &i.Head, c, b.op(), b.inputs, name)
+	v.Meta.IgnoreCache = s.ignoreCache
+	if i.Link && step.chmod == "" {
+		v = l.link(s, c, i, v, step.title, name)
+	}
+	s.state.edge = llb.Edge{Vertex: v}
+	l.notePaths(c, step)
+	s.config.commit(step.history(), true, l.epoch)
+	return nil
+}
+
+// link lays copied files over the stage without looking at it, so that a new
+// base does not mean a new copy.
+func (l *lowering) link(s *stage, c command, i *syntax.Copy, files *llb.Vertex, title, name string) *llb.Vertex {
+	if s.state.edge.Vertex == nil {
+		return files
+	}
+	group := fmt.Sprintf("link-%s-%d", s.label, s.step)
+	files.Meta.Group = &llb.Group{ID: group, Name: name, Weak: true}
+	merge := l.vertex(s, &i.Head, c, &llb.MergeOp{Inputs: []int{0, 1}}, []llb.Edge{s.state.edge, {Vertex: files}},
+		l.numbered(s, "LINK "+title, s.platform, &s.state.env))
+	merge.Meta.Group = &llb.Group{ID: group, Name: name}
+	merge.Meta.IgnoreCache = s.ignoreCache
+	return merge
+}
+
+// expandCopy replaces the variables of a COPY or ADD.
+func (l *lowering) expandCopy(s *stage, c command, i *syntax.Copy) (step *copyStep, err error) {
+	h := &i.Head
+	step = &copyStep{Copy: i, command: c, add: i.Verb == syntax.VerbAdd, exclude: syntax.Values(i.Exclude)}
+	for _, t := range []struct {
+		from *syntax.Text
+		into *string
+	}{{i.Chown, &step.chown}, {i.Chmod, &step.chmod}, {i.Checksum, &step.checksum}, {&i.Dest, &step.written}} {
+		if *t.into, err = l.expandOptional(s, h, t.from); err != nil {
+			return nil, err
+		}
+	}
+	if step.sources, err = l.expandList(s, h, i.Sources); err != nil {
+		return nil, err
+	}
+	for _, doc := range i.Heredocs {
+		content := doc.Content
+		if doc.Chomp {
+			content = syntax.ChompTabs(content)
+		}
+		if doc.Expand {
+			x, err := syntax.Expander{Escape: '\\', PlainQuote: true}.Expand(content, &s.state.env)
+			if err != nil {
+				return nil, l.errorAt(doc.Word, fmt.Sprintf("heredoc %s: %v", doc.Name.Value, err), "", "")
+			}
+			l.lintUnset(s, h, x.Unset)
+			content = x.Text
+		}
+		step.contents = append(step.contents, content)
+	}
+	step.dest = destination(s.state.dir, step.written)
+	return step, nil
+}
+
+// destination is where a copy goes. A slash at the end means "into".
+func destination(dir, dest string) string {
+	if dest == "" || dest == "." {
+		dest = "./"
+	}
+	out := path.Clean(joinPath(dir, dest))
+	switch {
+	case strings.HasSuffix(dest, "/") && out != "/":
+		out += "/"
+	case strings.HasSuffix(dest, "/."):
+		out = strings.TrimSuffix(out, "/") + "/."
+	}
+	return out
+}
+
+// checkCopy refuses flags that do not go together.
+func (l *lowering) checkCopy(step *copyStep) error {
+	if step.checksum != "" {
+		at := step.Checksum.Span
+		if len(step.sources) != 1 || len(step.Heredocs) > 0 {
+			return l.errorAt(at, "--checksum stands with several sources", "one source", "")
+		}
+		if !isHTTP(step.sources[0]) && !isGitURL(step.sources[0]) {
+			return l.errorAt(at, fmt.Sprintf("--checksum stands with the source %q", step.sources[0]), "an http or https URL", "")
+		}
+	}
+	for n, src := range step.sources {
+		switch {
+		case src == "":
+			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("source %q is empty", step.Copy.Sources[n].Value), "a path", "")
+		case !step.add && (isHTTP(src) || isGitURL(src) && !scpURL.MatchString(src)):
+			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("COPY has the URL %q as a source", src), "a path; ADD takes URLs", "")
+		}
+	}
+	return nil
+}
+
+func isHTTP(src string) bool {
+	return (strings.HasPrefix(src, "http://") || strings.HasPrefix(src, "https://")) && !isGitURL(src)
+}
+
+// copySourceInto adds the copy of one source.
+func (l *lowering) copySourceInto(s *stage, b *fileBuilder, step *copyStep, n int, name string) error {
+	src := step.sources[n]
+	var do *llb.DoCopy
+	var err error
+	from := step.from
+	switch {
+	case step.add && isGitURL(src):
+		return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("ADD of the git repository %q is not supported yet", src), "", "")
+	case isHTTP(src):
+		if from, err = l.httpSource(step, src, name); err != nil {
+			return err
+		}
+		if do, err = step.copyDo(b, "/"+urlFile(src)); err == nil {
+			do.Unpack = step.Unpack != nil && *step.Unpack
+		}
+	default:
+		l.lintIgnored(step, n)
+		do, err = step.localDo(b, src)
+	}
+	if err != nil {
+		return l.errorAt(step.Chmod.Span, err.Error(), "", "")
+	}
+	b.add(&from, do)
+	return nil
+}
+
+// httpSource is a file that is downloaded.
+func (l *lowering) httpSource(step *copyStep, src, name string) (llb.Edge, error) {
+	attrs := map[string]string{"http.filename": urlFile(src)}
+	if step.checksum != "" {
+		d, err := digest.Parse(step.checksum)
+		if err != nil {
+			return llb.Edge{}, l.errorAt(step.Checksum.Span, fmt.Sprintf("checksum %q: %v", step.checksum, err), "sha256: and 64 hexadecimal digits", "")
+		}
+		attrs["http.checksum"] = d.String()
+	}
+	return l.source(llb.SourceOp{Identifier: src, Attrs: attrs}, nil, name, &step.Head), nil
+}
+
+// urlFile is the name that a URL's file gets.
+func urlFile(src string) string {
+	if u, err := url.Parse(src); err == nil {
+		if base := path.Base(u.Path); base != "." && base != "/" {
+			return base
+		}
+	}
+	return "__unnamed__"
+}
+
+var symbolicMode = regexp.MustCompile(`^([ugoa]*([-+=]([rwxXst]*|[ugo]))+)(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*$`)
+
+// copyDo is the copy of one path as it is.
+func (step *copyStep) copyDo(b *fileBuilder, src string) (*llb.DoCopy, error) {
+	do := &llb.DoCopy{
+		Src: src, Dest: step.dest, Owner: b.owner(step.chown), Mode: -1, CreateDest: true,
+		Exclude: step.exclude, Timestamp: llb.KeepTime,
+	}
+	if step.chmod == "" {
+		return do, nil
+	}
+	mode, err := strconv.ParseUint(step.chmod, 8, 32)
+	switch {
+	case err == nil && mode <= 0o7777:
+		do.Mode = int(mode)
+	case err != nil && symbolicMode.MatchString(step.chmod):
+		do.Mode, do.ModeStr = 0, step.chmod
+	default:
+		return nil, fmt.Errorf("mode %q: expected an octal number up to 7777 or a symbolic mode such as u+x,go-w", step.chmod)
+	}
+	return do, nil
+}
+
+// localDo is the copy of a path, pattern or directory of the context or a stage.
+func (step *copyStep) localDo(b *fileBuilder, src string) (*llb.DoCopy, error) {
+	var include, required []string
+	if step.Parents {
+		parent, pattern, pivot := strings.Cut(src, "/./")
+		if !pivot {
+			parent, pattern = "/", src
+		}
+		inside := strings.TrimPrefix(joinPath("/", pattern), "/")
+		include = []string{inside}
+		if !hasWildcards(parent) && !hasWildcards(pattern) {
+			required = []string{joinPath("/", path.Join(parent, "/"+inside))}
+		}
+		src = parent
+	}
+	do, err := step.copyDo(b, path.Clean(joinPath("/", src)))
+	if err != nil {
+		return nil, err
+	}
+	do.FollowSymlink, do.DirContents, do.Wildcard, do.AllowEmptyWildcard = true, true, true, true
+	do.Include, do.Required = include, required
+	do.Unpack = step.add
+	if step.Unpack != nil {
+		do.Unpack = *step.Unpack
+	}
+	return do, nil
+}
+
+func hasWildcards(p string) bool {
+	for i := 0; i < len(p); i++ {
+		switch p[i] {
+		case '*', '?', '[':
+			return true
+		case '\\':
+			i++
+		}
+	}
+	return false
+}
+
+// inlineFile is a file whose content stands in the Dockerfile.
+func (l *lowering) inlineFile(s *stage, name string, content []byte, mode int) llb.Edge {
+	key := fmt.Sprintf("inline %o %s %s", mode, name, content)
+	if e, ok := l.sources[key]; ok {
+		return e
+	}
+	b := newFileBuilder(llb.Edge{})
+	b.add(nil, &llb.DoMkfile{Path: path.Clean("/" + name), Mode: mode, Data: content, Timestamp: llb.KeepTime})
+	e := llb.Edge{Vertex: &llb.Vertex{Op: b.op(), Meta: llb.Metadata{
+		Description: map[string]string{"llb.customname": "[internal] preparing inline document"},
+	}}}
+	l.sources[key] = e
+	return e
+}
+
+// notePaths notes which paths of the context or stage are read.
+func (l *lowering) notePaths(c command, step *copyStep) {
+	for _, src := range step.sources {
+		switch p := path.Join("/", src); {
+		case isHTTP(src):
+		case len(c.sources) > 0:
+			c.sources[0].paths[p] = true
+		default:
+			l.useContext(p)
+		}
+	}
+}
+
+// history is how the image's history tells of the copy.
+func (step *copyStep) history() string {
+	var b strings.Builder
+	b.WriteString(step.Verb.String())
+	if step.Parents {
+		b.WriteString(" --parents")
+	}
+	if step.chown != "" {
+		b.WriteString(" --chown=" + step.chown)
+	}
+	if step.chmod != "" {
+		b.WriteString(" --chmod=" + step.chmod)
+	}
+	for _, src := range step.sources {
+		b.WriteString(" " + src)
+	}
+	for _, doc := range step.Heredocs {
+		b.WriteString(" <<" + doc.Name.Value)
+	}
+	return b.String() + " " + step.written + " # buildkit"
+}
+
+// lintIgnored remarks on a source that .dockerignore takes out of the context.
+func (l *lowering) lintIgnored(step *copyStep, n int) {
+	if len(step.command.sources) > 0 || l.mainUse == nil || len(l.mainUse.patterns) == 0 {
+		return
+	}
+	m, err := patternmatcher.New(l.mainUse.patterns)
+	if err != nil || m.Exclusions() {
+		return // with exceptions, a file of an excluded directory may be there
+	}
+	src := strings.TrimPrefix(path.Clean(joinPath("/", step.sources[n])), "/")
+	if src == "" {
+		return
+	}
+	if ignored, err := m.MatchesOrParentMatches(src); err == nil && ignored {
+		l.lint.remark(ruleCopyIgnored, &step.Head, step.Line, "%q is excluded by .dockerignore", src)
+	}
+}

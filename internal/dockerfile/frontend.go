@@ -1,0 +1,210 @@
+// Package dockerfile is the Dockerfile frontend.
+//
+// It makes a Dockerfile a graph in two halves. Lowering (lower.go and the files
+// below it) is pure: from a syntax tree, options and facts about the world it
+// makes the graph and image config, or says which facts it lacks. The driver
+// (this file, load.go, fetch.go) reads the files and fetches the facts through
+// the gateway, all that are needed at once, and lowers again until nothing is
+// needed. The graph has the shape of docker/dockerfile's, so that cache keys
+// can be compared with BuildKit's.
+//
+// In the pipeline it stands behind package build and before package pass.
+package dockerfile
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/platforms"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Frontend is the Dockerfile frontend. It keeps nothing between builds.
+type Frontend struct{}
+
+// New returns the Dockerfile frontend.
+func New() *Frontend { return &Frontend{} }
+
+// Build reads the Dockerfile that a request names and makes a graph for each
+// platform. Errors at places of the file are [frontend.SourceError] or, if
+// there are several, [frontend.SourceErrors].
+func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*frontend.Result, error) {
+	opts, err := decodeOptions(req.Opts)
+	if err != nil {
+		return nil, err
+	}
+	d := &driver{gw: gw, opts: opts, req: req, facts: &facts{images: map[string]*imageFact{}, ignores: map[string][]string{}}}
+	if err := d.load(ctx); err != nil {
+		return nil, sourceErrors(err)
+	}
+	file, err := syntax.Parse(d.source, syntax.DockerfileWords())
+	if err != nil {
+		return nil, sourceErrors(err)
+	}
+	if err := d.checkSyntaxImage(file); err != nil {
+		return nil, sourceErrors(err)
+	}
+	targets := d.targets(file)
+	lowered, err := d.lowerAll(ctx, targets)
+	if err != nil {
+		return nil, sourceErrors(err)
+	}
+	for _, w := range lowered[0].warnings {
+		gw.Warn(ctx, d.sourceVertex, w)
+	}
+	return d.result(targets, lowered)
+}
+
+// driver is one request being served.
+type driver struct {
+	gw    frontend.Gateway
+	opts  *options
+	req   frontend.Request
+	facts *facts
+
+	source       *syntax.Source
+	sourceVertex digest.Digest // what the Dockerfile came from
+	context      *llb.Edge     // the main context if it is no directory of the client
+	remoteFile   bool          // the Dockerfile is in that context
+}
+
+// maxRounds bounds how often a file is lowered. Each round needs something new,
+// and what a round needs follows from images that the last one brought, so more
+// than a few mean that something runs in circles.
+const maxRounds = 16
+
+// lowerAll lowers a file for all platforms, fetching what is needed for that.
+func (d *driver) lowerAll(ctx context.Context, targets []*input) ([]*lowered, error) {
+	for range maxRounds {
+		out := make([]*lowered, len(targets))
+		var missing need
+		for i, in := range targets {
+			l, n, err := lower(in, d.facts)
+			if err != nil {
+				return nil, err
+			}
+			missing.images = append(missing.images, n.images...)
+			missing.ignores = append(missing.ignores, n.ignores...)
+			out[i] = l
+		}
+		if missing.empty() {
+			return out, nil
+		}
+		if err := d.fetch(ctx, &missing); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("lower %s: still needs images after %d rounds", d.source.Name, maxRounds)
+}
+
+// targets are the inputs of the lowering, one for each platform.
+func (d *driver) targets(file *syntax.File) []*input {
+	worker := d.req.Worker
+	if worker.OS == "" || worker.Architecture == "" {
+		worker = platforms.DefaultSpec()
+	}
+	worker = platforms.Normalize(worker)
+	base := input{
+		file: file, words: syntax.DockerfileWords(), opts: d.opts, target: worker, build: worker,
+		implicit: true, context: d.context, inputs: d.req.Inputs,
+	}
+	if len(d.opts.platforms) == 0 {
+		return []*input{&base}
+	}
+	var out []*input
+	for _, p := range d.opts.platforms {
+		in := base
+		in.target, in.implicit = p, false
+		out = append(out, &in)
+	}
+	return out
+}
+
+// result puts the platforms together.
+func (d *driver) result(targets []*input, lowered []*lowered) (*frontend.Result, error) {
+	res := &frontend.Result{Meta: map[string][]byte{}}
+	for i, l := range lowered {
+		config, err := json.Marshal(l.config)
+		if err != nil {
+			return nil, fmt.Errorf("write image config: %w", err)
+		}
+		p := frontend.PlatformResult{Platform: platforms.Normalize(targets[i].target), Graph: l.graph, Config: config}
+		suffix := ""
+		if d.opts.multiPlatform {
+			p.ID = platforms.FormatAll(p.Platform)
+			suffix = "/" + p.ID
+		}
+		if l.base != nil {
+			data, err := json.Marshal(l.base)
+			if err != nil {
+				return nil, fmt.Errorf("write base image config: %w", err)
+			}
+			res.Meta["containerimage.base.config"+suffix] = data
+		}
+		if l.epoch != nil {
+			res.Meta["source.date.epoch"+suffix] = []byte(strconv.FormatInt(l.epoch.Unix(), 10))
+		}
+		res.Platforms = append(res.Platforms, p)
+	}
+	return res, nil
+}
+
+// checkSyntaxImage refuses a file in a language that another frontend reads.
+// The images of the Dockerfile language itself stand for this frontend.
+func (d *driver) checkSyntaxImage(file *syntax.File) error {
+	image, ok := d.opts.buildArgs["BUILDKIT_SYNTAX"]
+	var at syntax.Span
+	if !ok || image == "" {
+		image = file.Directive("syntax")
+		for _, dir := range file.Directives {
+			if dir.Name == "syntax" {
+				at = dir.Span
+			}
+		}
+	}
+	image, _, _ = strings.Cut(image, " ")
+	name := strings.TrimPrefix(strings.TrimPrefix(image, "docker.io/"), "docker-image://")
+	name, _, _ = strings.Cut(name, "@")
+	name, _, _ = strings.Cut(name, ":")
+	switch name {
+	case "", "dockerfile.v0", "docker/dockerfile", "docker/dockerfile-upstream":
+		return nil
+	}
+	return &syntax.Error{
+		Source: d.source, Span: at, Message: fmt.Sprintf("syntax %q needs a frontend image, which cannot be run yet", image),
+		Expected: "docker/dockerfile:1 or no syntax directive",
+	}
+}
+
+// sourceErrors makes errors of the syntax and the lowering those that the
+// gateway's other side knows.
+func sourceErrors(err error) error {
+	var list syntax.Errors
+	if errors.As(err, &list) {
+		out := make(frontend.SourceErrors, len(list))
+		for i, e := range list {
+			out[i] = sourceError(e, e)
+		}
+		if len(out) == 1 {
+			return out[0]
+		}
+		return out
+	}
+	var single *syntax.Error
+	if errors.As(err, &single) {
+		return sourceError(single, err)
+	}
+	return err
+}
+
+func sourceError(at *syntax.Error, err error) *frontend.SourceError {
+	return &frontend.SourceError{File: at.Source.LLB(), Ranges: []llb.Range{at.Source.Range(at.Span)}, Err: err}
+}

@@ -1,0 +1,261 @@
+package dockerfile
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// run is a RUN being lowered.
+type run struct {
+	op      *llb.ExecOp
+	mounts  []runMount
+	secrets []llb.Mount
+	agents  []llb.Mount
+	masked  []string // variables that hold secrets
+}
+
+// runMount is a mount and what is in it.
+type runMount struct {
+	llb.Mount
+	edge llb.Edge
+}
+
+func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
+	s.paths["/"] = true // a command may read anything
+	r := &run{op: &llb.ExecOp{
+		Env: s.state.env.list(), Cwd: s.state.dir, User: s.state.user, RemoveStubs: true,
+		Hostname: l.in.opts.hostname, ExtraHosts: l.in.opts.hosts, Ulimits: l.in.opts.ulimits,
+		CgroupParent: l.in.opts.cgroupParent, Proxy: l.proxy, Network: l.in.opts.network,
+	}}
+	if r.op.Cwd == "" {
+		r.op.Cwd = "/"
+	}
+	title := i.Code
+	args, summary := l.runArgs(s, r, i)
+	r.op.Args, title = args, title+summary
+	for n, t := range i.Mounts {
+		if err := l.addMount(s, r, &i.Head, t, c.sources[n]); err != nil {
+			return err
+		}
+	}
+	if err := l.runModes(s, r, i); err != nil {
+		return err
+	}
+	if l.in.opts.shmSize > 0 {
+		r.mounts = append(r.mounts, runMount{Mount: llb.Mount{
+			Kind: llb.MountTmpfs, Dest: "/dev/shm", Output: llb.None, TmpfsSize: l.in.opts.shmSize,
+		}})
+	}
+	vars := s.state.env.clone()
+	for _, name := range r.masked {
+		vars.set(name, "****")
+	}
+	x := l.expander()
+	x.KeepQuotes, x.SkipUnset = true, true
+	name := l.stepName(s, triggerTitle(c, l.title(s, title, x, &vars)), s.platform, &s.state.env)
+	inputs := r.finish(s.state.edge)
+	v := l.vertex(s, &i.Head, c, r.op, inputs, name)
+	v.Platform = s.platform
+	v.Meta.IgnoreCache, v.Meta.Resources = s.ignoreCache, l.in.opts.resources
+	s.state.edge = llb.Edge{Vertex: v}
+	s.config.commit("RUN "+runHistory(s, args)+" # buildkit", true, l.epoch)
+	return nil
+}
+
+// runArgs is what a RUN runs, and what of its heredoc to show in its name.
+func (l *lowering) runArgs(s *stage, r *run, i *syntax.Run) (args []string, summary string) {
+	if i.Command.JSON {
+		return i.Command.Strings(), ""
+	}
+	line := i.Command.Args[0].Value
+	switch {
+	case len(i.Heredocs) == 0:
+	case len(i.Heredocs) == 1 && i.Heredocs[0].Word == i.Command.Span:
+		// The heredoc is the whole command: it is the script.
+		doc := i.Heredocs[0]
+		summary = " (" + summarize(doc.Content) + ")"
+		line = doc.Content
+		if doc.Chomp {
+			line = syntax.ChompTabs(line)
+		}
+		if strings.HasPrefix(line, "#!") {
+			const dir = "/dev/pipes/"
+			r.mounts = append(r.mounts, runMount{
+				Mount: llb.Mount{Dest: dir, Selector: "/", ReadOnly: true, Output: llb.None},
+				edge:  l.inlineFile(s, doc.Name.Value, []byte(line), 0o755),
+			})
+			line = dir + doc.Name.Value
+		}
+	default:
+		// The shell reads the heredocs itself.
+		for _, doc := range i.Heredocs {
+			line += "\n" + doc.Content + doc.Name.Value
+		}
+	}
+	return s.config.shellCommand([]string{line}), summary
+}
+
+// summarize is the first line of a heredoc.
+func summarize(doc string) string {
+	first, _, more := strings.Cut(strings.TrimSpace(strings.ReplaceAll(doc, "\r\n", "\n")), "\n")
+	if more {
+		first += "..."
+	}
+	return first
+}
+
+// addMount adds a RUN --mount.
+func (l *lowering) addMount(s *stage, r *run, h *syntax.Head, t syntax.Text, src *stage) error {
+	m, err := l.parseMount(s, h, t)
+	if err != nil {
+		return err
+	}
+	switch m.kind {
+	case "secret":
+		m.secretInto(r)
+	case "ssh":
+		m.sshInto(r)
+	default:
+		files, err := l.files(s, m, src, t.Span)
+		if err != nil {
+			return err
+		}
+		r.mounts = append(r.mounts, files)
+	}
+	return nil
+}
+
+// runModes reads --network, --security and --device.
+func (l *lowering) runModes(s *stage, r *run, i *syntax.Run) error {
+	if i.Network != nil {
+		network, err := l.expand(s, &i.Head, *i.Network)
+		if err != nil {
+			return err
+		}
+		switch network {
+		case "default":
+		case "host":
+			r.op.Network = llb.NetHost
+		case "none":
+			r.op.Network = llb.NetNone
+		default:
+			return l.errorAt(i.Network.Span, fmt.Sprintf("network %q is not known", network), "default, none or host",
+				syntax.Suggest(network, []string{"default", "none", "host"}))
+		}
+	}
+	if i.Security != nil {
+		security, err := l.expand(s, &i.Head, *i.Security)
+		if err != nil {
+			return err
+		}
+		switch security {
+		case "sandbox":
+		case "insecure":
+			r.op.Security = llb.SecurityInsecure
+		default:
+			return l.errorAt(i.Security.Span, fmt.Sprintf("security mode %q is not known", security), "sandbox or insecure",
+				syntax.Suggest(security, []string{"sandbox", "insecure"}))
+		}
+	}
+	for _, t := range i.Devices {
+		d, err := parseDevice(t.Value)
+		if err != nil {
+			return l.errorAt(t.Span, err.Error(), "", "")
+		}
+		r.op.Devices = append(r.op.Devices, d)
+	}
+	return nil
+}
+
+// parseDevice reads "name[,required]".
+func parseDevice(v string) (llb.CDIDevice, error) {
+	d := llb.CDIDevice{Optional: true}
+	fields, err := csvFields(v)
+	if err != nil {
+		return d, fmt.Errorf("device %q: %w", v, err)
+	}
+	for _, f := range fields {
+		key, value, hasValue := strings.Cut(f, "=")
+		switch {
+		case strings.EqualFold(key, "required"):
+			required := true
+			if hasValue {
+				if required, err = strconv.ParseBool(value); err != nil {
+					return d, fmt.Errorf("device key required has the value %q: expected true or false", value)
+				}
+			}
+			d.Optional = !required
+		case strings.EqualFold(key, "name") && hasValue && d.Name == "":
+			d.Name = value
+		case d.Name == "":
+			d.Name = f // vendor.com/class=device has a = of its own
+		default:
+			return d, fmt.Errorf("device has no key %q: expected name or required", key)
+		}
+	}
+	if d.Name == "" {
+		return d, fmt.Errorf("device %q has no name", v)
+	}
+	return d, nil
+}
+
+// finish numbers the mounts' inputs as BuildKit's client library does
+// (WIRE.md section 3.2), for that is part of the digest, and returns the inputs.
+func (r *run) finish(root llb.Edge) []llb.Edge {
+	mounts := append([]runMount{{Mount: llb.Mount{Dest: "/", Output: 0}, edge: root}}, r.mounts...)
+	slices.SortStableFunc(mounts, func(a, b runMount) int { return strings.Compare(a.Dest, b.Dest) })
+	var inputs []llb.Edge
+	for _, m := range mounts {
+		m.Input = llb.None
+		if m.edge.Vertex != nil {
+			m.Input = slices.Index(inputs, m.edge)
+			if m.Input < 0 {
+				m.Input = len(inputs)
+				inputs = append(inputs, m.edge)
+			}
+		}
+		r.op.Mounts = append(r.op.Mounts, m.Mount)
+	}
+	r.op.Mounts = append(r.op.Mounts, r.secrets...)
+	for n, m := range r.agents {
+		if m.Dest == "" {
+			m.Dest = fmt.Sprintf("/run/buildkit/ssh_agent.%d", n)
+		}
+		if n == 0 && !slices.ContainsFunc(r.op.Env, func(kv string) bool { return strings.HasPrefix(kv, "SSH_AUTH_SOCK=") }) {
+			r.op.Env = append(r.op.Env, "SSH_AUTH_SOCK="+m.Dest)
+		}
+		r.op.Mounts = append(r.op.Mounts, m)
+	}
+	return inputs
+}
+
+// runHistory is how the image's history tells of a run: with the build
+// arguments that it could see.
+func runHistory(s *stage, args []string) string {
+	var names []string
+	values := map[string]string{}
+	for _, a := range s.declared {
+		name := a.Key.Value
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		if v, ok := s.state.env.Get(name); ok {
+			values[name] = v
+		} else {
+			values[name] = s.argValues[name]
+		}
+	}
+	var words []string
+	if len(names) > 0 {
+		words = append(words, "|"+strconv.Itoa(len(names)))
+		for _, name := range names {
+			words = append(words, name+"="+values[name])
+		}
+	}
+	return strings.Join(append(words, args...), " ")
+}

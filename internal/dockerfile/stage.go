@@ -1,0 +1,515 @@
+package dockerfile
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// scratch is the base image that is empty.
+const scratch = "scratch"
+
+// stage is a stage of the file, or an image or context that an instruction
+// names directly.
+type stage struct {
+	decl     *syntax.Stage // nil for what is named directly
+	head     *syntax.Head  // where it is asked for
+	nameSpan syntax.Span
+	name     string // in lower case, "" if it has none
+	label    string // the name in progress displays
+	image    string // the base, variables replaced
+	base     *stage // the base if it is a stage
+	platform *ocispecs.Platform
+	context  *namedContext // stands in for the whole stage
+
+	commands []command
+	deps     []dependency
+
+	resolved    bool // the base is known
+	initialized bool // took over what it inherits
+	triggered   bool // ONBUILD triggers of the base are among the commands
+	done        bool // may be copied from
+	ignoreCache bool
+	steps, step int // how many steps have names, and the last one's number
+
+	state      state
+	config     *imageConfig
+	baseConfig *imageConfig // of the image below all stages, nil if there is none
+	declared   []syntax.ArgDecl
+	argValues  map[string]string
+	paths      map[string]bool // what is used of it; shared with its base
+	workdirSet bool
+	once       map[syntax.Verb]*syntax.Head
+}
+
+// state is what steps build on.
+type state struct {
+	edge llb.Edge
+	env  environment
+	dir  string
+	user string
+}
+
+// command is an instruction of a stage.
+type command struct {
+	syntax.Instruction
+	sources []*stage // of a COPY, or of each mount of a RUN
+	trigger bool     // came from an ONBUILD
+	foreign bool     // of an image, so its places are not in the file
+}
+
+// dependency is a stage that another reads from, and where it says so.
+type dependency struct {
+	on *stage
+	at syntax.Span
+}
+
+// planStages makes the stages of the file.
+func (l *lowering) planStages() error {
+	l.byName = map[string]*stage{}
+	for i, decl := range l.in.file.Stages {
+		s, err := l.planStage(decl)
+		if err != nil {
+			return err
+		}
+		if s.label == "" {
+			s.label = fmt.Sprintf("stage-%d", i)
+		}
+		l.stages = append(l.stages, s)
+		if s.name != "" {
+			l.byName[s.name] = s
+		}
+	}
+	return nil
+}
+
+func (l *lowering) planStage(decl *syntax.Stage) (*stage, error) {
+	from := decl.From
+	s := &stage{
+		decl: decl, head: &from.Head, nameSpan: from.Image.Span,
+		name: strings.ToLower(from.Name.Value), paths: map[string]bool{},
+	}
+	s.label = s.name
+	x, err := l.expandGlobal(from.Image, &from.Head)
+	if err != nil {
+		return nil, err
+	}
+	if x.Text == "" {
+		return nil, l.errorAt(from.Image.Span, fmt.Sprintf("base image %q is empty", from.Image.Value),
+			"an image, or ARGs above FROM that make one", l.suggestArg(x.Unset))
+	}
+	s.image = x.Text
+	if from.Platform != nil {
+		if err := l.planPlatform(s, from); err != nil {
+			return nil, err
+		}
+	}
+	s.ignoreCache = l.in.opts.ignoresCache(s.name)
+	if s.name != "" {
+		if s.context, err = l.namedContext(s.name, l.platformOf(s)); err != nil || s.context != nil {
+			return s, err
+		}
+	}
+	s.base = l.byName[s.image]
+	if s.image != scratch && s.base == nil {
+		s.steps++
+	}
+	for _, i := range decl.Instructions {
+		switch i.(type) {
+		case *syntax.Copy, *syntax.Run, *syntax.Workdir:
+			s.steps++
+		}
+	}
+	return s, nil
+}
+
+// planPlatform reads FROM --platform.
+func (l *lowering) planPlatform(s *stage, from *syntax.From) error {
+	x, err := l.expandGlobal(*from.Platform, &from.Head)
+	if err != nil {
+		return err
+	}
+	if x.Text == "" {
+		return l.errorAt(from.Platform.Span, fmt.Sprintf("platform %q is empty", from.Platform.Value), "a platform such as linux/amd64", l.suggestArg(x.Unset))
+	}
+	p, err := platforms.Parse(x.Text)
+	if err != nil {
+		return l.errorAt(from.Platform.Span, fmt.Sprintf("platform %q is not known", x.Text), "a platform such as linux/amd64 or linux/arm64/v8", l.suggestArg(x.Unset))
+	}
+	s.platform = &p
+	target, _ := l.args.Get("TARGETPLATFORM")
+	switch {
+	case len(x.Used) == 1 && len(x.Unset) == 0 && x.Used[0] == "TARGETPLATFORM" && x.Text == target:
+		l.lint.remark(ruleRedundantPlatform, &from.Head, from.Line, "platform %s is the default", from.Platform.Value)
+	case len(x.Used)+len(x.Unset) == 0 && !strings.Contains(s.name, p.OS) && !strings.Contains(s.name, p.Architecture):
+		l.lint.remark(ruleConstPlatform, &from.Head, from.Line, "platform %q is constant", x.Text)
+	}
+	return nil
+}
+
+// expandGlobal expands a word of a FROM.
+func (l *lowering) expandGlobal(t syntax.Text, h *syntax.Head) (syntax.Expanded, error) {
+	x, err := l.expander().Expand(t.Value, l.args)
+	if err != nil {
+		return x, l.errorAt(t.Span, err.Error(), "", "")
+	}
+	for _, name := range x.Unset {
+		if l.globals[name] {
+			continue
+		}
+		hint := ""
+		if near := l.suggestArg([]string{name}); near != "" {
+			hint = " (did you mean " + near + "?)"
+		}
+		l.lint.remark(ruleUndefinedArgInFrom, h, h.Line, "argument %q is not declared above the first FROM%s", name, hint)
+	}
+	return x, nil
+}
+
+// suggestArg is the known argument nearest to one of the names.
+func (l *lowering) suggestArg(names []string) string {
+	known := append([]string(nil), l.args.keys...)
+	for name := range l.globals {
+		known = append(known, name)
+	}
+	for _, name := range names {
+		if near := syntax.Suggest(name, known); near != "" {
+			return near
+		}
+	}
+	return ""
+}
+
+// platformOf is the platform of a stage's base.
+func (l *lowering) platformOf(s *stage) ocispecs.Platform {
+	if s.platform != nil {
+		return *s.platform
+	}
+	return l.in.target
+}
+
+// findTarget returns the stage to build.
+func (l *lowering) findTarget() (*stage, error) {
+	name := l.in.opts.target
+	if name == "" {
+		return l.stages[len(l.stages)-1], nil
+	}
+	if s, ok := l.byName[strings.ToLower(name)]; ok {
+		return s, nil
+	}
+	if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < len(l.in.file.Stages) {
+		return l.stages[n], nil
+	}
+	expected := "the name of a stage, but no stage has one"
+	if names := l.stageNames(); len(names) > 0 {
+		expected = "one of " + strings.Join(names, ", ")
+	}
+	return nil, fmt.Errorf("find target: %s has no stage %q: expected %s%s", l.in.file.Source.Name, name, expected,
+		didYouMean(syntax.Suggest(name, l.stageNames())))
+}
+
+func didYouMean(word string) string {
+	if word == "" {
+		return ""
+	}
+	return " (did you mean " + word + "?)"
+}
+
+// stageNames are the names of the file's stages in its order.
+func (l *lowering) stageNames() []string {
+	var out []string
+	for _, st := range l.in.file.Stages {
+		if name := strings.ToLower(st.From.Name.Value); name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// planCommands finds what the instructions of all stages read from.
+func (l *lowering) planCommands() error {
+	for _, s := range l.stages[:len(l.in.file.Stages)] {
+		for _, i := range s.decl.Instructions {
+			c, err := l.planCommand(s, i)
+			if err != nil {
+				return err
+			}
+			s.commands = append(s.commands, c)
+		}
+	}
+	if err := l.refuseCircles(); err != nil {
+		return err
+	}
+	if len(l.stages) == 1 {
+		l.stages[0].label = ""
+	}
+	return nil
+}
+
+// planCommand finds the sources of an instruction.
+func (l *lowering) planCommand(s *stage, i syntax.Instruction) (command, error) {
+	c := command{Instruction: i}
+	switch i := i.(type) {
+	case *syntax.Copy:
+		if i.From == nil {
+			return c, nil
+		}
+		src, err := l.copySource(s, i)
+		if err != nil {
+			return c, err
+		}
+		c.sources = []*stage{src}
+		s.deps = append(s.deps, dependency{src, i.From.Span})
+	case *syntax.Run:
+		for _, m := range i.Mounts {
+			from, err := l.mountFrom(m)
+			if err != nil {
+				return c, err
+			}
+			src := l.sourceStage(from, &i.Head, m.Span)
+			c.sources = append(c.sources, src)
+			s.deps = append(s.deps, dependency{src, m.Span})
+		}
+	}
+	return c, nil
+}
+
+// copySource is the stage that COPY --from names.
+func (l *lowering) copySource(s *stage, c *syntax.Copy) (*stage, error) {
+	from := *c.From
+	if x, err := l.expander().Expand(from.Value, syntax.NoVariables{}); err != nil || x.Text != from.Value {
+		return nil, l.errorAt(from.Span, fmt.Sprintf("--from has the value %q", from.Value),
+			"a stage or image without variables or quotes; a stage of its own (FROM $NAME AS ...) may have them", "")
+	}
+	if from.Value == "" {
+		return nil, l.errorAt(from.Span, "--from has no value", "a stage, an image or a named context", "")
+	}
+	if n, err := strconv.Atoi(from.Value); err == nil {
+		declared := len(l.in.file.Stages)
+		if n < 0 || n >= declared {
+			return nil, l.errorAt(from.Span, fmt.Sprintf("there is no stage number %d", n), fmt.Sprintf("a number from 0 to %d", declared-1), "")
+		}
+		return l.stages[n], nil
+	}
+	return l.sourceStage(from.Value, &c.Head, from.Span), nil
+}
+
+// sourceStage returns the stage called name; where there is none, the name is
+// that of an image or context.
+func (l *lowering) sourceStage(name string, head *syntax.Head, at syntax.Span) *stage {
+	if s, ok := l.byName[strings.ToLower(name)]; ok {
+		return s
+	}
+	s := &stage{head: head, nameSpan: at, image: name, paths: map[string]bool{}}
+	l.stages = append(l.stages, s)
+	return s
+}
+
+// refuseCircles reports stages that need each other.
+func (l *lowering) refuseCircles() error {
+	const (
+		unseen = iota
+		open
+		closed
+	)
+	colour := map[*stage]int{}
+	var path []string
+	var visit func(s *stage) error
+	visit = func(s *stage) error {
+		colour[s] = open
+		path = append(path, s.label)
+		next := s.deps
+		if s.base != nil {
+			next = append([]dependency{{s.base, s.nameSpan}}, next...)
+		}
+		for _, d := range next {
+			if colour[d.on] == open {
+				return l.errorAt(d.at, fmt.Sprintf("stages need each other: %s -> %s", strings.Join(path, " -> "), d.on.label),
+					"a stage above this one", "")
+			}
+			if colour[d.on] == unseen {
+				if err := visit(d.on); err != nil {
+					return err
+				}
+			}
+		}
+		path = path[:len(path)-1]
+		colour[s] = closed
+		return nil
+	}
+	for _, s := range l.stages {
+		if colour[s] == unseen {
+			if err := visit(s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reachable returns the stages that a stage needs, itself included.
+func reachable(s *stage) map[*stage]bool {
+	out := map[*stage]bool{}
+	todo := []*stage{s}
+	for len(todo) > 0 {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if out[s] {
+			continue
+		}
+		out[s] = true
+		if s.base != nil && s.context == nil {
+			todo = append(todo, s.base)
+		}
+		for _, d := range s.deps {
+			todo = append(todo, d.on)
+		}
+	}
+	return out
+}
+
+// resolveStages finds the bases of the stages that the target needs, until
+// ONBUILD triggers bring no new ones.
+func (l *lowering) resolveStages() error {
+	for {
+		l.reached = reachable(l.target)
+		again := false
+		for i := 0; i < len(l.stages); i++ { // triggers may append stages
+			s := l.stages[i]
+			if !l.reached[s] {
+				continue
+			}
+			if s.base == nil && !s.resolved {
+				if err := l.resolveBase(s); err != nil {
+					return err
+				}
+			}
+			more, err := l.addTriggers(s)
+			if err != nil {
+				return err
+			}
+			again = again || more
+		}
+		if !again {
+			return nil
+		}
+	}
+}
+
+// addTriggers puts the ONBUILD triggers of a stage's base before its commands.
+// It reports whether they read from other stages.
+func (l *lowering) addTriggers(s *stage) (more bool, err error) {
+	if s.decl == nil || s.triggered || (s.base == nil && !s.resolved) {
+		return false, nil
+	}
+	s.triggered = true
+	var triggers []command
+	if s.base != nil {
+		for _, c := range s.base.commands {
+			if o, ok := c.Instruction.(*syntax.Onbuild); ok {
+				triggers = append(triggers, command{Instruction: o.Inner})
+			}
+		}
+	} else if s.config != nil {
+		for _, text := range s.config.Config.OnBuild {
+			inner, err := syntax.ParseTrigger(text, l.in.words)
+			if err != nil {
+				return false, l.errorAt(s.nameSpan, fmt.Sprintf("ONBUILD trigger %q of %s: %v", text, s.image, err), "", "")
+			}
+			triggers = append(triggers, command{Instruction: inner, foreign: true})
+		}
+		s.config.Config.OnBuild = nil
+	}
+	for i, t := range triggers {
+		c, err := l.planCommand(s, t.Instruction)
+		if err != nil {
+			return false, l.relocate(err, t, s)
+		}
+		c.trigger, c.foreign = true, t.foreign
+		triggers[i] = c
+		more = more || len(c.sources) > 0
+	}
+	s.commands = append(triggers, s.commands...)
+	s.steps += len(triggers)
+	if more {
+		return true, l.refuseCircles()
+	}
+	return false, nil
+}
+
+// resolveBase finds a stage's base that is no stage. Without the facts for it,
+// they are needed, and the stage stays unresolved.
+func (l *lowering) resolveBase(s *stage) error {
+	platform := l.platformOf(s)
+	if s.context != nil {
+		return l.resolveContext(s, s.context, platform)
+	}
+	if s.image == scratch {
+		s.config = emptyConfig(l.in.target)
+		s.platform = &l.in.target
+		s.resolved, s.done = true, s.decl == nil
+		return nil
+	}
+	named, err := reference.ParseNormalizedNamed(s.image)
+	if err != nil {
+		return l.errorAt(s.nameSpan, fmt.Sprintf("%q is no image reference", s.image), "a reference such as alpine:3.20 or a stage above", syntax.Suggest(s.image, l.stageNames()))
+	}
+	named = reference.TagNameOnly(named)
+	if context, err := l.namedContext(named.String(), platform); err != nil || context != nil {
+		if err != nil {
+			return err
+		}
+		return l.resolveContext(s, context, platform)
+	}
+	prefix := "[internal]"
+	if l.in.opts.multiPlatform {
+		prefix = "[" + platforms.FormatAll(platform) + " internal]"
+	}
+	attrs := map[string]string{}
+	if l.in.opts.resolveMode != "default" {
+		attrs["image.resolvemode"] = l.in.opts.resolveMode
+	}
+	fact := l.image(imageQuery{
+		op: llb.SourceOp{Identifier: "docker-image://" + named.String(), Attrs: attrs}, platform: platform,
+		mode: l.in.opts.resolveMode, log: prefix + " load metadata for " + named.String(),
+		name: s.image, at: s.nameSpan, stages: l.stageNames(), laterStage: l.laterStage(s),
+	})
+	if fact == nil {
+		return nil
+	}
+	config, err := parseConfig(fact.config)
+	if err != nil {
+		return l.errorAt(s.nameSpan, fmt.Sprintf("image %s: %v", s.image, err), "", "")
+	}
+	s.baseConfig = config.clone()
+	config.Created = nil
+	s.config, s.platform = config, &platform
+	s.resolved, s.done = true, s.decl == nil
+	if config.OS != platform.OS || config.Architecture != platform.Architecture {
+		l.lint.remark(ruleBasePlatform, s.head, s.head.Line, "image %s is for %s, the build is for %s", s.image,
+			platforms.FormatAll(platforms.Normalize(config.Platform)), platforms.FormatAll(platform))
+	}
+	if config.withoutFiles() {
+		return nil
+	}
+	ref := strings.TrimPrefix(fact.op.Identifier, "docker-image://")
+	name := l.stepName(s, "FROM "+ref, &platform, &environment{})
+	s.state.edge = l.source(fact.op, &platform, name, s.head)
+	return nil
+}
+
+// laterStage tells where a stage of this name is declared further down, for
+// names that turn out to be no image either.
+func (l *lowering) laterStage(s *stage) int {
+	if later, ok := l.byName[strings.ToLower(s.image)]; ok && later != s {
+		return l.in.file.Source.Position(later.head.Line.Start).Line
+	}
+	return 0
+}
