@@ -1,0 +1,4 @@
+#!/bin/sh
+# Prints the page that PAGE names.
+set -eu
+cat "$PAGE"
