@@ -3,25 +3,29 @@ package source
 import "sync"
 
 // Memo remembers small things across builds and restarts, such as what a tag
-// meant or how a file can be revalidated. To lose one costs time and no more.
+// meant or how a file can be revalidated; [store.Store] does. To lose one costs
+// time and no more.
+//
+// [store.Store]: github.com/kiln-build/kiln/internal/store.Store
 type Memo interface {
-	// Memo returns nil if nothing is remembered under key.
-	Memo(key string) ([]byte, error)
-	SetMemo(key string, value []byte) error
+	// Value returns what was put under key. Namespaces are apart.
+	Value(namespace, key string) ([]byte, bool)
+	// PutValue remembers value, which must not be changed any more.
+	PutValue(namespace, key string, value []byte) error
 }
 
 // MemoryMemo is a Memo that lasts as long as the process.
 type MemoryMemo struct{ m sync.Map }
 
-// Memo returns what was set last.
-func (m *MemoryMemo) Memo(key string) ([]byte, error) {
-	v, _ := m.m.Load(key)
+// Value returns what was put last.
+func (m *MemoryMemo) Value(namespace, key string) ([]byte, bool) {
+	v, ok := m.m.Load([2]string{namespace, key})
 	b, _ := v.([]byte)
-	return b, nil
+	return b, ok
 }
 
-// SetMemo remembers value.
-func (m *MemoryMemo) SetMemo(key string, value []byte) error {
-	m.m.Store(key, append([]byte(nil), value...))
+// PutValue remembers value.
+func (m *MemoryMemo) PutValue(namespace, key string, value []byte) error {
+	m.m.Store([2]string{namespace, key}, value)
 	return nil
 }

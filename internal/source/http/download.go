@@ -26,6 +26,9 @@ type file struct {
 	Layer        string        `json:"layer"`
 }
 
+// memoNamespace is where downloads are remembered.
+const memoNamespace = "source.http"
+
 // attempts is how often a download is begun before giving up.
 const attempts = 4
 
@@ -39,7 +42,7 @@ func (r *request) memoKey() (string, error) {
 	}
 	u := *r.url
 	u.Fragment = ""
-	return "http:" + digest.FromString(u.String()+"\n"+k).String(), nil
+	return digest.FromString(u.String() + "\n" + k).Encoded(), nil
 }
 
 // get returns the file as the server has it now, downloading it unless the
@@ -62,7 +65,7 @@ func (s *Source) get(ctx context.Context, r *request) (file, *layer.Ref, error) 
 		if err == nil {
 			b, merr := json.Marshal(f)
 			if merr == nil {
-				merr = s.cfg.Memo.SetMemo(key, b)
+				merr = s.cfg.Memo.PutValue(memoNamespace, key, b)
 			}
 			if merr != nil {
 				return file{}, nil, fmt.Errorf("remember download of %s: %w", r.url.Redacted(), merr)
@@ -84,8 +87,8 @@ func (s *Source) get(ctx context.Context, r *request) (file, *layer.Ref, error) 
 
 func (s *Source) remembered(ctx context.Context, key string) (file, *layer.Ref) {
 	var f file
-	b, err := s.cfg.Memo.Memo(key)
-	if err != nil || b == nil || json.Unmarshal(b, &f) != nil {
+	b, ok := s.cfg.Memo.Value(memoNamespace, key)
+	if !ok || json.Unmarshal(b, &f) != nil {
 		return file{}, nil
 	}
 	ref, err := s.cfg.Layers.Get(ctx, f.Layer)

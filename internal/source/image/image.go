@@ -4,25 +4,21 @@
 // image. By default the store is asked first, as users of Docker expect, so
 // that an image which was just built needs no registry; then the registry is
 // asked what the name means now; and if it cannot be reached, what it said
-// last counts, with a warning. Manifests and configs are kept as content:
-// neither a digest that was seen before nor a rebuild downloads them again.
+// last counts, with a warning. Manifests and configs are remembered: neither a
+// digest that was seen before nor a rebuild downloads them again.
 // Layers stay where they are until somebody looks at their files.
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -49,15 +45,14 @@ type Registry interface {
 
 // Images are the images that Kiln keeps by name.
 type Images interface {
-	// Image returns what a normalised name stands for, or an error that is
-	// errdefs.ErrNotFound.
-	Image(ctx context.Context, name string) (ocispecs.Descriptor, error)
+	// Image returns what a normalised name stands for.
+	Image(name string) (ocispecs.Descriptor, bool)
 }
 
 // Config is what a Source is made of.
 type Config struct {
 	Layers   Layers
-	Content  content.Store
+	Content  content.Provider // of the images in Images
 	Registry Registry
 	Images   Images // nil if there is no store
 	Memo     source.Memo
@@ -159,7 +154,9 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 		platform = platforms.DefaultSpec()
 	}
 	platform = platforms.Normalize(platform)
-	read := func(ctx context.Context, d ocispecs.Descriptor) ([]byte, error) { return s.read(ctx, pinned.String(), d) }
+	read := func(ctx context.Context, d ocispecs.Descriptor) ([]byte, error) {
+		return s.read(ctx, pinned.String(), d)
+	}
 	img, err := source.SelectImage(ctx, r.ref.String(), root, platform, read)
 	if err != nil {
 		return nil, err
@@ -203,10 +200,10 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 // root finds out what a reference means.
 func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, error) {
 	name := r.ref.String()
-	memo := "image:" + name
+	memo := name
 	pinned, isPinned := r.ref.(reference.Digested)
 	if isPinned {
-		memo = "image@" + pinned.Digest().String()
+		memo = pinned.Digest().String()
 		if d, ok := s.remembered(memo); ok {
 			return d, nil
 		}
@@ -215,13 +212,9 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 		return d, nil
 	}
 	if r.mode != "pull" && s.cfg.Images != nil {
-		d, err := s.cfg.Images.Image(ctx, name)
-		if err == nil {
+		if d, ok := s.cfg.Images.Image(name); ok {
 			s.forBuild(ctx, name+" "+r.mode, d)
 			return d, nil
-		}
-		if !errdefs.IsNotFound(err) {
-			return d, fmt.Errorf("look for image %s in the store: %w", name, err)
 		}
 	}
 	d, err := s.cfg.Registry.Resolve(ctx, name)
@@ -239,7 +232,7 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 	}
 	b, err := json.Marshal(d)
 	if err == nil {
-		err = s.cfg.Memo.SetMemo(memo, b)
+		err = s.cfg.Memo.PutValue(namespaceNames, memo, b)
 	}
 	if err != nil {
 		return d, fmt.Errorf("remember image %s: %w", name, err)
@@ -250,8 +243,8 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 
 func (s *Source) remembered(key string) (ocispecs.Descriptor, bool) {
 	var d ocispecs.Descriptor
-	b, err := s.cfg.Memo.Memo(key)
-	if err != nil || b == nil || json.Unmarshal(b, &d) != nil {
+	b, ok := s.cfg.Memo.Value(namespaceNames, key)
+	if !ok || json.Unmarshal(b, &d) != nil {
 		return d, false
 	}
 	return d, d.Digest.Validate() == nil
@@ -289,20 +282,26 @@ func (s *Source) forBuild(ctx context.Context, name string, d ocispecs.Descripto
 	s.builds[id][name] = d
 }
 
-// read returns a manifest, index or config, from the store if it is there.
+// Where things are remembered.
+const (
+	namespaceNames     = "source.image.names"     // name or digest: descriptor
+	namespaceDocuments = "source.image.documents" // digest: manifest, index or config
+)
+
+// read returns a manifest, index or config, over the network only if it is not here.
 func (s *Source) read(ctx context.Context, origin string, d ocispecs.Descriptor) ([]byte, error) {
-	b, err := content.ReadBlob(ctx, s.cfg.Content, d)
-	if err == nil && d.Digest.Algorithm().FromBytes(b) == d.Digest {
+	right := func(b []byte) bool { return d.Digest.Algorithm().FromBytes(b) == d.Digest }
+	if b, ok := s.cfg.Memo.Value(namespaceDocuments, d.Digest.String()); ok && right(b) {
 		return b, nil
 	}
-	if err != nil && !errdefs.IsNotFound(err) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, fmt.Errorf("read %s of image %s: %w", d.Digest, origin, err)
+	b, err := content.ReadBlob(ctx, s.cfg.Content, d)
+	if err == nil && right(b) {
+		return b, nil
 	}
 	if b, err = s.cfg.Registry.ReadAll(ctx, origin, d); err != nil {
 		return nil, err
 	}
-	d.Annotations, d.URLs, d.Platform = nil, nil, nil
-	if err := content.WriteBlob(ctx, s.cfg.Content, "image-"+d.Digest.String(), bytes.NewReader(b), d); err != nil {
+	if err := s.cfg.Memo.PutValue(namespaceDocuments, d.Digest.String(), b); err != nil {
 		return nil, fmt.Errorf("keep %s of image %s: %w", d.Digest, origin, err)
 	}
 	return b, nil

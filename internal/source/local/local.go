@@ -236,10 +236,11 @@ func (s *Source) recall(ctx context.Context, key string) *state {
 	st := s.last[key]
 	s.mu.Unlock()
 	if st == nil {
-		b, err := s.cfg.Memo.Memo(memoKey(key))
-		if err != nil || b == nil {
+		b, ok := s.cfg.Memo.Value(memoNamespace, memoKey(key))
+		if !ok {
 			return &state{}
 		}
+		var err error
 		if st, err = decodeState(b); err != nil {
 			return &state{} // of another version: begin anew
 		}
@@ -268,7 +269,10 @@ func (s *Source) remember(key string, st *state) error {
 	if err != nil {
 		return err
 	}
-	return s.cfg.Memo.SetMemo(memoKey(key), b)
+	return s.cfg.Memo.PutValue(memoNamespace, memoKey(key), b)
 }
 
-func memoKey(key string) string { return "local:" + digest.FromString(key).Encoded() }
+// memoNamespace is where states are remembered.
+const memoNamespace = "source.local"
+
+func memoKey(key string) string { return digest.FromString(key).Encoded() }
