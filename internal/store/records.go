@@ -1,0 +1,153 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/solver"
+)
+
+var _ layer.Records = (*Store)(nil)
+
+// Layer returns a layer's record, or [layer.ErrNotFound].
+func (s *Store) Layer(id string) (layer.Record, error) {
+	var r layer.Record
+	if !s.getJSON(bucketLayers, id, &r) {
+		return layer.Record{}, fmt.Errorf("%w: %s", layer.ErrNotFound, id)
+	}
+	return r, nil
+}
+
+// PutLayer stores a layer's record.
+func (s *Store) PutLayer(r layer.Record) error { return s.putJSON(bucketLayers, r.ID, r) }
+
+// DeleteLayers forgets layers.
+func (s *Store) DeleteLayers(ids ...string) error { return s.delete(bucketLayers, ids...) }
+
+// Layers calls f with every record, in no order. A record that cannot be
+// decoded is left out.
+func (s *Store) Layers(f func(layer.Record) error) error {
+	return s.each(bucketLayers, func(_ string, value []byte) error {
+		var r layer.Record
+		if json.Unmarshal(value, &r) != nil {
+			return nil
+		}
+		return f(r)
+	})
+}
+
+// Result is what is kept of a step's outputs.
+type Result struct {
+	Outputs []Output  `json:"outputs"`
+	SavedAt time.Time `json:"savedAt"`
+}
+
+// Output is one output of a step: a layer, a value, or, with neither, the
+// empty file system.
+type Output struct {
+	Layer string `json:"layer,omitempty"` // id
+	Value []byte `json:"value,omitempty"`
+}
+
+// Result returns what is kept under key.
+func (s *Store) Result(key solver.Key) (Result, bool) {
+	var r Result
+	ok := s.getJSON(bucketResults, string(key), &r)
+	return r, ok
+}
+
+// PutResult keeps r under key.
+func (s *Store) PutResult(key solver.Key, r Result) error {
+	return s.putJSON(bucketResults, string(key), r)
+}
+
+// DeleteResults forgets results.
+func (s *Store) DeleteResults(keys ...solver.Key) error {
+	for _, key := range keys {
+		if err := s.delete(bucketResults, string(key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Results calls f with every result, in no order.
+func (s *Store) Results(f func(solver.Key, Result) error) error {
+	return s.each(bucketResults, func(key string, value []byte) error {
+		var r Result
+		if json.Unmarshal(value, &r) != nil {
+			return nil
+		}
+		return f(solver.Key(key), r)
+	})
+}
+
+// Digest returns the content digest kept for part, a piece of a key as the
+// solver names it.
+func (s *Store) Digest(part string) (string, bool) {
+	v, ok := s.get(bucketDigests, part)
+	return string(v), ok
+}
+
+// PutDigest keeps the content digest of part.
+func (s *Store) PutDigest(part, digest string) error {
+	return s.put(bucketDigests, part, []byte(digest))
+}
+
+// Image returns what a name stands for in the local image store.
+func (s *Store) Image(name string) (ocispecs.Descriptor, bool) {
+	var d ocispecs.Descriptor
+	ok := s.getJSON(bucketImages, name, &d)
+	return d, ok
+}
+
+// PutImage makes name stand for an image: a manifest or an index.
+func (s *Store) PutImage(name string, d ocispecs.Descriptor) error {
+	return s.putJSON(bucketImages, name, d)
+}
+
+// DeleteImage forgets a name.
+func (s *Store) DeleteImage(name string) error { return s.delete(bucketImages, name) }
+
+// Images calls f with every name in the local image store, in order.
+func (s *Store) Images(f func(name string, d ocispecs.Descriptor) error) error {
+	return s.each(bucketImages, func(key string, value []byte) error {
+		var d ocispecs.Descriptor
+		if json.Unmarshal(value, &d) != nil {
+			return nil
+		}
+		return f(key, d)
+	})
+}
+
+// Value returns what a source has kept under key. Namespaces are apart.
+func (s *Store) Value(namespace, key string) ([]byte, bool) {
+	return s.get(bucketValues, namespace+"\x00"+key)
+}
+
+// PutValue keeps a small value; the caller must not change it any more.
+func (s *Store) PutValue(namespace, key string, value []byte) error {
+	return s.put(bucketValues, namespace+"\x00"+key, value)
+}
+
+// DeleteValue forgets a value.
+func (s *Store) DeleteValue(namespace, key string) error {
+	return s.delete(bucketValues, namespace+"\x00"+key)
+}
+
+func (s *Store) getJSON(bucket, key string, to any) bool {
+	v, ok := s.get(bucket, key)
+	return ok && json.Unmarshal(v, to) == nil
+}
+
+func (s *Store) putJSON(bucket, key string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s %q: %w", bucket, key, err)
+	}
+	return s.put(bucket, key, data)
+}
