@@ -49,7 +49,7 @@ func NewCaller(ctx context.Context, meta Meta, conn net.Conn) (*Caller, error) {
 	watched := &watchedConn{Conn: conn, closed: c.cancel}
 	var used atomic.Bool
 	var err error
-	c.conn, err = grpc.NewClient("passthrough:///localhost",
+	c.conn, err = grpc.NewClient("passthrough:///localhost", append(DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			if used.Swap(true) {
@@ -57,14 +57,8 @@ func NewCaller(ctx context.Context, meta Meta, conn net.Conn) (*Caller, error) {
 			}
 			return watched, nil
 		}),
-		grpc.WithInitialWindowSize(Window), grpc.WithInitialConnWindowSize(2*Window),
-		grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
 		grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
-		grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
-			grpc.ForceCodecV2(Codec()),
-		),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("open session %s: %w", meta.ID, err)
 	}

@@ -26,12 +26,7 @@ type Server struct {
 
 // NewServer returns the server of the session id. Health is always served.
 func NewServer(id, sharedKey string, attached ...Attachable) *Server {
-	s := grpc.NewServer(
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.InitialWindowSize(Window), grpc.InitialConnWindowSize(2*Window),
-		grpc.ReadBufferSize(Buffer), grpc.WriteBufferSize(Buffer),
-		grpc.ForceServerCodecV2(Codec()),
-	)
+	s := grpc.NewServer(ServerOptions()...)
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
 	for _, a := range attached {
 		a.Register(s)
@@ -65,10 +60,8 @@ func (s *Server) Run(ctx context.Context, open func(context.Context) (ByteStream
 }
 
 // OpenStream returns how to open the session of a daemon's client, for Run.
-func OpenStream(c control.ControlClient, opts ...grpc.CallOption) func(context.Context) (ByteStream, error) {
-	return func(ctx context.Context) (ByteStream, error) {
-		return c.Session(ctx, append(opts, grpc.ForceCodecV2(Codec()))...)
-	}
+func OpenStream(c control.ControlClient) func(context.Context) (ByteStream, error) {
+	return func(ctx context.Context) (ByteStream, error) { return c.Session(ctx) }
 }
 
 // Serve serves conn until it ends or ctx does. A server serves but once.

@@ -2,7 +2,6 @@ package files
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -55,7 +54,7 @@ func send(ctx context.Context, stream packetStream, tree Tree, chunk int, sent f
 	s.cond.L = &s.mu
 	var work sync.WaitGroup
 	work.Go(func() {
-		if err := s.walk(ctx); err != nil {
+		if err := s.walk(ctx); err != nil && err != io.EOF {
 			s.finish(err)
 		}
 	})
@@ -96,7 +95,8 @@ func (s *sender) finish(err error) {
 	close(s.done)
 }
 
-// put sends one packet. It is called concurrently.
+// put sends one packet. It is called concurrently. The error io.EOF says that
+// the stream has ended, for a reason that reading tells.
 func (s *sender) put(p *fsutil.Packet) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
@@ -167,7 +167,9 @@ func (s *sender) serve() {
 			s.finish(fmt.Errorf("request for entry %d, which is no file, or was sent before", id))
 			return
 		}
-		if err := s.file(id, name, buf); err != nil {
+		if err := s.file(id, name, buf); err == io.EOF {
+			return
+		} else if err != nil {
 			s.finish(fmt.Errorf("send %q: %w", name, err))
 			return
 		}
@@ -179,7 +181,11 @@ func (s *sender) file(id uint32, name string, buf []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
+	defer func() {
+		if closeErr := r.Close(); err == nil {
+			err = closeErr
+		}
+	}()
 	for {
 		n, err := io.ReadFull(r, buf)
 		if n > 0 {

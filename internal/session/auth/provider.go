@@ -1,0 +1,183 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	remoteauth "github.com/containerd/containerd/v2/core/remotes/docker/auth"
+	"github.com/docker/cli/cli/config"
+	"github.com/docker/cli/cli/config/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/internal/api/auth"
+)
+
+// hub is Docker Hub's key in the Docker configuration; its registry has other
+// names.
+const hub = "https://index.docker.io/v1/"
+
+// Lookup returns what is known of a registry, by its key in the configuration.
+type Lookup func(key string) (types.AuthConfig, error)
+
+// DockerConfig looks into the Docker configuration of a directory; "" is the
+// usual one ($DOCKER_CONFIG or ~/.docker). The file is read at the first use.
+func DockerConfig(dir string) Lookup {
+	var mu sync.Mutex // helpers and the file's cache are not for concurrent use
+	return func(key string) (types.AuthConfig, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		file, err := config.Load(dir)
+		if err != nil {
+			return types.AuthConfig{}, fmt.Errorf("read the Docker configuration: %w", err)
+		}
+		return file.GetAuthConfig(key)
+	}
+}
+
+// Provider serves a client's credentials. It is a [session.Attachable].
+type Provider struct {
+	auth.UnimplementedAuthServer
+	lookup Lookup
+	client *http.Client
+}
+
+// NewProvider returns the provider of what lookup knows.
+func NewProvider(lookup Lookup) *Provider {
+	return &Provider{lookup: lookup, client: &http.Client{
+		Timeout: timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error {
+			return errors.New("a token server must not redirect")
+		},
+	}}
+}
+
+// Register attaches the provider to a session.
+func (p *Provider) Register(s *grpc.Server) { auth.RegisterAuthServer(s, p) }
+
+// key is a registry's key in the Docker configuration.
+func key(host string) string {
+	switch host {
+	case "registry-1.docker.io", "index.docker.io", "docker.io":
+		return hub
+	}
+	return host
+}
+
+// credentials returns a user and a password, or an identity token without user.
+func (p *Provider) credentials(host string) (user, secret string, err error) {
+	c, err := p.lookup(key(host))
+	if err != nil {
+		return "", "", err
+	}
+	switch {
+	case c.IdentityToken != "":
+		return "", c.IdentityToken, nil
+	case c.RegistryToken != "":
+		return "", "", nil // for a registry itself, not for its token server
+	}
+	return c.Username, c.Password, nil
+}
+
+// Credentials returns what the configuration has for a host.
+func (p *Provider) Credentials(_ context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
+	user, secret, err := p.credentials(req.GetHost())
+	if err != nil {
+		return nil, status.Errorf(codes.Unknown, "credentials of %s: %v", req.GetHost(), err)
+	}
+	return &auth.CredentialsResponse{Username: user, Secret: secret}, nil
+}
+
+// FetchToken fetches a token, so that the daemon need not see the password.
+func (p *Provider) FetchToken(ctx context.Context, req *auth.FetchTokenRequest) (*auth.FetchTokenResponse, error) {
+	if os.Getenv("BUILDKIT_NO_CLIENT_TOKEN") == "1" {
+		return nil, status.Error(codes.Unimplemented, "the client fetches no tokens")
+	}
+	user, secret, err := p.credentials(req.GetHost())
+	if err != nil {
+		return nil, status.Errorf(codes.Unknown, "credentials of %s: %v", req.GetHost(), err)
+	}
+	if secret != "" {
+		if err := checkRealm(req.GetHost(), req.GetRealm()); err != nil {
+			return nil, status.Errorf(codes.PermissionDenied, "token of %s: %v", req.GetHost(), err)
+		}
+	}
+	to := remoteauth.TokenOptions{
+		Realm: req.GetRealm(), Service: req.GetService(), Scopes: req.GetScopes(),
+		Username: user, Secret: secret,
+	}
+	resp, err := p.fetch(ctx, req.GetClientID(), to)
+	if err != nil {
+		return nil, status.Errorf(codes.Unauthenticated, "token of %s: %v", req.GetHost(), err)
+	}
+	return resp, nil
+}
+
+// fetch asks a token server: the way of OAuth with an identity token, else by
+// GET, which every server has.
+func (p *Provider) fetch(ctx context.Context, clientID string, to remoteauth.TokenOptions) (*auth.FetchTokenResponse, error) {
+	header := http.Header{"User-Agent": {"kiln"}}
+	if to.Username == "" && to.Secret != "" {
+		r, err := remoteauth.FetchTokenWithOAuth(ctx, p.client, header, clientID, to)
+		if err != nil {
+			return nil, err
+		}
+		return &auth.FetchTokenResponse{Token: r.AccessToken, ExpiresIn: int64(r.ExpiresInSeconds), IssuedAt: unix(r.IssuedAt)}, nil
+	}
+	r, err := remoteauth.FetchToken(ctx, p.client, header, to)
+	if err != nil {
+		return nil, err
+	}
+	return &auth.FetchTokenResponse{Token: r.Token, ExpiresIn: int64(r.ExpiresInSeconds), IssuedAt: unix(r.IssuedAt)}, nil
+}
+
+// checkRealm refuses to send a registry's credentials to another domain, or in
+// the clear to another machine.
+func checkRealm(host, realm string) error {
+	u, err := url.Parse(realm)
+	if err != nil || u.Hostname() == "" {
+		return fmt.Errorf("token server %q: want a URL", realm)
+	}
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	if domain(u.Hostname()) != domain(name) {
+		return fmt.Errorf("token server %s is not of the registry's domain: credentials are not sent there", u.Hostname())
+	}
+	if u.Scheme != "https" && !loopback(u.Hostname()) {
+		return fmt.Errorf("token server %s is asked without TLS: credentials are not sent there", realm)
+	}
+	return nil
+}
+
+// domain is the last two labels of a name, or an address as it is.
+func domain(name string) string {
+	if net.ParseIP(name) != nil {
+		return name
+	}
+	labels := strings.Split(strings.ToLower(strings.TrimSuffix(name, ".")), ".")
+	return strings.Join(labels[max(0, len(labels)-2):], ".")
+}
+
+func loopback(name string) bool {
+	ip := net.ParseIP(name)
+	return name == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// unix is t in seconds, or 0 if there is none.
+func unix(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}

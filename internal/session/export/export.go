@@ -1,0 +1,150 @@
+// Package export hands a build's result over to the client: archives as streams
+// of bytes (daemon and client side), and on the client side the one service that
+// takes all results, also those of package files.
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/internal/api/filesync"
+	"github.com/kiln-build/kiln/internal/session"
+)
+
+// Request metadata of FileSend.DiffCopy (WIRE.md section 7.3).
+const (
+	keyExporterID    = "buildkit-attachable-exporter-id"
+	prefixExporterMD = "exporter-md-"
+)
+
+// maxChunk is the most bytes in one message to the client: BuildKit's clients
+// take at most 4 MiB.
+const maxChunk = 1 << 20
+
+// Open begins an archive for the client's exporter id, of which meta tells. The
+// result must be closed or aborted.
+func Open(ctx context.Context, caller *session.Caller, id int, meta map[string]string) (*Writer, error) {
+	if !caller.Supports(filesync.FileSend_DiffCopy_FullMethodName) {
+		return nil, errors.New("send archive to client: it takes none: it has no output file for this build")
+	}
+	md := metadata.MD{}
+	md.Set(keyExporterID, strconv.Itoa(id))
+	for k, v := range meta {
+		session.SetMetadata(md, prefixExporterMD+k, []string{v})
+	}
+	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(ctx, md))
+	stop := context.AfterFunc(caller.Context(), cancel)
+	stream, err := filesync.NewFileSendClient(caller.Conn()).DiffCopy(ctx)
+	if err != nil {
+		stop()
+		cancel()
+		return nil, fmt.Errorf("send archive to client: %w", err)
+	}
+	return &Writer{stream: stream, cancel: func() { stop(); cancel() }, session: caller.Context()}, nil
+}
+
+// Writer is an archive on its way to the client. It must be closed or aborted.
+type Writer struct {
+	stream   grpc.BidiStreamingClient[filesync.BytesMessage, filesync.BytesMessage]
+	cancel   func()
+	session  context.Context
+	unwanted bool // the client does not want it: the rest is dropped
+}
+
+// Write sends p. It returns once p is on its way.
+func (w *Writer) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0 && !w.unwanted; {
+		n := min(len(rest), maxChunk)
+		err := w.stream.Send(&filesync.BytesMessage{Data: rest[:n]})
+		if err == io.EOF { // the client ended it: receiving tells why
+			err = w.wait()
+		}
+		if err != nil {
+			return len(p) - len(rest), err
+		}
+		rest = rest[n:]
+	}
+	return len(p), nil
+}
+
+// Close ends the archive and waits for the client to have it.
+func (w *Writer) Close() error {
+	defer w.cancel()
+	if w.unwanted {
+		return nil
+	}
+	if err := w.stream.CloseSend(); err != nil {
+		return fmt.Errorf("send archive to client: %w", err)
+	}
+	return w.wait()
+}
+
+// Abort makes the client throw away what it has, unless the archive is closed.
+func (w *Writer) Abort() { w.cancel() }
+
+// wait waits for the client to end the call.
+func (w *Writer) wait() error {
+	for {
+		_, err := w.stream.Recv()
+		switch {
+		case err == nil:
+		case err == io.EOF:
+			return nil
+		case status.Code(err) == codes.AlreadyExists:
+			w.unwanted = true
+			return nil
+		case w.session.Err() != nil:
+			return errors.New("send archive to client: the client's session ended")
+		default:
+			return fmt.Errorf("send archive to client: %w", err)
+		}
+	}
+}
+
+// Target takes the result of one exporter.
+type Target interface {
+	Receive(stream grpc.ServerStream) error
+}
+
+// Targets takes the results of a build's exporters, by their number in the
+// request. It is a [session.Attachable].
+type Targets struct {
+	filesync.UnimplementedFileSendServer
+	targets map[int]Target
+}
+
+// NewTargets returns what takes the results for targets. A result for none of
+// them is refused as not wanted.
+func NewTargets(targets map[int]Target) *Targets { return &Targets{targets: targets} }
+
+// Register attaches the targets to a session.
+func (t *Targets) Register(s *grpc.Server) { filesync.RegisterFileSendServer(s, t) }
+
+// DiffCopy takes one result.
+func (t *Targets) DiffCopy(stream grpc.BidiStreamingServer[filesync.BytesMessage, filesync.BytesMessage]) error {
+	md, _ := metadata.FromIncomingContext(stream.Context())
+	id := 0
+	if v := md.Get(keyExporterID); len(v) > 0 {
+		n, err := strconv.ParseUint(v[0], 10, 31)
+		if err != nil {
+			return status.Errorf(codes.InvalidArgument, "metadata %s: want a number, not %q", keyExporterID, v[0])
+		}
+		id = int(n)
+	}
+	target, ok := t.targets[id]
+	if !ok {
+		return status.Errorf(codes.AlreadyExists, "target %d already exists", id)
+	}
+	if err := target.Receive(stream); err != nil {
+		return status.Errorf(codes.Unknown, "write output: %v", err)
+	}
+	return nil
+}

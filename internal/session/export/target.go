@@ -1,0 +1,74 @@
+package export
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"google.golang.org/grpc"
+
+	"github.com/kiln-build/kiln/internal/api/filesync"
+)
+
+// FileTarget is a file that takes an archive. It appears whole or not at all. If
+// the name is that of a device or a pipe, it is written to as it is.
+type FileTarget struct{ Name string }
+
+// Receive writes what comes on stream beside the file, and then renames it.
+func (t FileTarget) Receive(stream grpc.ServerStream) (err error) {
+	name := t.Name
+	if real, err := filepath.EvalSymlinks(name); err == nil {
+		name = real
+	}
+	info, err := os.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case info.IsDir():
+		return fmt.Errorf("%s is a directory: want the name of a file", t.Name)
+	case !info.Mode().IsRegular():
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(copyStream(f, stream), f.Close())
+	}
+	beside := filepath.Join(filepath.Dir(name), ".kiln-"+rand.Text())
+	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(copyStream(f, stream), f.Close())
+	if err == nil {
+		err = os.Rename(beside, name)
+	}
+	if err != nil {
+		err = errors.Join(err, os.Remove(beside))
+	}
+	return err
+}
+
+// WriterTarget hands an archive on to a writer, such as standard output.
+type WriterTarget struct{ W io.Writer }
+
+// Receive writes what comes on stream.
+func (t WriterTarget) Receive(stream grpc.ServerStream) error { return copyStream(t.W, stream) }
+
+func copyStream(w io.Writer, stream grpc.ServerStream) error {
+	for {
+		m := new(filesync.BytesMessage)
+		if err := stream.RecvMsg(m); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		if _, err := w.Write(m.GetData()); err != nil {
+			return err
+		}
+	}
+}

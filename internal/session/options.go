@@ -1,0 +1,26 @@
+package session
+
+import "google.golang.org/grpc"
+
+// ServerOptions are what a gRPC server that carries sessions, or is reached
+// through one, should be made with: large windows and buffers.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+		grpc.InitialWindowSize(Window), grpc.InitialConnWindowSize(2 * Window),
+		grpc.ReadBufferSize(Buffer), grpc.WriteBufferSize(Buffer),
+		grpc.ForceServerCodecV2(Codec()),
+	}
+}
+
+// DialOptions are the same for a gRPC client.
+func DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithInitialWindowSize(Window), grpc.WithInitialConnWindowSize(2 * Window),
+		grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
+			grpc.ForceCodecV2(Codec()),
+		),
+	}
+}

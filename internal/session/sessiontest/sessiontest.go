@@ -1,0 +1,78 @@
+// Package sessiontest connects a daemon's and a client's side of a session in
+// one process, for tests of what goes over it.
+package sessiontest
+
+import (
+	"context"
+	"net"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/session"
+)
+
+// daemon is a control service that has sessions and nothing else.
+type daemon struct {
+	control.UnimplementedControlServer
+	sessions *session.Manager
+}
+
+func (d daemon) Session(stream grpc.BidiStreamingServer[control.BytesMessage, control.BytesMessage]) error {
+	return d.sessions.ServeStream(stream)
+}
+
+// Connect opens a session over a real socket and returns the daemon's view of
+// the client that serves attached. All ends with the test.
+func Connect(t testing.TB, attached ...session.Attachable) *session.Caller {
+	t.Helper()
+	manager := session.NewManager()
+	l, err := net.Listen("unix", t.TempDir()+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(session.ServerOptions()...)
+	control.RegisterControlServer(server, daemon{sessions: manager})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	conn, err := grpc.NewClient("unix://"+l.Addr().String(),
+		append(session.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := session.NewServer("test-session", "test-key", attached...)
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx, session.OpenStream(control.NewControlClient(conn))) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Errorf("session: %v", err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	caller, err := manager.Get(ctx, "test-session")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return caller
+}
+
+// Context is a context whose work callers serve.
+func Context(ctx context.Context, callers ...*session.Caller) context.Context {
+	return session.WithGroup(ctx, group(callers))
+}
+
+type group []*session.Caller
+
+func (g group) Sessions() []*session.Caller { return g }
