@@ -134,11 +134,9 @@ func (l *lowering) lowerWorkdir(s *stage, c command, i *syntax.Workdir) error {
 		return nil
 	}
 	do := &llb.DoMkdir{Path: path.Clean(dir), Mode: 0o755, Parents: true, Timestamp: llb.UnixNano(l.epoch)}
-	b := newFileBuilder(s.state.edge)
-	do.Owner = b.owner(s.config.Config.User)
-	b.add(nil, do)
+	do.Owner = parseOwner(s.config.Config.User)
 	name := l.stepName(s, triggerTitle(c, l.title(s, i.Code, l.expander(), &s.state.env)), s.platform, &s.state.env)
-	s.state.edge = llb.Edge{Vertex: l.vertex(s, &i.Head, c, b.op(), b.inputs, name)}
+	s.state.edge = llb.Edge{Vertex: l.place(s, &i.Head, c, llb.BuildFile(s.state.edge, llb.FileStepFrom{Do: do}), name)}
 	s.config.commit("WORKDIR "+dir, true, l.epoch)
 	return nil
 }

@@ -54,21 +54,22 @@ func (l *lowering) lowerCopy(s *stage, c command, i *syntax.Copy) error {
 	if i.Link && step.chmod == "" {
 		onto = llb.Edge{}
 	}
-	b := newFileBuilder(onto)
+	var copies []llb.FileStepFrom
 	for n := range step.sources {
-		if err := l.copySourceInto(s, b, step, n, name); err != nil {
+		one, err := l.copyOne(step, n, name)
+		if err != nil {
 			return err
 		}
+		copies = append(copies, one)
 	}
 	for n, doc := range i.Heredocs {
-		from := l.inlineFile(s, doc.Name.Value, []byte(step.contents[n]), 0o644)
-		do, err := step.copyDo(b, "/"+path.Clean(doc.Name.Value))
+		do, err := step.copyDo(path.Clean("/" + doc.Name.Value))
 		if err != nil {
 			return l.errorAt(i.Chmod.Span, err.Error(), "", "")
 		}
-		b.add(&from, do)
+		copies = append(copies, llb.FileStepFrom{Do: do, From: l.inlineFile(doc.Name.Value, []byte(step.contents[n]), 0o644)})
 	}
-	v := l.vertex(s, &i.Head, c, b.op(), b.inputs, name)
+	v := l.place(s, &i.Head, c, llb.BuildFile(onto, copies...), name)
 	v.Meta.IgnoreCache = s.ignoreCache
 	if i.Link && step.chmod == "" {
 		v = l.link(s, c, i, v, step.title, name)
@@ -87,7 +88,7 @@ func (l *lowering) link(s *stage, c command, i *syntax.Copy, files *llb.Vertex, 
 	}
 	group := fmt.Sprintf("link-%s-%d", s.label, s.step)
 	files.Meta.Group = &llb.Group{ID: group, Name: name, Weak: true}
-	merge := l.vertex(s, &i.Head, c, &llb.MergeOp{Inputs: []int{0, 1}}, []llb.Edge{s.state.edge, {Vertex: files}},
+	merge := l.place(s, &i.Head, c, &llb.Vertex{Op: &llb.MergeOp{Inputs: []int{0, 1}}, Inputs: []llb.Edge{s.state.edge, {Vertex: files}}},
 		l.numbered(s, "LINK "+title, s.platform, &s.state.env))
 	merge.Meta.Group = &llb.Group{ID: group, Name: name}
 	merge.Meta.IgnoreCache = s.ignoreCache
@@ -169,31 +170,29 @@ func isHTTP(src string) bool {
 	return (strings.HasPrefix(src, "http://") || strings.HasPrefix(src, "https://")) && !isGitURL(src)
 }
 
-// copySourceInto adds the copy of one source.
-func (l *lowering) copySourceInto(s *stage, b *fileBuilder, step *copyStep, n int, name string) error {
+// copyOne is the copy of one source.
+func (l *lowering) copyOne(step *copyStep, n int, name string) (out llb.FileStepFrom, err error) {
 	src := step.sources[n]
 	var do *llb.DoCopy
-	var err error
 	from := step.from
 	switch {
 	case step.add && isGitURL(src):
-		return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("ADD of the git repository %q is not supported yet", src), "", "")
+		return out, l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("ADD of the git repository %q is not supported yet", src), "", "")
 	case isHTTP(src):
 		if from, err = l.httpSource(step, src, name); err != nil {
-			return err
+			return out, err
 		}
-		if do, err = step.copyDo(b, "/"+urlFile(src)); err == nil {
+		if do, err = step.copyDo("/" + urlFile(src)); err == nil {
 			do.Unpack = step.Unpack != nil && *step.Unpack
 		}
 	default:
 		l.lintIgnored(step, n)
-		do, err = step.localDo(b, src)
+		do, err = step.localDo(src)
 	}
 	if err != nil {
-		return l.errorAt(step.Chmod.Span, err.Error(), "", "")
+		return out, l.errorAt(step.Chmod.Span, err.Error(), "", "")
 	}
-	b.add(&from, do)
-	return nil
+	return llb.FileStepFrom{Do: do, From: from}, nil
 }
 
 // httpSource is a file that is downloaded.
@@ -222,9 +221,9 @@ func urlFile(src string) string {
 var symbolicMode = regexp.MustCompile(`^([ugoa]*([-+=]([rwxXst]*|[ugo]))+)(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*$`)
 
 // copyDo is the copy of one path as it is.
-func (step *copyStep) copyDo(b *fileBuilder, src string) (*llb.DoCopy, error) {
+func (step *copyStep) copyDo(src string) (*llb.DoCopy, error) {
 	do := &llb.DoCopy{
-		Src: src, Dest: step.dest, Owner: b.owner(step.chown), Mode: -1, CreateDest: true,
+		Src: src, Dest: step.dest, Owner: parseOwner(step.chown), Mode: -1, CreateDest: true,
 		Exclude: step.exclude, Timestamp: llb.KeepTime,
 	}
 	if step.chmod == "" {
@@ -243,7 +242,7 @@ func (step *copyStep) copyDo(b *fileBuilder, src string) (*llb.DoCopy, error) {
 }
 
 // localDo is the copy of a path, pattern or directory of the context or a stage.
-func (step *copyStep) localDo(b *fileBuilder, src string) (*llb.DoCopy, error) {
+func (step *copyStep) localDo(src string) (*llb.DoCopy, error) {
 	var include, required []string
 	if step.Parents {
 		parent, pattern, pivot := strings.Cut(src, "/./")
@@ -257,7 +256,7 @@ func (step *copyStep) localDo(b *fileBuilder, src string) (*llb.DoCopy, error) {
 		}
 		src = parent
 	}
-	do, err := step.copyDo(b, path.Clean(joinPath("/", src)))
+	do, err := step.copyDo(path.Clean(joinPath("/", src)))
 	if err != nil {
 		return nil, err
 	}
@@ -283,16 +282,13 @@ func hasWildcards(p string) bool {
 }
 
 // inlineFile is a file whose content stands in the Dockerfile.
-func (l *lowering) inlineFile(s *stage, name string, content []byte, mode int) llb.Edge {
+func (l *lowering) inlineFile(name string, content []byte, mode int) llb.Edge {
 	key := fmt.Sprintf("inline %o %s %s", mode, name, content)
 	if e, ok := l.sources[key]; ok {
 		return e
 	}
-	b := newFileBuilder(llb.Edge{})
-	b.add(nil, &llb.DoMkfile{Path: path.Clean("/" + name), Mode: mode, Data: content, Timestamp: llb.KeepTime})
-	e := llb.Edge{Vertex: &llb.Vertex{Op: b.op(), Meta: llb.Metadata{
-		Description: map[string]string{"llb.customname": "[internal] preparing inline document"},
-	}}}
+	do := &llb.DoMkfile{Path: path.Clean("/" + name), Mode: mode, Data: content, Timestamp: llb.KeepTime}
+	e := describe(llb.BuildFile(llb.Edge{}, llb.FileStepFrom{Do: do}), "[internal] preparing inline document")
 	l.sources[key] = e
 	return e
 }

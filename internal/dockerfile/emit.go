@@ -38,6 +38,7 @@ func (l *lowering) lowerStages() error {
 			s.platform = &l.in.target
 		}
 		s.done = true
+		l.openBase(s)
 		s.inherit()
 		for _, c := range s.commands {
 			if err := l.lowerCommand(s, c); err != nil {
@@ -230,11 +231,9 @@ func triggerTitle(c command, title string) string {
 	return title
 }
 
-// vertex makes a step's vertex and notes where it was written.
-func (l *lowering) vertex(s *stage, h *syntax.Head, c command, op llb.Op, inputs []llb.Edge, name string) *llb.Vertex {
-	v := &llb.Vertex{Op: op, Inputs: inputs, Meta: llb.Metadata{
-		Description: map[string]string{"llb.customname": name, descriptionCommand: h.Code},
-	}}
+// place names a step's vertex and notes where it was written.
+func (l *lowering) place(s *stage, h *syntax.Head, c command, v *llb.Vertex, name string) *llb.Vertex {
+	v.Meta.Description = map[string]string{"llb.customname": name, descriptionCommand: h.Code}
 	at := h.Span
 	if c.trigger {
 		at = s.head.Span

@@ -144,11 +144,8 @@ func (d *driver) openRemote(ctx context.Context) error {
 		d.context = &root
 	}
 	if d.context != nil && d.opts.subdir != "" {
-		b := newFileBuilder(llb.Edge{})
-		b.add(d.context, &llb.DoCopy{
-			Src: path.Join("/", d.opts.subdir), Dest: "/", Mode: -1, DirContents: true, Timestamp: llb.KeepTime,
-		})
-		d.context = &llb.Edge{Vertex: &llb.Vertex{Op: b.op(), Inputs: b.inputs}}
+		do := &llb.DoCopy{Src: path.Join("/", d.opts.subdir), Dest: "/", Mode: -1, DirContents: true, Timestamp: llb.KeepTime}
+		d.context = &llb.Edge{Vertex: llb.BuildFile(llb.Edge{}, llb.FileStepFrom{Do: do, From: *d.context})}
 	}
 	return nil
 }
@@ -176,9 +173,8 @@ func (d *driver) openHTTP(ctx context.Context, url string) error {
 		d.context = &download
 		return nil
 	}
-	b := newFileBuilder(llb.Edge{})
-	b.add(&download, &llb.DoCopy{Src: "/" + name, Dest: "/", Mode: -1, Unpack: true, Timestamp: llb.KeepTime})
-	d.context = &llb.Edge{Vertex: &llb.Vertex{Op: b.op(), Inputs: b.inputs}}
+	do := &llb.DoCopy{Src: "/" + name, Dest: "/", Mode: -1, Unpack: true, Timestamp: llb.KeepTime}
+	d.context = &llb.Edge{Vertex: llb.BuildFile(llb.Edge{}, llb.FileStepFrom{Do: do, From: download})}
 	return nil
 }
 

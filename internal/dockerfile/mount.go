@@ -225,19 +225,19 @@ func parseBytes(v string) (int64, error) {
 }
 
 // files makes a bind, cache or tmpfs mount.
-func (l *lowering) files(s *stage, m *mount, src *stage, at syntax.Span) (runMount, error) {
-	out := runMount{Mount: llb.Mount{Dest: m.target, ReadOnly: !m.writable(), Output: llb.None}}
+func (l *lowering) files(s *stage, m *mount, src *stage, at syntax.Span) (llb.MountFrom, error) {
+	out := llb.MountFrom{Mount: llb.Mount{Dest: m.target, ReadOnly: !m.writable()}, KeepInput: true}
 	switch {
 	case m.kind == "tmpfs":
 		out.Kind, out.TmpfsSize = llb.MountTmpfs, m.size
 	case m.kind == "cache" && m.from == "":
 	case m.from == "":
-		out.edge = l.context
+		out.From = l.context
 		l.useContext(path.Join("/", m.source))
 	case !src.done:
 		return out, l.errorAt(at, fmt.Sprintf("stage %q is not built yet here", m.from), "a stage above this one", "")
 	default:
-		out.edge = src.state.edge
+		out.From = src.state.edge
 		src.paths[path.Join("/", m.source)] = true
 	}
 	if m.kind == "cache" {
@@ -258,7 +258,7 @@ func (l *lowering) files(s *stage, m *mount, src *stage, at syntax.Span) (runMou
 	if source := path.Join("/", m.source); source != "/" {
 		out.Selector = source
 	} else if m.kind == "cache" && (m.uid != nil || m.gid != nil || m.mode != nil) {
-		out.edge, out.Selector = l.cacheSeed(m, out.edge), "/cache"
+		out.From, out.Selector = l.cacheSeed(m, out.From), "/cache"
 	}
 	return out, nil
 }
@@ -272,17 +272,13 @@ func (l *lowering) cacheSeed(m *mount, base llb.Edge) llb.Edge {
 		}
 		return *v
 	}
-	b := newFileBuilder(base)
-	b.add(nil, &llb.DoMkdir{
+	do := &llb.DoMkdir{
 		Path: "/cache", Mode: int(value(m.mode, 0o755) & 0o777), Timestamp: llb.KeepTime,
 		Owner: &llb.Ownership{
-			User:  &llb.Owner{ID: uint32(value(m.uid, 0)), Input: b.base},
-			Group: &llb.Owner{ID: uint32(value(m.gid, 0)), Input: b.base},
+			User: &llb.Owner{ID: uint32(value(m.uid, 0))}, Group: &llb.Owner{ID: uint32(value(m.gid, 0))},
 		},
-	})
-	return llb.Edge{Vertex: &llb.Vertex{Op: b.op(), Inputs: b.inputs, Meta: llb.Metadata{
-		Description: map[string]string{"llb.customname": "[internal] setting cache mount permissions"},
-	}}}
+	}
+	return describe(llb.BuildFile(base, llb.FileStepFrom{Do: do}), "[internal] setting cache mount permissions")
 }
 
 // secretInto adds a secret mount to a run.
@@ -303,17 +299,17 @@ func (m *mount) secretInto(r *run) {
 		dest = "/run/secrets/" + path.Base(id)
 	}
 	if dest != "" {
-		r.secrets = append(r.secrets, llb.Mount{
-			Kind: llb.MountSecret, Input: llb.None, Dest: dest, Secret: m.secretMount(id, 0o400),
-		})
+		r.mounts = append(r.mounts, llb.MountFrom{Mount: llb.Mount{
+			Kind: llb.MountSecret, Dest: dest, Secret: m.secretMount(id, 0o400),
+		}})
 	}
 }
 
 // sshInto adds an ssh agent mount to a run.
 func (m *mount) sshInto(r *run) {
-	r.agents = append(r.agents, llb.Mount{
-		Kind: llb.MountSSH, Input: llb.None, Dest: m.target, Secret: m.secretMount(m.id, 0o600),
-	})
+	r.mounts = append(r.mounts, llb.MountFrom{Mount: llb.Mount{
+		Kind: llb.MountSSH, Dest: m.target, Secret: m.secretMount(m.id, 0o600),
+	}})
 }
 
 func (m *mount) secretMount(id string, mode uint32) *llb.SecretMount {

@@ -12,26 +12,18 @@ import (
 
 // run is a RUN being lowered.
 type run struct {
-	op      *llb.ExecOp
-	mounts  []runMount
-	secrets []llb.Mount
-	agents  []llb.Mount
-	masked  []string // variables that hold secrets
-}
-
-// runMount is a mount and what is in it.
-type runMount struct {
-	llb.Mount
-	edge llb.Edge
+	op     llb.ExecOp
+	mounts []llb.MountFrom
+	masked []string // variables that hold secrets
 }
 
 func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
 	s.paths["/"] = true // a command may read anything
-	r := &run{op: &llb.ExecOp{
+	r := &run{op: llb.ExecOp{
 		Env: s.state.env.list(), Cwd: s.state.dir, User: s.state.user, RemoveStubs: true,
 		Hostname: l.in.opts.hostname, ExtraHosts: l.in.opts.hosts, Ulimits: l.in.opts.ulimits,
 		CgroupParent: l.in.opts.cgroupParent, Proxy: l.proxy, Network: l.in.opts.network,
-	}}
+	}, mounts: []llb.MountFrom{{Mount: llb.Mount{Dest: "/"}, From: s.state.edge}}}
 	if r.op.Cwd == "" {
 		r.op.Cwd = "/"
 	}
@@ -47,8 +39,8 @@ func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
 		return err
 	}
 	if l.in.opts.shmSize > 0 {
-		r.mounts = append(r.mounts, runMount{Mount: llb.Mount{
-			Kind: llb.MountTmpfs, Dest: "/dev/shm", Output: llb.None, TmpfsSize: l.in.opts.shmSize,
+		r.mounts = append(r.mounts, llb.MountFrom{Mount: llb.Mount{
+			Kind: llb.MountTmpfs, Dest: "/dev/shm", TmpfsSize: l.in.opts.shmSize,
 		}})
 	}
 	vars := s.state.env.clone()
@@ -58,8 +50,7 @@ func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
 	x := l.expander()
 	x.KeepQuotes, x.SkipUnset = true, true
 	name := l.stepName(s, triggerTitle(c, l.title(s, title, x, &vars)), s.platform, &s.state.env)
-	inputs := r.finish(s.state.edge)
-	v := l.vertex(s, &i.Head, c, r.op, inputs, name)
+	v := l.place(s, &i.Head, c, llb.BuildExec(r.op, r.mounts), name)
 	v.Platform = s.platform
 	v.Meta.IgnoreCache, v.Meta.Resources = s.ignoreCache, l.in.opts.resources
 	s.state.edge = llb.Edge{Vertex: v}
@@ -85,9 +76,9 @@ func (l *lowering) runArgs(s *stage, r *run, i *syntax.Run) (args []string, summ
 		}
 		if strings.HasPrefix(line, "#!") {
 			const dir = "/dev/pipes/"
-			r.mounts = append(r.mounts, runMount{
-				Mount: llb.Mount{Dest: dir, Selector: "/", ReadOnly: true, Output: llb.None},
-				edge:  l.inlineFile(s, doc.Name.Value, []byte(line), 0o755),
+			r.mounts = append(r.mounts, llb.MountFrom{
+				Mount: llb.Mount{Dest: dir, Selector: "/", ReadOnly: true},
+				From:  l.inlineFile(doc.Name.Value, []byte(line), 0o755),
 			})
 			line = dir + doc.Name.Value
 		}
@@ -202,36 +193,6 @@ func parseDevice(v string) (llb.CDIDevice, error) {
 		return d, fmt.Errorf("device %q has no name", v)
 	}
 	return d, nil
-}
-
-// finish numbers the mounts' inputs as BuildKit's client library does
-// (WIRE.md section 3.2), for that is part of the digest, and returns the inputs.
-func (r *run) finish(root llb.Edge) []llb.Edge {
-	mounts := append([]runMount{{Mount: llb.Mount{Dest: "/", Output: 0}, edge: root}}, r.mounts...)
-	slices.SortStableFunc(mounts, func(a, b runMount) int { return strings.Compare(a.Dest, b.Dest) })
-	var inputs []llb.Edge
-	for _, m := range mounts {
-		m.Input = llb.None
-		if m.edge.Vertex != nil {
-			m.Input = slices.Index(inputs, m.edge)
-			if m.Input < 0 {
-				m.Input = len(inputs)
-				inputs = append(inputs, m.edge)
-			}
-		}
-		r.op.Mounts = append(r.op.Mounts, m.Mount)
-	}
-	r.op.Mounts = append(r.op.Mounts, r.secrets...)
-	for n, m := range r.agents {
-		if m.Dest == "" {
-			m.Dest = fmt.Sprintf("/run/buildkit/ssh_agent.%d", n)
-		}
-		if n == 0 && !slices.ContainsFunc(r.op.Env, func(kv string) bool { return strings.HasPrefix(kv, "SSH_AUTH_SOCK=") }) {
-			r.op.Env = append(r.op.Env, "SSH_AUTH_SOCK="+m.Dest)
-		}
-		r.op.Mounts = append(r.op.Mounts, m)
-	}
-	return inputs
 }
 
 // runHistory is how the image's history tells of a run: with the build

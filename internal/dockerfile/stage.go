@@ -29,6 +29,8 @@ type stage struct {
 	platform *ocispecs.Platform
 	context  *namedContext // stands in for the whole stage
 
+	baseSource *llb.SourceOp // the base if it is an image with files
+
 	commands []command
 	deps     []dependency
 
@@ -122,12 +124,20 @@ func (l *lowering) planStage(decl *syntax.Stage) (*stage, error) {
 		s.steps++
 	}
 	for _, i := range decl.Instructions {
-		switch i.(type) {
-		case *syntax.Copy, *syntax.Run, *syntax.Workdir:
+		if isStep(i) {
 			s.steps++
 		}
 	}
 	return s, nil
+}
+
+// isStep reports whether an instruction counts among a stage's steps.
+func isStep(i syntax.Instruction) bool {
+	switch i.(type) {
+	case *syntax.Copy, *syntax.Run, *syntax.Workdir:
+		return true
+	}
+	return false
 }
 
 // planPlatform reads FROM --platform.
@@ -435,9 +445,11 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 		c.trigger, c.foreign = true, t.foreign
 		triggers[i] = c
 		more = more || len(c.sources) > 0
+		if isStep(t.Instruction) {
+			s.steps++
+		}
 	}
 	s.commands = append(triggers, s.commands...)
-	s.steps += len(triggers)
 	if more {
 		return true, l.refuseCircles()
 	}
@@ -496,13 +508,24 @@ func (l *lowering) resolveBase(s *stage) error {
 		l.lint.remark(ruleBasePlatform, s.head, s.head.Line, "image %s is for %s, the build is for %s", s.image,
 			platforms.FormatAll(platforms.Normalize(config.Platform)), platforms.FormatAll(platform))
 	}
-	if config.withoutFiles() {
-		return nil
+	if !config.withoutFiles() {
+		s.baseSource = &fact.op
 	}
-	ref := strings.TrimPrefix(fact.op.Identifier, "docker-image://")
-	name := l.stepName(s, "FROM "+ref, &platform, &environment{})
-	s.state.edge = l.source(fact.op, &platform, name, s.head)
+	if s.done {
+		l.openBase(s)
+	}
 	return nil
+}
+
+// openBase makes the vertex of a stage's base image. The number of the stage's
+// steps, which its name tells, has to be known.
+func (l *lowering) openBase(s *stage) {
+	if s.baseSource == nil {
+		return
+	}
+	ref := strings.TrimPrefix(s.baseSource.Identifier, "docker-image://")
+	name := l.stepName(s, "FROM "+ref, s.platform, &environment{})
+	s.state.edge = l.source(*s.baseSource, s.platform, name, s.head)
 }
 
 // laterStage tells where a stage of this name is declared further down, for

@@ -138,10 +138,13 @@ func (x *expansion) until(out *output, stop rune, raw bool) error {
 			return err
 		}
 	}
-	if stop != 0 {
-		return fmt.Errorf("substitution has no %q", stop)
+	switch stop {
+	case 0:
+		return nil
+	case '}':
+		return errNoBrace
 	}
-	return nil
+	return fmt.Errorf("substitution has no %q", stop)
 }
 
 // escaped takes an escape character and the one behind it.

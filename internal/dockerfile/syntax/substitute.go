@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-var errNoBrace = errors.New("substitution has no '}'")
+var errNoBrace = errors.New("substitution has no '}': expected it before the next blank, or quotes around the word")
 
 // braces takes the rest of "${", up to the closing brace.
 func (x *expansion) braces(start int) (string, error) {
@@ -67,7 +67,10 @@ func (x *expansion) choose(start int, name string, op rune, colon bool) (string,
 	if err != nil {
 		return "", err
 	}
-	value, set := x.get(name)
+	value, set := x.vars.Get(name)
+	if set {
+		x.get(name) // only then, for one that may be unset is no mistake
+	}
 	if !set && x.SkipUnset {
 		return x.in[start:x.pos], nil
 	}
