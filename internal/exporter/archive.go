@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -204,3 +206,85 @@ func (e archiveEntry) write(ctx context.Context, tw *tar.Writer) error {
 // onlyWriter and onlyReader hide shortcuts of io.Copy, which would use smaller buffers.
 type onlyWriter struct{ io.Writer }
 type onlyReader struct{ io.Reader }
+
+// Archiver exports images as archives. It is what the exporters oci and docker
+// have in common.
+type Archiver struct {
+	Layers Layers
+	Docker bool // make it loadable by Docker, too
+	// Open begins a stream to the client that target names, and Store opens the
+	// client's content store for an archive that is written blob by blob.
+	Open  func(ctx context.Context, to Target, response map[string]string) (io.WriteCloser, error)
+	Store func(to Target) (content.Store, error)
+}
+
+// Export sends the archive.
+func (a Archiver) Export(ctx context.Context, in Input, to Target) (map[string]string, error) {
+	o, err := DecodeImage(to.Attrs)
+	if err != nil {
+		return nil, err
+	}
+	if to.Session == nil {
+		return nil, fmt.Errorf("export archive: there is no client to send it to")
+	}
+	if a.Docker && (len(in.Platforms) > 1 || isSplit(in)) {
+		return nil, fmt.Errorf("a docker archive holds one platform: build for one, or export as type=oci")
+	}
+	img, err := Assemble(ctx, a.Layers, in, o)
+	if err != nil {
+		return nil, err
+	}
+	if !o.Tar {
+		return img.Response, a.toStore(ctx, img, to)
+	}
+	// A stream that is not closed is thrown away by the client when ctx ends.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := a.Open(ctx, to, img.Response)
+	if err != nil {
+		return nil, err
+	}
+	buffered := bufio.NewWriterSize(w, 1<<20)
+	if err := WriteArchive(ctx, buffered, img, a.Layers, a.Docker); err != nil {
+		return nil, err
+	}
+	if err := buffered.Flush(); err != nil {
+		return nil, fmt.Errorf("send archive: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("send archive: %w", err)
+	}
+	return img.Response, nil
+}
+
+// toStore writes the blobs only: the client makes the index.
+func (a Archiver) toStore(ctx context.Context, img *Image, to Target) error {
+	store, err := a.Store(to)
+	if err != nil {
+		return err
+	}
+	for _, l := range img.Layers {
+		r, err := a.Layers.ReaderAt(ctx, l)
+		if err != nil {
+			return fmt.Errorf("read layer %s: %w", l.Desc.Digest, err)
+		}
+		err = content.WriteBlob(ctx, store, "kiln-"+l.Desc.Digest.String(), content.NewReader(r), plain(l.Desc))
+		if cerr := r.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return fmt.Errorf("send layer %s: %w", l.Desc.Digest, err)
+		}
+	}
+	for _, b := range slices.Concat(img.Configs, img.Manifests) {
+		if err := content.WriteBlob(ctx, store, "kiln-"+b.Desc.Digest.String(), bytes.NewReader(b.Data), plain(b.Desc)); err != nil {
+			return fmt.Errorf("send %s: %w", b.Desc.Digest, err)
+		}
+	}
+	return nil
+}
+
+// plain is a descriptor without what is said only in a place.
+func plain(d ocispecs.Descriptor) ocispecs.Descriptor {
+	return ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}

@@ -116,7 +116,7 @@ func mergeHistory(history []ocispecs.History, layers []layer.Blob) []ocispecs.Hi
 		}
 	}
 	for _, l := range layers[told:] {
-		by := l.Ref.Record().Description
+		by := recordOf(l).Description
 		out = append(out, ocispecs.History{CreatedBy: by, Comment: "kiln.exporter"})
 	}
 	return out
@@ -129,7 +129,7 @@ func fillTimes(history []ocispecs.History, layers []layer.Blob, epoch *time.Time
 	for i := range history {
 		h := &history[i]
 		if !h.EmptyLayer {
-			if at := layers[n].Ref.Record().CreatedAt; h.Created == nil && !at.IsZero() && epoch == nil {
+			if at := recordOf(layers[n]).CreatedAt; h.Created == nil && !at.IsZero() && epoch == nil {
 				at = at.UTC()
 				h.Created = &at
 			}
@@ -157,6 +157,14 @@ func fillTimes(history []ocispecs.History, layers []layer.Blob, epoch *time.Time
 		history[i].Created = clamp(history[i].Created, epoch)
 		last = history[i].Created
 	}
+}
+
+// recordOf is what is kept of a layer; nothing, of the empty one.
+func recordOf(l layer.Blob) layer.Record {
+	if l.Ref == nil {
+		return layer.Record{}
+	}
+	return l.Ref.Record()
 }
 
 func lastTime(history []ocispecs.History, epoch *time.Time) *time.Time {

@@ -1,0 +1,88 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/kiln-build/kiln/internal/layer"
+)
+
+// Mounter makes files visible; [layer.Store] does.
+type Mounter interface {
+	Mount(ctx context.Context, r *layer.Ref) (dir string, release func() error, err error)
+}
+
+// Mounted is the result for one platform, as a directory on this machine.
+type Mounted struct {
+	Name string // of the directory that it becomes; "" is the top
+	Dir  string
+}
+
+// MountAll makes the files of a result visible until release.
+func MountAll(ctx context.Context, m Mounter, in Input, o FilesOptions) (all []Mounted, release func() error, err error) {
+	var releases []func() error
+	release = func() error {
+		var errs []error
+		for i := len(releases) - 1; i >= 0; i-- {
+			errs = append(errs, releases[i]())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, release())
+		}
+	}()
+	for _, p := range in.Platforms {
+		one := Mounted{}
+		if o.PlatformSplit {
+			id := p.ID
+			if id == "" {
+				id = p.Platform.OS + "/" + p.Platform.Architecture
+			}
+			if one.Name, err = PlatformDir(id); err != nil {
+				return nil, release, err
+			}
+		}
+		dir, done, err := m.Mount(ctx, p.Ref)
+		if err != nil {
+			return nil, release, fmt.Errorf("mount result%s: %w", forPlatform(p.ID), err)
+		}
+		releases = append(releases, done)
+		if one.Dir = dir; o.Src != "" {
+			sub, err := openBelow(dir, o.Src)
+			if err != nil {
+				return nil, release, fmt.Errorf("export src=%q of the result%s: %w", o.Src, forPlatform(p.ID), err)
+			}
+			releases = append(releases, sub.Close)
+			// A name that holds as long as the handle does, whatever the files are.
+			one.Dir = fmt.Sprintf("/proc/self/fd/%d", sub.Fd())
+		}
+		all = append(all, one)
+	}
+	return all, release, nil
+}
+
+// openBelow opens a directory of a result by handles: no symlink leads out.
+func openBelow(dir, src string) (*os.File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.Open(strings.TrimLeft(src, "/") + "/.")
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.IsDir() {
+		err = errors.New("it is no directory")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
