@@ -1,0 +1,225 @@
+// Command bench races Kiln and BuildKit on the same inputs, side by side in one
+// run, and prints medians and ratios.
+//
+// It builds buildkitd and buildctl from their module, starts both daemons with
+// roots of their own and the same container runtime, and lets them take turns.
+// A full run writes RESULTS.md; every run writes out/latest.json. Run it with
+// `make bench`, as root, on a machine that does nothing else.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command line's.
+type options struct {
+	kiln, runtime string
+	only          []string
+	rounds        int
+	limit         time.Duration
+	peer          bool
+}
+
+func run(ctx context.Context) error {
+	var o options
+	var only string
+	flag.StringVar(&o.kiln, "kiln", "../bin/kiln", "the kiln program")
+	flag.StringVar(&o.runtime, "runtime", "../bin/kiln-runc", "the container runtime of both daemons")
+	flag.StringVar(&only, "only", "", "run only these cases or rows, separated by commas")
+	flag.IntVar(&o.rounds, "rounds", 0, "rounds a case; 0 leaves it to each case")
+	flag.DurationVar(&o.limit, "limit", 2*time.Minute, "time after which a build counts as hung")
+	flag.BoolVar(&o.peer, "peer-only", false, "run BuildKit alone, to try the cases themselves")
+	flag.Parse()
+	if only != "" {
+		o.only = strings.Split(only, ",")
+	}
+	for _, p := range []*string{&o.kiln, &o.runtime} {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	picked, err := pick(cases(), o.only)
+	if err != nil {
+		return err
+	}
+	tools, err := buildTools(ctx)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp("", "kiln-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	b := &bench{options: o, tools: tools, tmp: tmp, results: newResults()}
+	if b.base, err = makeBase(filepath.Join(tmp, "base")); err != nil {
+		return fmt.Errorf("make base image: %w", err)
+	}
+	for _, c := range picked {
+		if err := b.runCase(ctx, c); err != nil {
+			return fmt.Errorf("case %s: %w", c.name, err)
+		}
+	}
+	if err := b.results.write(os.Stdout, len(o.only) == 0 && !o.peer); err != nil {
+		return err
+	}
+	if n := len(b.results.failures); n > 0 {
+		return fmt.Errorf("%d builds failed, the first: %s", n, b.results.failures[0])
+	}
+	return nil
+}
+
+// pick chooses the cases named by only, or all.
+func pick(all []benchCase, only []string) ([]benchCase, error) {
+	if len(only) == 0 {
+		return all, nil
+	}
+	var picked []benchCase
+	known := map[string]bool{}
+	for _, c := range all {
+		names := append([]string{c.name}, c.rows...)
+		for _, n := range names {
+			known[n] = true
+		}
+		if slices.ContainsFunc(names, func(n string) bool { return slices.Contains(only, n) }) {
+			picked = append(picked, c)
+		}
+	}
+	for _, name := range only {
+		if !known[name] {
+			return nil, fmt.Errorf("no case %q; there are %s", name, strings.Join(caseNames(all), ", "))
+		}
+	}
+	return picked, nil
+}
+
+func caseNames(all []benchCase) (names []string) {
+	for _, c := range all {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+// toolPaths are BuildKit's programs.
+type toolPaths struct{ buildkitd, buildctl string }
+
+// buildTools builds BuildKit's programs from the module's pinned version.
+func buildTools(ctx context.Context) (toolPaths, error) {
+	dir, err := filepath.Abs(filepath.Join("out", "bin"))
+	if err != nil {
+		return toolPaths{}, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return toolPaths{}, err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir,
+		"github.com/moby/buildkit/cmd/buildkitd", "github.com/moby/buildkit/cmd/buildctl")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return toolPaths{}, fmt.Errorf("build buildkitd and buildctl: %w", err)
+	}
+	return toolPaths{filepath.Join(dir, "buildkitd"), filepath.Join(dir, "buildctl")}, nil
+}
+
+// bench is one run of the program.
+type bench struct {
+	options
+	tools   toolPaths
+	tmp     string
+	base    base
+	results *results
+	nonces  int
+}
+
+// nonce returns a value that no build of this run has seen.
+func (b *bench) nonce() string {
+	b.nonces++
+	return fmt.Sprintf("n%d-%d", os.Getpid(), b.nonces)
+}
+
+// runCase runs all rounds of a case on daemons of its own.
+func (b *bench) runCase(ctx context.Context, c benchCase) error {
+	dir := filepath.Join(b.tmp, c.name)
+	engines := []*engine{b.newKiln(dir), b.newBuildKit(dir)}
+	if b.peer {
+		engines = engines[1:]
+	}
+	defer os.RemoveAll(dir)
+	for _, e := range engines {
+		if err := e.start(ctx); err != nil {
+			return err
+		}
+		defer e.stop()
+		if err := b.warmUp(ctx, e, dir); err != nil {
+			return err
+		}
+	}
+	rounds := c.rounds
+	if b.rounds > 0 {
+		rounds = b.rounds
+	}
+	for round := range rounds {
+		in := filepath.Join(dir, fmt.Sprintf("in%d", round))
+		if err := os.MkdirAll(in, 0o755); err != nil {
+			return err
+		}
+		r := &roundRun{bench: b, c: c, dir: in, nonce: b.nonce()}
+		if c.prepare != nil {
+			if err := c.prepare(r); err != nil {
+				return fmt.Errorf("prepare: %w", err)
+			}
+		}
+		for i := range engines {
+			e := engines[(i+round)%len(engines)] // take turns in going first
+			r.engine = e
+			r.out = filepath.Join(in, "out-"+e.name)
+			if err := c.run(ctx, r); err != nil {
+				return err
+			}
+			if err := os.RemoveAll(r.out); err != nil {
+				return err
+			}
+		}
+		if err := os.RemoveAll(in); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(os.Stderr, "%s: %s\n", c.name, b.results.summary(c.rows))
+	return nil
+}
+
+// warmUp has the base image in the engine's store, and everything that an
+// engine does once, done.
+func (b *bench) warmUp(ctx context.Context, e *engine, dir string) error {
+	in := filepath.Join(dir, "warm-"+e.name)
+	if err := writeFiles(in, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}); err != nil {
+		return err
+	}
+	_, err := e.build(ctx, b.limit, buildSpec{context: in})
+	if err != nil {
+		return fmt.Errorf("warm up %s: %w", e.name, err)
+	}
+	return nil
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// results are the samples of a run.
+type results struct {
+	order    []string // rows as they came
+	units    map[string]string
+	samples  map[string]map[string][]float64 // row, engine
+	failures []string
+}
+
+func newResults() *results {
+	return &results{units: map[string]string{}, samples: map[string]map[string][]float64{}}
+}
+
+func (rs *results) add(row, unit, engine string, value float64) {
+	if rs.samples[row] == nil {
+		rs.order = append(rs.order, row)
+		rs.units[row] = unit
+		rs.samples[row] = map[string][]float64{}
+	}
+	rs.samples[row][engine] = append(rs.samples[row][engine], value)
+}
+
+// keep notes what a build took, or that it hung or failed. A daemon whose build
+// hung is started anew. The row "" is of builds that only set the scene.
+func (rs *results) keep(ctx context.Context, e *engine, row string, m measured, err error) error {
+	if row == "" {
+		row = "scene"
+	}
+	switch {
+	case errors.Is(err, errHang):
+		fmt.Fprintf(os.Stderr, "%s: %v\n", row, err)
+		rs.add(row+"/hangs", "count", e.name, 1)
+		e.stop()
+		return e.start(ctx)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%s: %v\n", row, err)
+		rs.failures = append(rs.failures, fmt.Sprintf("%s: %v", row, err))
+		return nil
+	case row != "scene":
+		rs.add(row, "s", e.name, m.wall.Seconds())
+		rs.add(row+"/daemon-peak", "MB", e.name, float64(m.daemonPeak)/1e6)
+		rs.add(row+"/client-peak", "MB", e.name, float64(m.clientPeak)/1e6)
+	}
+	return nil
+}
+
+// value is the median of a row, or the sum of what is counted.
+func (rs *results) value(row, engine string) float64 {
+	list := slices.Sorted(slices.Values(rs.samples[row][engine]))
+	if len(list) == 0 {
+		return 0
+	}
+	if rs.units[row] == "count" {
+		return float64(len(list))
+	}
+	n := len(list) / 2
+	if len(list)%2 == 1 {
+		return list[n]
+	}
+	return (list[n-1] + list[n]) / 2
+}
+
+// summary is one line about some rows, to show how a run goes on.
+func (rs *results) summary(rows []string) string {
+	var parts []string
+	for _, row := range rows {
+		parts = append(parts, fmt.Sprintf("%s %.3f against %.3f %s", row, rs.value(row, kilnName), rs.value(row, buildkitName), rs.units[row]))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// line is a row of latest.json. Ratio is kiln/buildkit, so that less is better;
+// it is 0 where one of them has no value.
+type line struct {
+	Name     string  `json:"name"`
+	Unit     string  `json:"unit"`
+	Kiln     float64 `json:"kiln"`
+	BuildKit float64 `json:"buildkit"`
+	Ratio    float64 `json:"ratio"`
+}
+
+func (rs *results) lines() (list []line) {
+	for _, row := range rs.order {
+		l := line{Name: row, Unit: rs.units[row], Kiln: rs.value(row, kilnName), BuildKit: rs.value(row, buildkitName)}
+		if l.BuildKit > 0 {
+			l.Ratio = l.Kiln / l.BuildKit
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+// write prints the table and writes out/latest.json and, after a full run,
+// RESULTS.md.
+func (rs *results) write(w io.Writer, full bool) error {
+	list := rs.lines()
+	text, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFiles("out", map[string]string{"latest.json": string(text) + "\n"}); err != nil {
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "row\tunit\tkiln\tbuildkit\tratio\t")
+	for _, l := range list {
+		fmt.Fprintf(tw, "%s\t%s\t%.3f\t%.3f\t%.2f\t\n", l.Name, l.Unit, l.Kiln, l.BuildKit, l.Ratio)
+	}
+	if err := tw.Flush(); err != nil || !full {
+		return err
+	}
+	return rs.writeMarkdown(list)
+}
+
+func (rs *results) writeMarkdown(list []line) error {
+	f, err := os.Create("RESULTS.md")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	fmt.Fprintf(w, "# Kiln and BuildKit side by side\n\n"+
+		"Written by `make bench` on %s: %s.\n\n"+
+		"Medians of rounds in which both daemons took turns on the same input, with the same container\n"+
+		"runtime; ratio is Kiln / BuildKit, so less is better. `daemon-peak` and `client-peak` are the\n"+
+		"highest resident memory of the daemon's and the client's process during a build. A build that\n"+
+		"took longer than two minutes counts as hung and is left out of the medians. Both daemons\n"+
+		"run with their defaults: BuildKit's containers share the host's network, Kiln's have their own.\n"+
+		"The graphs of 1,000 and 200 vertices are sent to both by `buildctl`.\n\n",
+		time.Now().UTC().Format(time.DateOnly), machine())
+	fmt.Fprintln(w, "| row | unit | Kiln | BuildKit | ratio |\n|---|---|--:|--:|--:|")
+	for _, l := range list {
+		fmt.Fprintf(w, "| %s | %s | %.3f | %.3f | %.2f |\n", l.Name, l.Unit, l.Kiln, l.BuildKit, l.Ratio)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// machine describes the machine's size in a line.
+func machine() string {
+	model, memory := "unknown processor", "unknown"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for l := range strings.Lines(string(text)) {
+			if name, value, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
+		if kb, err := strconv.Atoi(strings.Fields(string(text))[1]); err == nil {
+			memory = fmt.Sprintf("%d GB", kb/1e6)
+		}
+	}
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		kernel = []byte("unknown")
+	}
+	return fmt.Sprintf("%d cores (%s), %s of memory, Linux %s on %s, %s",
+		runtime.NumCPU(), model, memory, strings.TrimSpace(string(kernel)), runtime.GOARCH, filepath.Base(runtime.Version()))
+}
