@@ -1,18 +1,29 @@
 package registry
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"io"
+	"errors"
+
+	"github.com/kiln-build/kiln/internal/session/auth"
 )
 
-func newBytesReader(b []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(b)) }
-
-// insecureDialer connects by TLS to whom a user has declared insecure.
-func insecureDialer() *tls.Dialer {
-	return &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec
+// sessionLogins returns what the clients that wait for ctx's work know.
+func sessionLogins(ctx context.Context) []Login {
+	var logins []Login
+	for _, c := range auth.Clients(ctx) {
+		logins = append(logins, sessionLogin{c})
+	}
+	return logins
 }
 
-// sessionLogins returns what the clients that wait for ctx's work know.
-func sessionLogins(ctx context.Context) []Login { return nil }
+// sessionLogin is a client's Docker configuration, over its session.
+type sessionLogin struct{ auth.Client }
+
+// Token lets the client fetch a token.
+func (l sessionLogin) Token(ctx context.Context, r TokenRequest) (Token, error) {
+	t, err := l.Client.Token(ctx, auth.Request(r))
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = ErrNoTokens
+	}
+	return Token(t), err
+}

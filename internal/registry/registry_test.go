@@ -93,7 +93,7 @@ func newTestImage(size int) testImage {
 	}
 	img := testImage{layer: layer, config: []byte(`{"architecture":"amd64","os":"linux"}`)}
 	open := func(b []byte) func(context.Context) (io.ReadCloser, error) {
-		return func(context.Context) (io.ReadCloser, error) { return newBytesReader(b), nil }
+		return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 	}
 	m := ocispecs.Manifest{MediaType: ocispecs.MediaTypeImageManifest, Config: descOf(ocispecs.MediaTypeImageConfig, img.config)}
 	m.SchemaVersion = 2

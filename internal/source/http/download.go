@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"strings"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/session/secret"
+	"github.com/kiln-build/kiln/internal/session/upload"
 )
 
 // file is a download that is remembered.
@@ -48,7 +52,7 @@ func (r *request) memoKey() (string, error) {
 // get returns the file as the server has it now, downloading it unless the
 // one that is kept still is it.
 func (s *Source) get(ctx context.Context, r *request) (file, *layer.Ref, error) {
-	if r.url.Host == sessionHost {
+	if r.url.Host == upload.Host {
 		return s.getUpload(ctx, r)
 	}
 	key, err := r.memoKey()
@@ -63,14 +67,7 @@ func (s *Source) get(ctx context.Context, r *request) (file, *layer.Ref, error) 
 	for n := 1; ; n++ {
 		f, got, err := s.try(ctx, r, known, ref)
 		if err == nil {
-			b, merr := json.Marshal(f)
-			if merr == nil {
-				merr = s.cfg.Memo.PutValue(memoNamespace, key, b)
-			}
-			if merr != nil {
-				return file{}, nil, fmt.Errorf("remember download of %s: %w", r.url.Redacted(), merr)
-			}
-			return f, got, nil
+			return f, got, s.remember(key, f)
 		}
 		var passing *passingError
 		if !errors.As(err, &passing) || n == attempts || ctx.Err() != nil || passing.after > time.Minute {
@@ -198,12 +195,9 @@ func (s *Source) newRequest(ctx context.Context, r *request) (*http.Request, err
 
 // authorization is what the client's secrets give for the host.
 func (s *Source) authorization(ctx context.Context, r *request) (string, error) {
-	if s.cfg.Secret == nil {
-		return "", nil
-	}
 	get := func(id string) (string, error) {
-		b, err := s.cfg.Secret(ctx, id)
-		if err != nil {
+		b, err := secret.Daemon{}.Secret(ctx, id)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("get secret %s: %w", id, err)
 		}
 		v := strings.TrimSpace(string(b))
@@ -229,14 +223,22 @@ func (s *Source) authorization(ctx context.Context, r *request) (string, error) 
 	return "Bearer " + v, nil
 }
 
-// getUpload takes the file from the client. It has no name to ask for it by again.
+// getUpload takes the file from the client, which has it once: what it was is
+// remembered for the client's session.
 func (s *Source) getUpload(ctx context.Context, r *request) (file, *layer.Ref, error) {
-	if s.cfg.Upload == nil {
-		return file{}, nil, fmt.Errorf("fetch %s: this daemon takes no files from clients", r.url)
-	}
-	rc, err := s.cfg.Upload(ctx, r.url)
+	key, err := r.memoKey()
 	if err != nil {
-		return file{}, nil, fmt.Errorf("fetch %s from the client: %w", r.url, err)
+		return file{}, nil, err
+	}
+	callers := session.FromContext(ctx)
+	for _, c := range callers {
+		if f, ref := s.remembered(ctx, c.ID()+" "+key); ref != nil {
+			return f, ref, nil
+		}
+	}
+	rc, err := upload.Open(ctx, r.url.Path)
+	if err != nil {
+		return file{}, nil, err
 	}
 	defer rc.Close()
 	f := file{}
@@ -247,7 +249,15 @@ func (s *Source) getUpload(ctx context.Context, r *request) (file, *layer.Ref, e
 	if err != nil {
 		return file{}, nil, fmt.Errorf("fetch %s from the client: %w", r.url, err)
 	}
-	return f, ref, nil
+	return f, ref, s.remember(callers[0].ID()+" "+key, f)
+}
+
+func (s *Source) remember(key string, f file) error {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("encode download: %w", err)
+	}
+	return s.cfg.Memo.PutValue(memoNamespace, key, b)
 }
 
 // save makes a layer of a body, and completes f.

@@ -15,7 +15,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"net/url"
@@ -32,9 +31,6 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// sessionHost is the host whose files the client serves.
-const sessionHost = "buildkit-session"
-
 // Layers is what of [layer.Store] is needed here.
 type Layers interface {
 	Get(ctx context.Context, id string) (*layer.Ref, error)
@@ -45,11 +41,6 @@ type Layers interface {
 type Config struct {
 	Layers Layers
 	Memo   source.Memo
-	// Secret returns a secret of the clients that ctx works for, or nil if they
-	// have none of that name. Nil knows no secrets.
-	Secret func(ctx context.Context, id string) ([]byte, error)
-	// Upload opens a file that the client serves under "buildkit-session".
-	Upload    func(ctx context.Context, u *url.URL) (io.ReadCloser, error)
 	Transport http.RoundTripper // nil for one of its own
 	MaxBytes  int64             // of a file; 0 is 32 GiB
 	Stall     time.Duration     // how long a server may be silent; 0 is 30 seconds

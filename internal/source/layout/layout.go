@@ -20,7 +20,6 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
 	sessioncontent "github.com/kiln-build/kiln/internal/session/content"
 	"github.com/kiln-build/kiln/internal/source"

@@ -153,15 +153,8 @@ func (in *intake) finish() (*state, error) {
 		return nil, fmt.Errorf("commit layer: %w", err)
 	}
 	now := &state{id: ref.ID(), ref: ref, depth: in.depth, entries: in.entries}
-	if in.cfg.Sums == nil {
-		return now, nil
-	}
-	told := make([]Entry, len(now.entries))
-	for i := range now.entries {
-		told[i] = Entry{Stat: now.entries[i].stat(), Sum: now.entries[i].Sum}
-	}
-	if err := in.cfg.Sums.Keep(in.ctx, ref, told); err != nil {
-		return nil, fmt.Errorf("keep digests: %w", err)
+	if err := now.plant(in.old.tree, in.removed); err != nil {
+		return nil, err
 	}
 	return now, nil
 }

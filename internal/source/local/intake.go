@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"hash"
 	"io/fs"
 	"os"
 	"path"
@@ -16,32 +16,11 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session/files"
 )
-
-// Sums names the content of files while it goes by.
-type Sums interface {
-	// New begins the digest of a regular file; the content is written to it.
-	New(st *files.Stat) (Sum, error)
-	// Keep tells what a complete state consists of: every entry, in the
-	// protocol's order, regular files with their digests.
-	Keep(ctx context.Context, ref *layer.Ref, entries []Entry) error
-}
-
-// Sum is the digest of one file in the making.
-type Sum interface {
-	io.Writer
-	Digest() digest.Digest
-}
-
-// Entry is an entry of a state and the digest of its content by Sums; the
-// digest is empty for what is no regular file.
-type Entry struct {
-	Stat *files.Stat
-	Sum  digest.Digest
-}
 
 // intake makes a new state of an old one and a client's listing. It is a
 // files.Destination: both lists are in the same order, so one pass compares
@@ -57,8 +36,9 @@ type intake struct {
 	gone    string  // a directory of old that was removed, with all below
 	entries []entry // of the new state, so far
 	again   map[string]bool
-	links   []int // hard links, to be made once their targets are whole
-	touched map[string]bool
+	links   []int           // hard links, to be made once their targets are whole
+	touched map[string]bool // directories whose time is to be set
+	removed []string
 
 	mutable *layer.Mutable
 	release func() error
@@ -122,6 +102,7 @@ func (in *intake) remove(e *entry) error {
 		in.gone = e.Path
 	}
 	in.touched[path.Dir(e.Path)] = true
+	in.removed = append(in.removed, e.Path)
 	if err := in.root.RemoveAll(e.Path); err != nil {
 		return fmt.Errorf("remove %q: %w", e.Path, err)
 	}
@@ -136,6 +117,7 @@ func (in *intake) change(before *entry, i int) error {
 	}
 	e := &in.entries[i]
 	mode := fs.FileMode(e.Mode)
+	e.new = true
 	in.again[e.Path] = true
 	in.touched[path.Dir(e.Path)] = true
 	if before != nil && !(before.isDir() && e.isDir()) {
@@ -235,23 +217,17 @@ func (in *intake) Create(st *files.Stat) (files.Content, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make file %q: %w", st.GetPath(), err)
 	}
-	c := &received{in: in, st: st, f: f}
-	if in.cfg.Sums != nil {
-		if c.sum, err = in.cfg.Sums.New(st); err != nil {
-			_ = f.Close() // the first error counts
-			return nil, fmt.Errorf("make file %q: %w", st.GetPath(), err)
-		}
-	}
+	c := &received{in: in, st: st, f: f, hash: contenthash.NewHash(hashStat(st))}
 	return c, nil
 }
 
 // received is a file under way.
 type received struct {
-	in  *intake
-	st  *files.Stat
-	f   *os.File
-	sum Sum
-	n   int64
+	in   *intake
+	st   *files.Stat
+	f    *os.File
+	hash hash.Hash // nil for a copy of what was hashed before
+	n    int64
 }
 
 func (c *received) Write(p []byte) (int, error) {
@@ -261,11 +237,7 @@ func (c *received) Write(p []byte) (int, error) {
 		return 0, fmt.Errorf("file %q changed while it was sent: it has more than %d bytes now, build again", c.st.GetPath(), c.st.GetSize())
 	}
 	c.in.task.Add(int64(len(p)))
-	if c.sum != nil {
-		if _, err := c.sum.Write(p); err != nil {
-			return 0, err
-		}
-	}
+	c.hash.Write(p)
 	return c.f.Write(p)
 }
 
@@ -301,8 +273,8 @@ func (c *received) commit() error {
 	if err := setTimeOf(c.f, c.st.GetModTime()); err != nil {
 		return fmt.Errorf("set time: %w", err)
 	}
-	if c.sum != nil {
-		d := c.sum.Digest()
+	if c.hash != nil {
+		d := contenthash.Sum(c.hash)
 		c.in.mu.Lock()
 		c.in.sums[c.st.GetPath()] = d
 		c.in.mu.Unlock()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
@@ -41,14 +42,19 @@ type Sessions interface {
 	Get(ctx context.Context, id string) (*session.Caller, error)
 }
 
+// Trees keeps content digests beside layers.
+type Trees interface {
+	SetTree(r *layer.Ref, t *contenthash.Tree)
+}
+
 // Config is what a Source is made of.
 type Config struct {
 	Layers   Layers
 	Memo     source.Memo
 	Sessions Sessions
-	// Sums, if set, is told of the content of what was received, so that nobody
+	// Trees, if set, is given the digests of what was received, so that nobody
 	// has to read it again.
-	Sums Sums
+	Trees Trees
 	// MaxDepth is how many layers may lie on top of each other before they are
 	// made one; 0 is 20.
 	MaxDepth int
@@ -213,6 +219,9 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	if err != nil {
 		return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
 	}
+	if now.ref != nil && s.cfg.Trees != nil {
+		s.cfg.Trees.SetTree(now.ref, now.tree)
+	}
 	if key != "" && now != old {
 		if err := s.remember(key, now); err != nil {
 			return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
@@ -241,7 +250,10 @@ func (s *Source) recall(ctx context.Context, key string) *state {
 			return &state{}
 		}
 		var err error
-		if st, err = decodeState(b); err != nil {
+		if st, err = decodeState(b); err == nil {
+			err = st.plant(nil, nil)
+		}
+		if err != nil {
 			return &state{} // of another version: begin anew
 		}
 	}

@@ -6,9 +6,11 @@ import (
 	"encoding/gob"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/session/files"
 )
@@ -19,6 +21,7 @@ type state struct {
 	ref     *layer.Ref // nil if there are no files
 	depth   int        // layers on top of each other
 	entries []entry    // in the protocol's order
+	tree    *contenthash.Tree
 }
 
 // entry is a file, directory or other thing in a tree.
@@ -31,8 +34,9 @@ type entry struct {
 	Linkname string
 	Major    int64
 	Minor    int64
-	Sum      digest.Digest // of regular files: by Sums
+	Sum      digest.Digest // of regular files: contenthash's
 	Xattrs   map[string][]byte
+	new      bool // since the state that this one derives from
 }
 
 func newEntry(st *files.Stat) entry {
@@ -51,6 +55,43 @@ func (e *entry) same(o *entry) bool {
 		return false
 	}
 	return e.isDir() || e.ModTime == o.ModTime && e.Size == o.Size
+}
+
+// plant makes the tree of digests. Where the state derives from another one, its
+// tree is given and what was removed from it; else all there is is put.
+func (s *state) plant(from *contenthash.Tree, removed []string) error {
+	if from != nil {
+		s.tree = from.Derive()
+		for _, p := range removed {
+			s.tree.Remove(p)
+		}
+	} else {
+		s.tree = contenthash.New()
+	}
+	for i := range s.entries {
+		e := &s.entries[i]
+		if from != nil && !e.new {
+			continue
+		}
+		if err := s.tree.Put(e.Path, hashStat(e.stat()), e.Sum); err != nil {
+			return fmt.Errorf("keep digest: %w", err)
+		}
+	}
+	s.tree.SetComplete()
+	return nil
+}
+
+// hashStat is what of an entry counts as content. Device numbers do not, as
+// they do not where a tree is read from disk.
+func hashStat(st *files.Stat) contenthash.Stat {
+	mode := fs.FileMode(st.GetMode())
+	if mode&fs.ModeSymlink != 0 {
+		mode |= fs.ModePerm // as on disk
+	}
+	return contenthash.Stat{
+		Mode: mode, UID: st.GetUid(), GID: st.GetGid(), Size: st.GetSize(),
+		Linkname: st.GetLinkname(), Xattrs: st.GetXattrs(),
+	}
 }
 
 // stateVersion changes with the form in which states are kept.
