@@ -191,7 +191,7 @@ func BuildExec(op ExecOp, mounts []MountFrom) *Vertex {
 			secrets = append(secrets, m)
 		case MountSSH:
 			if m.Dest == "" {
-				m.Dest = fmt.Sprintf("/run/buildkit/ssh_agent.%d", len(sockets))
+				m.Dest = defaultSocket(len(sockets))
 			}
 			sockets = append(sockets, m)
 		default:
@@ -218,11 +218,17 @@ func BuildExec(op ExecOp, mounts []MountFrom) *Vertex {
 		m.Input, m.Output = None, 0
 		op.Mounts = append(op.Mounts, m.Mount)
 	}
-	if len(sockets) > 0 && !hasEnv(op.Env, "SSH_AUTH_SOCK") {
-		op.Env = append(slices.Clip(op.Env), "SSH_AUTH_SOCK="+sockets[0].Dest)
+	if len(sockets) > 0 && !hasEnv(op.Env, sshSocketEnv) {
+		op.Env = append(slices.Clip(op.Env), sshSocketEnv+"="+sockets[0].Dest)
 	}
 	return &Vertex{Op: &op, Inputs: inputs.edges}
 }
+
+// sshSocketEnv is where programs look for the agent's socket.
+const sshSocketEnv = "SSH_AUTH_SOCK"
+
+// defaultSocket is where the nth socket is unless the step says otherwise.
+func defaultSocket(n int) string { return fmt.Sprintf("/run/buildkit/ssh_agent.%d", n) }
 
 func hasEnv(env []string, name string) bool {
 	return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })

@@ -1,0 +1,240 @@
+package llb
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"strings"
+)
+
+// Names of the secrets that authenticate git fetches unless told otherwise.
+const (
+	GitAuthHeaderKey = "GIT_AUTH_HEADER"
+	GitAuthTokenKey  = "GIT_AUTH_TOKEN"
+)
+
+// GitInfo is what to get from a repository.
+type GitInfo struct {
+	Constraints
+	KeepGitDir         bool
+	AuthTokenSecret    string
+	AuthHeaderSecret   string
+	KnownSSHHosts      string
+	MountSSHSock       string
+	Checksum           string
+	Ref                string
+	SubDir             string
+	SkipSubmodules     bool
+	MTime              string
+	Advice             bool
+	Bundle             string
+	BundleOCISessionID string
+	BundleOCIStoreID   string
+	CheckoutBundle     bool
+	FetchByCommit      bool
+
+	ownAuth bool // a secret was named: the daemon must know about them
+}
+
+// GitOption is an option of [Git].
+type GitOption interface{ SetGitOption(*GitInfo) }
+
+type gitOptionFunc func(*GitInfo)
+
+func (f gitOptionFunc) SetGitOption(i *GitInfo) { f(i) }
+
+// GitRef sets the branch, tag or commit.
+func GitRef(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.Ref = v }) }
+
+// GitSubDir takes only a directory of the repository.
+func GitSubDir(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.SubDir = v }) }
+
+// GitSkipSubmodules leaves submodules out.
+func GitSkipSubmodules() GitOption { return gitOptionFunc(func(i *GitInfo) { i.SkipSubmodules = true }) }
+
+// GitMTime sets which time files have, "checkout" or "commit".
+func GitMTime(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.MTime = v }) }
+
+// GitMTimeCommit gives files the time of the commit.
+func GitMTimeCommit() GitOption { return GitMTime("commit") }
+
+// GitAdvice lets git print advice.
+func GitAdvice(enabled bool) GitOption { return gitOptionFunc(func(i *GitInfo) { i.Advice = enabled }) }
+
+// KeepGitDir keeps the .git directory.
+func KeepGitDir() GitOption { return gitOptionFunc(func(i *GitInfo) { i.KeepGitDir = true }) }
+
+// AuthTokenSecret names the secret whose value is a token.
+func AuthTokenSecret(v string) GitOption {
+	return gitOptionFunc(func(i *GitInfo) { i.AuthTokenSecret, i.ownAuth = v, true })
+}
+
+// AuthOption is an option of [Git] and [HTTP].
+type AuthOption interface {
+	GitOption
+	HTTPOption
+}
+
+type authHeader string
+
+func (a authHeader) SetGitOption(i *GitInfo)   { i.AuthHeaderSecret, i.ownAuth = string(a), true }
+func (a authHeader) SetHTTPOption(i *HTTPInfo) { i.AuthHeaderSecret = string(a) }
+
+// AuthHeaderSecret names the secret whose value is an Authorization header.
+func AuthHeaderSecret(name string) AuthOption { return authHeader(name) }
+
+// KnownSSHHosts adds a line for ssh's known_hosts.
+func KnownSSHHosts(key string) GitOption {
+	return gitOptionFunc(func(i *GitInfo) { i.KnownSSHHosts += strings.TrimSuffix(key, "\n") + "\n" })
+}
+
+// MountSSHSock sets the id of the ssh agent to use.
+func MountSSHSock(id string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.MountSSHSock = id }) }
+
+// GitChecksum fails the build unless the commit is this one.
+func GitChecksum(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.Checksum = v }) }
+
+// GitFetchByCommit fetches the commit of [GitChecksum] itself, not the ref.
+func GitFetchByCommit() GitOption { return gitOptionFunc(func(i *GitInfo) { i.FetchByCommit = true }) }
+
+// GitBundleInfo is where a bundle is.
+type GitBundleInfo struct {
+	OCISessionID string
+	OCIStoreID   string
+}
+
+// GitBundleOption is an option of [GitBundleURL].
+type GitBundleOption interface{ SetGitBundleOption(*GitBundleInfo) }
+
+type gitBundleOptionFunc func(*GitBundleInfo)
+
+func (f gitBundleOptionFunc) SetGitBundleOption(i *GitBundleInfo) { f(i) }
+
+// GitBundleOCIStore says which store of which session has the bundle.
+func GitBundleOCIStore(sessionID, storeID string) GitBundleOption {
+	return gitBundleOptionFunc(func(i *GitBundleInfo) { i.OCISessionID, i.OCIStoreID = sessionID, storeID })
+}
+
+// GitBundleURL reads the repository from a bundle in a blob.
+func GitBundleURL(locator string, opts ...GitBundleOption) GitOption {
+	b := &GitBundleInfo{}
+	for _, o := range opts {
+		o.SetGitBundleOption(b)
+	}
+	return gitOptionFunc(func(i *GitInfo) {
+		i.Bundle, i.BundleOCISessionID, i.BundleOCIStoreID = locator, b.OCISessionID, b.OCIStoreID
+	})
+}
+
+// GitCheckoutBundle yields a bundle file instead of a checkout.
+func GitCheckoutBundle() GitOption { return gitOptionFunc(func(i *GitInfo) { i.CheckoutBundle = true }) }
+
+// Git returns a checkout of a repository. The url may be http, https, ssh, git,
+// the scp form user@host:path, or lack a scheme, which then is https. The
+// fragment may say ref:subdir; [GitRef] and [GitSubDir] are better for that.
+//
+// BuildKit's library asks ssh servers for their keys if [KnownSSHHosts] gives
+// none. This one does no I/O: give them.
+func Git(url, fragment string, opts ...GitOption) State {
+	remote, problem := parseGitRemote(url)
+	if errors.Is(problem, errNoScheme) {
+		url = "https://" + url
+		remote, problem = parseGitRemote(url)
+	}
+	info := &GitInfo{AuthHeaderSecret: GitAuthHeaderKey, AuthTokenSecret: GitAuthTokenKey}
+	ref, subdir, _ := strings.Cut(fragment, ":")
+	info.Ref = ref
+	info.SubDir = strings.TrimPrefix(path.Join("/", subdir), "/")
+	for _, o := range opts {
+		o.SetGitOption(info)
+	}
+	id := url
+	if problem == nil {
+	
+		// The same repository has the same id, whichever protocol it comes by.
+		id = remote.host + path.Join("/", remote.path)
+		if info.Ref != "" || info.SubDir != "" {
+			id += "#" + info.Ref
+		}
+		if info.SubDir != "" {
+			id += ":" + info.SubDir
+		}
+	}
+	if info.ownAuth {
+		info.addCap(CapSourceGitHTTPAuth)
+	}
+	return source("git://"+id, info.attrs(url, remote.scheme == "ssh"), &info.Constraints, nil)
+}
+
+func (i *GitInfo) attrs(url string, ssh bool) map[string]string {
+	attrs := map[string]string{}
+	set := func(name, value string) {
+		if value != "" {
+			attrs[name] = value
+		}
+	}
+	flag := func(name string, on bool) {
+		if on {
+			attrs[name] = "true"
+		}
+	}
+	set(AttrGitFullURL, url)
+	set(AttrGitAuthTokenSecret, i.AuthTokenSecret)
+	set(AttrGitAuthHeaderSecret, i.AuthHeaderSecret)
+	if ssh {
+		set(AttrGitKnownSSHHosts, i.KnownSSHHosts)
+		i.addCap(CapSourceGitKnownSSHHosts)
+		attrs[AttrGitMountSSHSock] = "default"
+		set(AttrGitMountSSHSock, i.MountSSHSock)
+	}
+	set(AttrGitChecksum, i.Checksum)
+	set(AttrGitMTime, i.MTime)
+	set(AttrGitBundle, i.Bundle)
+	set(AttrOCISession, i.BundleOCISessionID)
+	set(AttrOCIStore, i.BundleOCIStoreID)
+	flag(AttrGitKeepDir, i.KeepGitDir)
+	flag(AttrGitSkipSubmodules, i.SkipSubmodules)
+	flag(AttrGitAdvice, i.Advice)
+	flag(AttrGitFetchByCommit, i.FetchByCommit)
+	flag(AttrGitCheckoutBundle, i.CheckoutBundle)
+	return attrs
+}
+
+// gitRemote is a repository's address. full lacks query and fragment.
+type gitRemote struct{ scheme, host, path, full string }
+
+// errNoScheme means that another try with a scheme may succeed.
+var errNoScheme = errors.New("git url has no scheme")
+
+func parseGitRemote(s string) (gitRemote, error) {
+	scheme, _, found := strings.Cut(s, "://")
+	if found && strings.Trim(scheme, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == "" && scheme != "" {
+		switch strings.ToLower(scheme) {
+		case "http", "https", "ssh", "git":
+		default:
+			return gitRemote{}, fmt.Errorf("git url scheme %q is not http, https, ssh or git", scheme)
+		}
+		u, err := url.Parse(s)
+		if err != nil {
+			return gitRemote{}, fmt.Errorf("parse git url: %w", err)
+		}
+		u.Fragment, u.RawFragment, u.RawQuery = "", "", ""
+		return gitRemote{u.Scheme, u.Host, u.Path, u.String()}, nil
+	}
+	return parseSCPRemote(s)
+}
+
+// parseSCPRemote reads user@host:path.
+func parseSCPRemote(s string) (gitRemote, error) {
+	user, rest, found := strings.Cut(s, "@")
+	host, file, found2 := strings.Cut(rest, ":")
+	const word = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-"
+	if !found || !found2 || user == "" || host == "" ||
+		strings.Trim(user, word+"_") != "" || strings.Trim(host, word+".") != "" {
+		return gitRemote{}, errNoScheme
+	}
+	file, _, _ = strings.Cut(file, "#")
+	file, _, _ = strings.Cut(file, "?")
+	return gitRemote{"ssh", host, file, user + "@" + host + ":" + file}, nil
+}
