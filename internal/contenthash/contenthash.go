@@ -4,6 +4,11 @@
 // The digests are BuildKit's (WIRE.md section 11.3), so that caches can be
 // exchanged. Times are no part of them; modes, owners, links and the xattrs
 // that matter are.
+//
+// A [Tree] is the memo of one immutable directory tree. It reads from the disk
+// only what a selector asks for and is not yet known; what receives files can
+// fill it instead, and a tree that differs little is derived from another one
+// at the price of the difference. The layer store keeps trees beside layers.
 package contenthash
 
 // Selector is a part of a tree.

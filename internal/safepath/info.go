@@ -105,14 +105,15 @@ func (r *Root) ReadDir(name string) ([]fs.DirEntry, error) {
 	if err != nil {
 		return nil, pathError("read directory", name, err)
 	}
-	f := os.NewFile(uintptr(fd), clean(name))
+	// Named by its handle: where a file system does not tell types, os looks the
+	// entries up below this name.
+	f := os.NewFile(uintptr(fd), procPath(fd))
 	defer f.Close()
 	entries, err := f.ReadDir(-1)
 	if err != nil {
 		return nil, pathError("read directory", name, err)
 	}
 	for i, e := range entries {
-		// os would look the entry up by a joined path of ours.
 		entries[i] = entry{DirEntry: e, dir: name, root: r}
 	}
 	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })

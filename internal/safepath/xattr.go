@@ -3,6 +3,7 @@ package safepath
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -16,10 +17,19 @@ const maxXattrs = 64 << 10
 func (r *Root) LXattrs(name string) (map[string][]byte, error) {
 	var attrs map[string][]byte
 	err := r.xattrPath("list xattrs", name, func(p string) (err error) {
-		attrs, err = xattrs(p)
+		attrs, err = xattrs(p, unix.Llistxattr, unix.Lgetxattr)
 		return err
 	})
 	return attrs, err
+}
+
+// Xattrs is LXattrs of an open file or directory.
+func Xattrs(f *os.File) (map[string][]byte, error) {
+	attrs, err := xattrs(procPath(int(f.Fd())), unix.Listxattr, unix.Getxattr)
+	if err != nil {
+		return nil, pathError("list xattrs", f.Name(), err)
+	}
+	return attrs, nil
 }
 
 // LSetXattr sets an extended attribute, of a symlink itself.
@@ -39,9 +49,9 @@ func (r *Root) xattrPath(op, name string, call func(p string) error) error {
 	return r.at(op, name, func(dir int, base string) error { return call(procPath(dir) + "/" + base) })
 }
 
-func xattrs(p string) (map[string][]byte, error) {
+func xattrs(p string, listxattr func(string, []byte) (int, error), getxattr func(string, string, []byte) (int, error)) (map[string][]byte, error) {
 	var short [256]byte
-	list, err := grow(short[:], func(b []byte) (int, error) { return unix.Llistxattr(p, b) })
+	list, err := grow(short[:], func(b []byte) (int, error) { return listxattr(p, b) })
 	if errors.Is(err, unix.ENOTSUP) || err == nil && len(list) == 0 {
 		return nil, nil
 	}
@@ -51,7 +61,7 @@ func xattrs(p string) (map[string][]byte, error) {
 	attrs := map[string][]byte{}
 	for key := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
 		var buf [256]byte
-		v, err := grow(buf[:], func(b []byte) (int, error) { return unix.Lgetxattr(p, key, b) })
+		v, err := grow(buf[:], func(b []byte) (int, error) { return getxattr(p, key, b) })
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOTSUP) {
 			continue // gone, or none of ours
 		}
