@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -309,17 +310,25 @@ func iptables(table, command string, rule []string) error {
 	return nil
 }
 
-// removeBridge removes a bridge, the interfaces on it and its rules.
+// removeBridge removes a bridge, the interfaces on it and its rules. A dead
+// daemon's interfaces go with their namespaces, but take a moment to.
 func (n *network) removeBridge(name string) {
 	for _, r := range n.rules(name) {
 		_ = iptables(r[0], "-D", r[1:]) // it may never have come to be
 	}
-	link, err := netlink.LinkByName(name)
+	links, err := netlink.LinkList()
 	if err != nil {
+		n.log.Warn("could not list network interfaces", "error", err)
 		return
 	}
-	if err := netlink.LinkDel(link); err != nil {
-		n.log.Warn("could not remove a bridge", "bridge", name, "error", err)
+	for _, link := range links {
+		if own := link.Attrs().Name; own != name && !strings.HasPrefix(own, name+"-") {
+			continue
+		}
+		var gone netlink.LinkNotFoundError
+		if err := netlink.LinkDel(link); err != nil && !errors.As(err, &gone) && !errors.Is(err, unix.ENODEV) {
+			n.log.Warn("could not remove a network interface", "interface", link.Attrs().Name, "error", err)
+		}
 	}
 }
 

@@ -107,6 +107,13 @@ func New(cfg Config) (*Executor, error) {
 	if !filepath.IsAbs(cfg.StateDir) {
 		return nil, fmt.Errorf("open executor: state directory %q: want an absolute path", cfg.StateDir)
 	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("open executor: %w", err)
+	}
+	var err error
+	if cfg.StateDir, err = filepath.EvalSymlinks(cfg.StateDir); err != nil {
+		return nil, fmt.Errorf("open executor: state directory: %w", err)
+	}
 	runtime, err := FindRuntime(cfg.Binary)
 	if err != nil {
 		return nil, err
@@ -167,6 +174,9 @@ func (e *Executor) clearState() error {
 		e.forceDelete(entry.Name())
 	}
 	e.cgroups.removeAll()
+	if err := unmountBelow(e.cfg.StateDir); err != nil {
+		return err
+	}
 	for _, dir := range []string{bundles, e.runc.Root} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("clear state directory: %w", err)
@@ -196,6 +206,9 @@ func (e *Executor) Close() error {
 		errs = append(errs, e.net.close())
 	}
 	e.cgroups.removeAll()
+	if err := unmountBelow(e.cfg.StateDir); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
 	for _, dir := range []string{"run", "runtime", "etc"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(e.cfg.StateDir, dir)))
 	}

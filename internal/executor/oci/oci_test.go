@@ -35,7 +35,7 @@ func openWith(t *testing.T, cfg oci.Config) *oci.Executor {
 		if err != nil || len(left) > 0 {
 			t.Errorf("the state directory holds %v (%v)", left, err)
 		}
-		groups, err := filepath.Glob("/sys/fs/cgroup/*/kiln-*/*")
+		groups, err := filepath.Glob("/sys/fs/cgroup/*/kiln-*/test*")
 		if err != nil || len(groups) > 0 {
 			t.Errorf("cgroups are left: %v (%v)", groups, err)
 		}

@@ -35,6 +35,7 @@ type container struct {
 	e      *Executor
 	spec   executor.Spec
 	bundle string
+	staged []string // mounts in the bundle
 	stubs  *stubs
 	oom    oomWatch
 	net    *sandbox
@@ -99,6 +100,9 @@ func (c *container) prepare(io executor.IO) (err error) {
 		} else {
 			netns = c.net.path()
 		}
+	}
+	if s.Mounts, err = c.stageHandles(); err != nil {
+		return err
 	}
 	files, err := e.files.prepare(s, hostNetwork, c.bundle)
 	if err != nil {
@@ -271,7 +275,9 @@ func (c *container) release() error {
 		// With all capabilities it may have changed its network for good.
 		e.net.release(c.net, !c.spec.Insecure)
 	}
-	if c.bundle != "" {
+	unstaged := c.unstage()
+	errs = append(errs, unstaged)
+	if c.bundle != "" && unstaged == nil { // else it would remove what is mounted there
 		errs = append(errs, os.RemoveAll(c.bundle))
 	}
 	c.initMu.Lock()
