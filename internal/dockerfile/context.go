@@ -125,7 +125,7 @@ func (l *lowering) layoutContext(s *stage, c *namedContext, spec string, platfor
 	if err != nil {
 		return fmt.Errorf("name layout %q: %w", shortName, err)
 	}
-	shown, err = reference.WithDigest(reference.TrimNamed(shown), digested.Digest())
+	shown, err = reference.WithDigest(shown, digested.Digest())
 	if err != nil {
 		return fmt.Errorf("name layout %q: %w", shortName, err)
 	}

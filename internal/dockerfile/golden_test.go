@@ -142,7 +142,7 @@ func newFakeGateway(files map[string]string) *fakeGateway {
 		library + "onbuild:latest": plainImage("amd64", func(c *imageConfig) {
 			c.Config.OnBuild = []string{"COPY --from=busybox:1 /bin/busybox /bin/", "RUN echo onbuild", "ENV X=y"}
 		}),
-		library + "badonbuild:latest": plainImage("amd64", func(c *imageConfig) { c.Config.OnBuild = []string{"NOPE x"} }),
+		library + "badonbuild:latest":                          plainImage("amd64", func(c *imageConfig) { c.Config.OnBuild = []string{"NOPE x"} }),
 		library + "app@" + string(digest.FromString("layout")): plainImage("amd64", nil),
 	}}
 }
