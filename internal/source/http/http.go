@@ -39,8 +39,8 @@ type Layers interface {
 
 // Config is what a Source is made of.
 type Config struct {
-	Layers Layers
-	Memo   source.Memo
+	Layers    Layers
+	Memo      source.Memo
 	Transport http.RoundTripper // nil for one of its own
 	MaxBytes  int64             // of a file; 0 is 32 GiB
 	Stall     time.Duration     // how long a server may be silent; 0 is 30 seconds

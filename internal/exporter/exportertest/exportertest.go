@@ -1,0 +1,125 @@
+// Package exportertest is what every exporter must pass.
+//
+// A test of an implementation is one call of [Run] with what is to be
+// exported and a client that takes it.
+package exportertest
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/exporter"
+	"github.com/kiln-build/kiln/internal/session"
+)
+
+// Subject is an exporter under test.
+type Subject struct {
+	Exporter exporter.Exporter
+	Input    exporter.Input
+	Attrs    map[string]string
+	// Connect returns a new client, nil for an exporter that needs none, and a
+	// function that reads what has come out so far: any text, by any name. It is
+	// empty for output that is not whole.
+	Connect func(t *testing.T) (client *session.Caller, output func(t *testing.T) map[string]string)
+	// Response are keys that the response must have.
+	Response []string
+	// Digest says that two responses must be equal.
+	Digest bool
+}
+
+// Run tests an exporter. fresh returns a subject without history.
+func Run(t *testing.T, fresh func(t *testing.T) Subject) {
+	t.Run("exports", func(t *testing.T) {
+		s := fresh(t)
+		client, output := s.Connect(t)
+		response, err := s.Exporter.Export(t.Context(), s.Input, exporter.Target{Attrs: s.Attrs, Session: client})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(output(t)) == 0 {
+			t.Error("nothing came out")
+		}
+		for _, key := range s.Response {
+			if response[key] == "" {
+				t.Errorf("response %v has no %s", response, key)
+			}
+		}
+	})
+	t.Run("same input, same output", func(t *testing.T) {
+		var first map[string]string
+		var told map[string]string
+		for i := range 2 {
+			s := fresh(t)
+			epoch := time.Unix(1_000_000_000, 0)
+			s.Input.Epoch = &epoch
+			client, output := s.Connect(t)
+			response, err := s.Exporter.Export(t.Context(), s.Input, exporter.Target{Attrs: s.Attrs, Session: client})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := output(t)
+			if i > 0 && !maps.Equal(first, got) {
+				t.Errorf("output differs: %v, before %v", names(got), names(first))
+			}
+			if i > 0 && s.Digest && !maps.Equal(told, response) {
+				t.Errorf("response %v, before %v", response, told)
+			}
+			first, told = got, response
+		}
+	})
+	t.Run("bad option", func(t *testing.T) {
+		s := fresh(t)
+		client, output := s.Connect(t)
+		attrs := maps.Clone(s.Attrs)
+		if attrs == nil {
+			attrs = map[string]string{}
+		}
+		attrs["source-date-epoch"] = "yesterday"
+		_, err := s.Exporter.Export(t.Context(), s.Input, exporter.Target{Attrs: attrs, Session: client})
+		if err == nil || !strings.Contains(err.Error(), "yesterday") {
+			t.Errorf("got %v, want an error that quotes the value", err)
+		}
+		if got := output(t); len(got) > 0 {
+			t.Errorf("there is output after an error: %v", names(got))
+		}
+	})
+	t.Run("no result", func(t *testing.T) {
+		s := fresh(t)
+		client, _ := s.Connect(t)
+		if _, err := s.Exporter.Export(t.Context(), exporter.Input{}, exporter.Target{Attrs: s.Attrs, Session: client}); err == nil {
+			t.Error("a result for no platform was exported")
+		}
+	})
+	t.Run("hostile platform", func(t *testing.T) {
+		s := fresh(t)
+		client, _ := s.Connect(t)
+		for _, id := range []string{"../x", "..", `..\x`} {
+			in := s.Input
+			in.Platforms = slices.Clone(in.Platforms)
+			in.Platforms[0].ID = id
+			// An image names no directory by it and may take it.
+			_, err := s.Exporter.Export(t.Context(), in, exporter.Target{Attrs: s.Attrs, Session: client})
+			if err == nil && len(s.Response) == 0 {
+				t.Errorf("platform %q named a directory", id)
+			}
+		}
+	})
+	t.Run("canceled", func(t *testing.T) {
+		s := fresh(t)
+		client, output := s.Connect(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.Exporter.Export(ctx, s.Input, exporter.Target{Attrs: s.Attrs, Session: client}); err == nil {
+			t.Error("a canceled export succeeded")
+		}
+		if got := output(t); len(got) > 0 {
+			t.Errorf("a canceled export has output: %v", names(got))
+		}
+	})
+}
+
+func names(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
