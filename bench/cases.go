@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/kiln-build/kiln/conformance/peer"
 )
 
 const (
@@ -78,28 +80,33 @@ func (r *roundRun) untimed(ctx context.Context, s buildSpec) error {
 
 // dockerfile writes the round's Dockerfile.
 func (r *roundRun) dockerfile(lines ...string) error {
-	return writeFiles(r.dir, map[string]string{"Dockerfile": strings.Join(lines, "\n") + "\n"})
+	return peer.WriteFiles(r.dir, map[string]string{"Dockerfile": strings.Join(lines, "\n") + "\n"})
+}
+
+// spec is a build of the round's input.
+func (r *roundRun) spec(output string) buildSpec {
+	return buildSpec{Build: peer.Build{Context: r.dir, Output: output}}
 }
 
 // runOnce times a build of the prepared input.
 func runOnce(ctx context.Context, r *roundRun) error {
-	return r.timed(ctx, r.c.rows[0], buildSpec{context: r.dir})
+	return r.timed(ctx, r.c.rows[0], r.spec(""))
 }
 
 // runDaemon restarts the daemon on its root.
 func runDaemon(ctx context.Context, r *roundRun) error {
-	r.engine.stop()
+	r.engine.Stop()
 	began := time.Now()
-	if err := r.engine.start(ctx); err != nil {
+	if err := r.engine.Start(ctx); err != nil {
 		return err
 	}
-	r.results.add("daemon-start", "s", r.engine.name, time.Since(began).Seconds())
+	r.results.add("daemon-start", "s", r.engine.Name, time.Since(began).Seconds())
 	time.Sleep(time.Second) // idle means that its start is over
 	rss, err := r.engine.memory("VmRSS")
 	if err != nil {
 		return err
 	}
-	r.results.add("idle-memory", "MB", r.engine.name, float64(rss)/1e6)
+	r.results.add("idle-memory", "MB", r.engine.Name, float64(rss)/1e6)
 	return nil
 }
 
@@ -112,7 +119,7 @@ func prepareNoop(r *roundRun) error {
 }
 
 func runNoop(ctx context.Context, r *roundRun) error {
-	if err := r.untimed(ctx, buildSpec{context: r.dir}); err != nil {
+	if err := r.untimed(ctx, r.spec("")); err != nil {
 		return err
 	}
 	return runOnce(ctx, r)
@@ -144,14 +151,14 @@ func prepareContext(r *roundRun) error {
 }
 
 func runContext(ctx context.Context, r *roundRun) error {
-	s := buildSpec{context: r.dir}
+	s := r.spec("")
 	for _, row := range r.c.rows[:2] {
 		if err := r.timed(ctx, row, s); err != nil {
 			return err
 		}
 	}
 	changed := filepath.Join(r.dir, "tree", "d050", "f05000")
-	if err := writeRandom(changed, contextSize, random(r.nonce+r.engine.name)); err != nil {
+	if err := writeRandom(changed, contextSize, random(r.nonce+r.engine.Name)); err != nil {
 		return err
 	}
 	return r.timed(ctx, r.c.rows[2], s)
@@ -186,12 +193,12 @@ func prepareExport(r *roundRun) error {
 // exportRun builds without output, and then times exports of what is there.
 func exportRun(output string, rows []string) func(context.Context, *roundRun) error {
 	return func(ctx context.Context, r *roundRun) error {
-		if err := r.untimed(ctx, buildSpec{context: r.dir}); err != nil {
+		if err := r.untimed(ctx, r.spec("")); err != nil {
 			return err
 		}
 		for i, row := range rows {
 			dest := fmt.Sprintf("%s-%d", r.out, i)
-			if err := r.timed(ctx, row, buildSpec{context: r.dir, output: output + dest}); err != nil {
+			if err := r.timed(ctx, row, r.spec(output+dest)); err != nil {
 				return err
 			}
 			if err := os.RemoveAll(dest); err != nil {

@@ -12,13 +12,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kiln-build/kiln/conformance/peer"
 )
 
 func main() {
@@ -63,7 +64,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tools, err := buildTools(ctx)
+	tools, err := peer.BuildTools(ctx, filepath.Join("..", "conformance"), filepath.Join("out", "bin"))
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func run(ctx context.Context) error {
 	}
 	defer os.RemoveAll(tmp)
 	b := &bench{options: o, tools: tools, tmp: tmp, results: newResults()}
-	if b.base, err = makeBase(filepath.Join(tmp, "base")); err != nil {
+	if b.base, err = peer.MakeBase(filepath.Join(tmp, "base")); err != nil {
 		return fmt.Errorf("make base image: %w", err)
 	}
 	for _, c := range picked {
@@ -121,34 +122,12 @@ func caseNames(all []benchCase) (names []string) {
 	return names
 }
 
-// toolPaths are BuildKit's programs.
-type toolPaths struct{ buildkitd, buildctl string }
-
-// buildTools builds BuildKit's programs from the module's pinned version.
-func buildTools(ctx context.Context) (toolPaths, error) {
-	dir, err := filepath.Abs(filepath.Join("out", "bin"))
-	if err != nil {
-		return toolPaths{}, err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return toolPaths{}, err
-	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir,
-		"github.com/moby/buildkit/cmd/buildkitd", "github.com/moby/buildkit/cmd/buildctl")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	cmd.Stderr = os.Stderr
-	if err := cmd.Run(); err != nil {
-		return toolPaths{}, fmt.Errorf("build buildkitd and buildctl: %w", err)
-	}
-	return toolPaths{filepath.Join(dir, "buildkitd"), filepath.Join(dir, "buildctl")}, nil
-}
-
 // bench is one run of the program.
 type bench struct {
 	options
-	tools   toolPaths
+	tools   peer.Tools
 	tmp     string
-	base    base
+	base    peer.Base
 	results *results
 	nonces  int
 }
@@ -162,16 +141,19 @@ func (b *bench) nonce() string {
 // runCase runs all rounds of a case on daemons of its own.
 func (b *bench) runCase(ctx context.Context, c benchCase) error {
 	dir := filepath.Join(b.tmp, c.name)
-	engines := []*engine{b.newKiln(dir), b.newBuildKit(dir)}
+	engines := []*engine{
+		{peer.NewKiln(b.kiln, b.base, filepath.Join(dir, kilnName)), b.tools.Buildctl},
+		{peer.NewBuildKit(b.tools, b.runtime, b.base, filepath.Join(dir, buildkitName)), b.tools.Buildctl},
+	}
 	if b.peer {
 		engines = engines[1:]
 	}
 	defer os.RemoveAll(dir)
 	for _, e := range engines {
-		if err := e.start(ctx); err != nil {
+		if err := e.Start(ctx); err != nil {
 			return err
 		}
-		defer e.stop()
+		defer e.Stop()
 		if err := b.warmUp(ctx, e, dir); err != nil {
 			return err
 		}
@@ -194,7 +176,7 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 		for i := range engines {
 			e := engines[(i+round)%len(engines)] // take turns in going first
 			r.engine = e
-			r.out = filepath.Join(in, "out-"+e.name)
+			r.out = filepath.Join(in, "out-"+e.Name)
 			if err := c.run(ctx, r); err != nil {
 				return err
 			}
@@ -213,13 +195,13 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 // warmUp has the base image in the engine's store, and everything that an
 // engine does once, done.
 func (b *bench) warmUp(ctx context.Context, e *engine, dir string) error {
-	in := filepath.Join(dir, "warm-"+e.name)
-	if err := writeFiles(in, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}); err != nil {
+	in := filepath.Join(dir, "warm-"+e.Name)
+	if err := peer.WriteFiles(in, map[string]string{"Dockerfile": "FROM base\nRUN true\n"}); err != nil {
 		return err
 	}
-	_, err := e.build(ctx, b.limit, buildSpec{context: in})
+	_, err := e.build(ctx, b.limit, buildSpec{Build: peer.Build{Context: in}})
 	if err != nil {
-		return fmt.Errorf("warm up %s: %w", e.name, err)
+		return fmt.Errorf("warm up %s: %w", e.Name, err)
 	}
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/kiln-build/kiln/conformance/peer"
 )
 
 // results are the samples of a run.
@@ -47,9 +49,9 @@ func (rs *results) keep(ctx context.Context, e *engine, row string, m measured, 
 	switch {
 	case errors.Is(err, errHang):
 		fmt.Fprintf(os.Stderr, "%s: %v\n", row, err)
-		rs.add(row+"/hangs", "count", e.name, 1)
-		e.stop()
-		return e.start(ctx)
+		rs.add(row+"/hangs", "count", e.Name, 1)
+		e.Stop()
+		return e.Start(ctx)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil:
@@ -57,9 +59,9 @@ func (rs *results) keep(ctx context.Context, e *engine, row string, m measured, 
 		rs.failures = append(rs.failures, fmt.Sprintf("%s: %v", row, err))
 		return nil
 	case row != "scene":
-		rs.add(row, "s", e.name, m.wall.Seconds())
-		rs.add(row+"/daemon-peak", "MB", e.name, float64(m.daemonPeak)/1e6)
-		rs.add(row+"/client-peak", "MB", e.name, float64(m.clientPeak)/1e6)
+		rs.add(row, "s", e.Name, m.wall.Seconds())
+		rs.add(row+"/daemon-peak", "MB", e.Name, float64(m.daemonPeak)/1e6)
+		rs.add(row+"/client-peak", "MB", e.Name, float64(m.clientPeak)/1e6)
 	}
 	return nil
 }
@@ -118,7 +120,7 @@ func (rs *results) write(w io.Writer, full bool) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFiles("out", map[string]string{"latest.json": string(text) + "\n"}); err != nil {
+	if err := peer.WriteFiles("out", map[string]string{"latest.json": string(text) + "\n"}); err != nil {
 		return err
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
