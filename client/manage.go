@@ -1,0 +1,150 @@
+package client
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/worker"
+	"github.com/kiln-build/kiln/llb/pb"
+)
+
+// Usage is one thing that a daemon stores.
+type Usage struct {
+	ID          string
+	Type        string // such as "regular" or "source.local"
+	Description string
+	Parents     []string
+	Size        int64 // bytes
+	Created     time.Time
+	LastUsed    time.Time // zero if never
+	Uses        int64
+	Mutable     bool
+	InUse       bool
+	Shared      bool
+}
+
+func usage(r *control.UsageRecord) Usage {
+	u := Usage{
+		ID: r.GetID(), Type: r.GetRecordType(), Description: r.GetDescription(), Parents: r.GetParents(),
+		Size: r.GetSize(), Created: r.GetCreatedAt().AsTime(), Uses: r.GetUsageCount(),
+		Mutable: r.GetMutable(), InUse: r.GetInUse(), Shared: r.GetShared(),
+	}
+	if t := r.GetLastUsedAt(); t != nil {
+		u.LastUsed = t.AsTime()
+	}
+	return u
+}
+
+// DiskUsage lists what the daemon stores. Of filters (WIRE.md section 5.4) one
+// must match; none match all.
+func (c *Client) DiskUsage(ctx context.Context, filters []string) ([]Usage, error) {
+	r, err := c.control.DiskUsage(ctx, &control.DiskUsageRequest{Filter: filters})
+	if err != nil {
+		return nil, c.wrap(err)
+	}
+	out := make([]Usage, 0, len(r.GetRecord()))
+	for _, u := range r.GetRecord() {
+		out = append(out, usage(u))
+	}
+	return out, nil
+}
+
+// PruneOpt says what to remove and what to keep.
+type PruneOpt struct {
+	Filters  []string
+	All      bool          // also what the daemon needs itself
+	KeepFor  time.Duration // keep what was used in this time
+	Reserved int64         // bytes that are never taken away
+	MaxUsed  int64         // bytes that may stay
+	MinFree  int64         // bytes of the disk that should be free
+}
+
+// Prune removes stored things, and calls f, which may be nil, for each.
+func (c *Client) Prune(ctx context.Context, opt PruneOpt, f func(Usage)) error {
+	stream, err := c.control.Prune(ctx, &control.PruneRequest{
+		Filter: opt.Filters, All: opt.All, KeepDuration: int64(opt.KeepFor),
+		ReservedSpace: opt.Reserved, MaxUsedSpace: opt.MaxUsed, MinFreeSpace: opt.MinFree,
+	})
+	if err != nil {
+		return c.wrap(err)
+	}
+	for {
+		r, err := stream.Recv()
+		if err == io.EOF {
+			return nil
+		} else if err != nil {
+			return c.wrap(err)
+		}
+		if f != nil {
+			f(usage(r))
+		}
+	}
+}
+
+// Worker is what a daemon tells of itself.
+type Worker struct {
+	ID        string
+	Labels    map[string]string
+	Platforms []string // such as "linux/arm64", its own first
+	GC        []GCPolicy
+}
+
+// GCPolicy is a rule of what the daemon keeps; see [PruneOpt].
+type GCPolicy struct {
+	All      bool
+	Filters  []string
+	KeepFor  time.Duration
+	Reserved int64
+	MaxUsed  int64
+	MinFree  int64
+}
+
+// ListWorkers lists the daemon's workers, the default first.
+func (c *Client) ListWorkers(ctx context.Context, filters []string) ([]Worker, error) {
+	r, err := c.control.ListWorkers(ctx, &control.ListWorkersRequest{Filter: filters})
+	if err != nil {
+		return nil, c.wrap(err)
+	}
+	var out []Worker
+	for _, w := range r.GetRecord() {
+		out = append(out, workerOf(w))
+	}
+	return out, nil
+}
+
+func workerOf(w *worker.WorkerRecord) Worker {
+	out := Worker{ID: w.GetID(), Labels: w.GetLabels()}
+	for _, p := range w.GetPlatforms() {
+		out.Platforms = append(out.Platforms, platformName(p))
+	}
+	for _, g := range w.GetGCPolicy() {
+		out.GC = append(out.GC, GCPolicy{
+			All: g.GetAll(), Filters: g.GetFilters(), KeepFor: time.Duration(g.GetKeepDuration()),
+			Reserved: g.GetReservedSpace(), MaxUsed: g.GetMaxUsedSpace(), MinFree: g.GetMinFreeSpace(),
+		})
+	}
+	return out
+}
+
+func platformName(p *pb.Platform) string {
+	name := p.GetOS() + "/" + p.GetArchitecture()
+	if p.GetVariant() != "" {
+		name += "/" + p.GetVariant()
+	}
+	return name
+}
+
+// Version is what a daemon is.
+type Version struct{ Package, Version, Revision string }
+
+// Info asks the daemon what it is.
+func (c *Client) Info(ctx context.Context) (Version, error) {
+	r, err := c.control.Info(ctx, &control.InfoRequest{})
+	if err != nil {
+		return Version{}, c.wrap(err)
+	}
+	v := r.GetBuildkitVersion()
+	return Version{Package: v.GetPackage(), Version: v.GetVersion(), Revision: v.GetRevision()}, nil
+}

@@ -1,0 +1,81 @@
+package client
+
+import (
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/llb/pb"
+)
+
+// Event is one piece of news of a build, and Sink is who takes it.
+type (
+	Event = progress.Event
+	Sink  = progress.Sink
+)
+
+// emit hands a message of the status stream over (WIRE.md section 10).
+func emit(sink Sink, r *control.StatusResponse) {
+	for _, v := range r.GetVertexes() {
+		sink.Emit(Event{Vertex: vertex(v)})
+	}
+	for _, s := range r.GetStatuses() {
+		sink.Emit(Event{Status: &progress.Status{
+			ID: s.GetID(), Vertex: digest.Digest(s.GetVertex()), Name: s.GetName(),
+			Current: s.GetCurrent(), Total: s.GetTotal(), Timestamp: s.GetTimestamp().AsTime(),
+			Started: moment(s.GetStarted()), Completed: moment(s.GetCompleted()),
+		}})
+	}
+	for _, l := range r.GetLogs() {
+		sink.Emit(Event{Log: &progress.Log{
+			Vertex: digest.Digest(l.GetVertex()), Stream: int(l.GetStream()),
+			Data: l.GetMsg(), Timestamp: l.GetTimestamp().AsTime(),
+		}})
+	}
+	for _, w := range r.GetWarnings() {
+		sink.Emit(Event{Warning: &progress.Warning{
+			Vertex: digest.Digest(w.GetVertex()), Level: int(w.GetLevel()),
+			Short: w.GetShort(), Detail: w.GetDetail(), URL: w.GetUrl(),
+			Source: source(w.GetInfo(), w.GetRanges()),
+		}})
+	}
+}
+
+func vertex(v *control.Vertex) *progress.Vertex {
+	out := &progress.Vertex{
+		Digest: digest.Digest(v.GetDigest()), Name: v.GetName(), Cached: v.GetCached(), Error: v.GetError(),
+		Started: moment(v.GetStarted()), Completed: moment(v.GetCompleted()),
+	}
+	for _, in := range v.GetInputs() {
+		out.Inputs = append(out.Inputs, digest.Digest(in))
+	}
+	if g := v.GetProgressGroup(); g != nil {
+		out.Group = &progress.Group{ID: g.GetId(), Name: g.GetName(), Weak: g.GetWeak()}
+	}
+	return out
+}
+
+func moment(t *timestamppb.Timestamp) *time.Time {
+	if t == nil {
+		return nil
+	}
+	m := t.AsTime()
+	return &m
+}
+
+func source(info *pb.SourceInfo, ranges []*pb.Range) *progress.Source {
+	if info == nil {
+		return nil
+	}
+	s := &progress.Source{Filename: info.GetFilename(), Language: info.GetLanguage(), Data: info.GetData()}
+	for _, r := range ranges {
+		s.Ranges = append(s.Ranges, progress.Range{
+			StartLine: int(r.GetStart().GetLine()), StartChar: int(r.GetStart().GetCharacter()),
+			EndLine: int(r.GetEnd().GetLine()), EndChar: int(r.GetEnd().GetCharacter()),
+		})
+	}
+	return s
+}
