@@ -316,7 +316,9 @@ type mkdirOptionFunc func(*MkdirInfo)
 func (f mkdirOptionFunc) SetMkdirOption(i *MkdirInfo) { f(i) }
 
 // WithParents makes missing parents, and accepts a directory that exists.
-func WithParents(b bool) MkdirOption { return mkdirOptionFunc(func(i *MkdirInfo) { i.MakeParents = b }) }
+func WithParents(b bool) MkdirOption {
+	return mkdirOptionFunc(func(i *MkdirInfo) { i.MakeParents = b })
+}
 
 // MkfileInfo is how to write a file. It is an option of [Mkfile].
 type MkfileInfo struct {

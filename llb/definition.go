@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/llb/pb"
@@ -271,12 +272,13 @@ func (d *DefinitionOp) edge(b *builder) (Edge, error) {
 // SourceMap is a file that steps were read from.
 type SourceMap struct {
 	State      *State      // makes the file system that the file is in, or nil
-	Definition *Definition // of State, once it has been marshalled
+	Definition *Definition // the same, already marshalled, or nil
 	Filename   string
 	Language   string
 	Data       []byte
 
-	from *Graph // where it was decoded
+	mu   sync.Mutex
+	from *Graph // memoized, or as it was decoded
 }
 
 // SourceLocation is a place in a file that a step was read from.
@@ -303,17 +305,23 @@ func (s *SourceMap) same(t *SourceMap) bool {
 	return s == t || s.Filename == t.Filename && s.Language == t.Language && bytes.Equal(s.Data, t.Data)
 }
 
-// origin makes the graph of where the file is from.
-func (s *SourceMap) origin(ctx context.Context, opts []ConstraintsOpt) (*Graph, error) {
+// origin makes the graph of where the file is from. That is done once, for the
+// constraints of the first build that asks, as in BuildKit's library.
+func (s *SourceMap) origin(ctx context.Context, opts []ConstraintsOpt) (g *Graph, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case s.from != nil:
 		return s.from, nil
 	case s.Definition != nil:
-		return Unmarshal(s.Definition.ToPB())
+		g, err = Unmarshal(s.Definition.ToPB())
 	case s.State != nil:
-		return s.State.Graph(ctx, opts...)
+		g, err = s.State.Graph(ctx, opts...)
 	}
-	return nil, nil
+	if err == nil {
+		s.from = g
+	}
+	return g, err
 }
 
 // addSources sets the graph's source files and locations.

@@ -51,7 +51,9 @@ func GitRef(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.Ref 
 func GitSubDir(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.SubDir = v }) }
 
 // GitSkipSubmodules leaves submodules out.
-func GitSkipSubmodules() GitOption { return gitOptionFunc(func(i *GitInfo) { i.SkipSubmodules = true }) }
+func GitSkipSubmodules() GitOption {
+	return gitOptionFunc(func(i *GitInfo) { i.SkipSubmodules = true })
+}
 
 // GitMTime sets which time files have, "checkout" or "commit".
 func GitMTime(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.MTime = v }) }
@@ -90,7 +92,9 @@ func KnownSSHHosts(key string) GitOption {
 }
 
 // MountSSHSock sets the id of the ssh agent to use.
-func MountSSHSock(id string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.MountSSHSock = id }) }
+func MountSSHSock(id string) GitOption {
+	return gitOptionFunc(func(i *GitInfo) { i.MountSSHSock = id })
+}
 
 // GitChecksum fails the build unless the commit is this one.
 func GitChecksum(v string) GitOption { return gitOptionFunc(func(i *GitInfo) { i.Checksum = v }) }
@@ -128,7 +132,9 @@ func GitBundleURL(locator string, opts ...GitBundleOption) GitOption {
 }
 
 // GitCheckoutBundle yields a bundle file instead of a checkout.
-func GitCheckoutBundle() GitOption { return gitOptionFunc(func(i *GitInfo) { i.CheckoutBundle = true }) }
+func GitCheckoutBundle() GitOption {
+	return gitOptionFunc(func(i *GitInfo) { i.CheckoutBundle = true })
+}
 
 // Git returns a checkout of a repository. The url may be http, https, ssh, git,
 // the scp form user@host:path, or lack a scheme, which then is https. The
@@ -151,7 +157,7 @@ func Git(url, fragment string, opts ...GitOption) State {
 	}
 	id := url
 	if problem == nil {
-	
+		url = remote.full
 		// The same repository has the same id, whichever protocol it comes by.
 		id = remote.host + path.Join("/", remote.path)
 		if info.Ref != "" || info.SubDir != "" {

@@ -44,7 +44,9 @@ type localOptionFunc func(*LocalInfo)
 func (f localOptionFunc) SetLocalOption(i *LocalInfo) { f(i) }
 
 // SessionID says which session has the directory.
-func SessionID(id string) LocalOption { return localOptionFunc(func(i *LocalInfo) { i.SessionID = id }) }
+func SessionID(id string) LocalOption {
+	return localOptionFunc(func(i *LocalInfo) { i.SessionID = id })
+}
 
 // IncludePatterns takes only paths that match one of the patterns.
 func IncludePatterns(p []string) LocalOption {
@@ -162,7 +164,9 @@ type httpOptionFunc func(*HTTPInfo)
 func (f httpOptionFunc) SetHTTPOption(i *HTTPInfo) { f(i) }
 
 // Checksum fails the build if the download has another digest.
-func Checksum(d digest.Digest) HTTPOption { return httpOptionFunc(func(i *HTTPInfo) { i.Checksum = d }) }
+func Checksum(d digest.Digest) HTTPOption {
+	return httpOptionFunc(func(i *HTTPInfo) { i.Checksum = d })
+}
 
 // Header sets headers of the request.
 func Header(h HTTPHeader) HTTPOption { return httpOptionFunc(func(i *HTTPInfo) { i.Header = &h }) }

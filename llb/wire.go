@@ -1,6 +1,7 @@
 package llb
 
 import (
+	_ "crypto/sha256" // lets digest compute SHA-256
 	"errors"
 	"fmt"
 	"maps"
