@@ -122,7 +122,8 @@ func writeLine(b *strings.Builder, n int, line string, ranges []llb.Range) {
 		return
 	}
 	before := utf8.RuneCountInString(printable(line[:from]))
-	width := max(1, utf8.RuneCountInString(printable(line[from:min(to, len(line))])))
+	to = min(max(from, to), len(line))
+	width := max(1, utf8.RuneCountInString(printable(line[from:to])))
 	if before+width <= maxSnippetColumns {
 		fmt.Fprintf(b, "     |     %s%s\n", strings.Repeat(" ", before), strings.Repeat("^", width))
 	}

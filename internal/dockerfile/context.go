@@ -15,6 +15,9 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
+// contextSchemes are the schemes of named contexts, for messages.
+const contextSchemes = "docker-image, oci-layout, http, https, local and input"
+
 // namedContext is an option "context:NAME=VALUE".
 type namedContext struct {
 	name  string // with the platform if the option has one
@@ -49,7 +52,7 @@ func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.P
 	case isGitURL(c.value):
 		err = fmt.Errorf("git contexts are not supported yet")
 	case !ok:
-		err = fmt.Errorf("it has no scheme: expected docker-image://, oci-layout://, http://, https://, local: or input:")
+		err = fmt.Errorf("it has no scheme: expected one of %s", contextSchemes)
 	case scheme == "docker-image":
 		err = l.imageContext(s, c, rest, platform)
 	case scheme == "oci-layout":
@@ -63,7 +66,7 @@ func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.P
 	case scheme == "input":
 		err = l.inputContext(s, rest)
 	default:
-		err = fmt.Errorf("scheme %q is not known: expected docker-image://, oci-layout://, http://, https://, local: or input:", scheme)
+		err = fmt.Errorf("scheme %q is not known: expected one of %s", scheme, contextSchemes)
 	}
 	if err != nil {
 		return fmt.Errorf("use context %s=%s: %w", c.name, c.value, err)

@@ -194,16 +194,16 @@ func (x *expansion) double(out *output, raw bool) error {
 	for !x.atEnd() {
 		r, size := x.peek()
 		var err error
-		switch {
-		case r == '"':
+		switch r {
+		case '"':
 			x.pos++
 			return out.hard(quote)
-		case r == '$':
+		case '$':
 			var value string
 			if value, err = x.dollar(); err == nil {
 				err = out.hard(value)
 			}
-		case r == x.Escape:
+		case x.Escape:
 			err = x.escapedInQuotes(out, raw)
 		default:
 			err = out.hard(x.in[x.pos : x.pos+size])

@@ -2,6 +2,7 @@ package syntax
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -63,11 +64,8 @@ func (s *statement) checkBrokenList(from int) {
 	var syntaxError *json.SyntaxError
 	at := len(s.args)
 	var into []any
-	if err := json.Unmarshal([]byte(s.args[from:]), &into); err != nil {
-		if e, ok := err.(*json.SyntaxError); ok {
-			syntaxError = e
-			at = from + max(int(e.Offset)-1, 0)
-		}
+	if errors.As(json.Unmarshal([]byte(s.args[from:]), &into), &syntaxError) {
+		at = from + max(int(syntaxError.Offset)-1, 0)
 	}
 	message := "list is not JSON"
 	switch {

@@ -28,52 +28,46 @@ func only[T Instruction](t *testing.T, text string) T {
 	return i
 }
 
-func TestParseForms(t *testing.T) {
-	show := func(i Instruction) string {
-		switch i := i.(type) {
-		case *Run:
-			return fmt.Sprintf("%q json=%v mounts=%q", i.Command.Strings(), i.Command.JSON, Values(i.Mounts))
-		case *Copy:
-			return fmt.Sprintf("%s %q -> %q docs=%d", i.Verb, Values(i.Sources), i.Dest.Value, len(i.Heredocs))
-		case *Env:
-			return fmt.Sprint(pairStrings(i.Pairs))
-		case *Label:
-			return fmt.Sprint(pairStrings(i.Pairs))
-		case *Arg:
-			var out []string
-			for _, a := range i.Args {
-				if a.Default == nil {
-					out = append(out, a.Key.Value)
-				} else {
-					out = append(out, a.Key.Value+"="+a.Default.Value)
-				}
-			}
-			return fmt.Sprintf("%q", out)
-		case *Cmd:
-			return fmt.Sprintf("%q json=%v", i.Command.Strings(), i.Command.JSON)
-		case *Entrypoint:
-			return fmt.Sprintf("%q json=%v", i.Command.Strings(), i.Command.JSON)
-		case *Shell:
-			return fmt.Sprintf("%q", Values(i.Args))
-		case *Expose:
-			return fmt.Sprintf("%q", Values(i.Ports))
-		case *Volume:
-			return fmt.Sprintf("%q", Values(i.Paths))
-		case *User:
-			return i.User.Value
-		case *Workdir:
-			return i.Path.Value
-		case *StopSignal:
-			return i.Signal.Value
-		case *Maintainer:
-			return i.Name.Value
-		case *Healthcheck:
-			return fmt.Sprintf("none=%v %q %v %v %v %v %d", i.None, i.Command.Strings(), i.Interval, i.Timeout, i.StartPeriod, i.StartInterval, i.Retries)
-		case *Onbuild:
-			return fmt.Sprintf("%q %T", i.Trigger, i.Inner)
-		}
-		return "?"
+// show is an instruction in a few words.
+func show(i Instruction) string {
+	switch i := i.(type) {
+	case *Run:
+		return fmt.Sprintf("%q json=%v mounts=%q", i.Command.Strings(), i.Command.JSON, Values(i.Mounts))
+	case *Copy:
+		return fmt.Sprintf("%s %q -> %q docs=%d", i.Verb, Values(i.Sources), i.Dest.Value, len(i.Heredocs))
+	case *Env:
+		return fmt.Sprint(pairStrings(i.Pairs))
+	case *Label:
+		return fmt.Sprint(pairStrings(i.Pairs))
+	case *Arg:
+		return fmt.Sprintf("%q", argStrings(i.Args))
+	case *Cmd:
+		return fmt.Sprintf("%q json=%v", i.Command.Strings(), i.Command.JSON)
+	case *Entrypoint:
+		return fmt.Sprintf("%q json=%v", i.Command.Strings(), i.Command.JSON)
+	case *Shell:
+		return fmt.Sprintf("%q", Values(i.Args))
+	case *Expose:
+		return fmt.Sprintf("%q", Values(i.Ports))
+	case *Volume:
+		return fmt.Sprintf("%q", Values(i.Paths))
+	case *User:
+		return i.User.Value
+	case *Workdir:
+		return i.Path.Value
+	case *StopSignal:
+		return i.Signal.Value
+	case *Maintainer:
+		return i.Name.Value
+	case *Healthcheck:
+		return fmt.Sprintf("none=%v %q %v %v %v %v %d", i.None, i.Command.Strings(), i.Interval, i.Timeout, i.StartPeriod, i.StartInterval, i.Retries)
+	case *Onbuild:
+		return fmt.Sprintf("%q %T", i.Trigger, i.Inner)
 	}
+	return "?"
+}
+
+func TestParseForms(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"RUN make  all", `["make  all"] json=false mounts=[]`},
 		{`RUN ["make", "a b"]`, `["make" "a b"] json=true mounts=[]`},
@@ -120,6 +114,18 @@ func TestParseForms(t *testing.T) {
 			t.Errorf("%q became %s and %d more, want %s and 1", tt.in, got, len(all)-1, tt.want)
 		}
 	}
+}
+
+func argStrings(args []ArgDecl) []string {
+	var out []string
+	for _, a := range args {
+		if a.Default == nil {
+			out = append(out, a.Key.Value)
+		} else {
+			out = append(out, a.Key.Value+"="+a.Default.Value)
+		}
+	}
+	return out
 }
 
 func pairStrings(pairs []Pair) []string {
@@ -231,7 +237,7 @@ func TestErrors(t *testing.T) {
 		{"FROM a b", `1:7-8 "b" stands behind the image: expected AS and a name, or nothing`},
 		{"FROM a as", "1:7-9 no name stands behind AS: expected the name of the stage"},
 		{"FROM a AS 1x", `1:10-12 stage name "1x": expected a letter and then letters, digits, '-', '_' and '.'`},
-		{"FROM --platfrom=x a", `1:5-17 FROM has no flag "--platfrom" (did you mean --platform?)`},
+		{"FROM --platfor=x a", `1:5-16 FROM has no flag "--platfor" (did you mean --platform?)`},
 		{"FORM a", `1:0-4 unknown instruction "FORM" (did you mean FROM?)`},
 		{"FROM a\nRUNN x\nCOPY a\nENV\nLABEL x", `2:0-4 unknown instruction "RUNN" (did you mean RUN?)
 3:0-6 COPY has no destination: expected one or more sources and a destination
