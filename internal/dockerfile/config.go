@@ -49,6 +49,9 @@ func (l *lowering) lowerEnv(s *stage, i *syntax.Env) error {
 			l.lint.remark(ruleSecrets, &i.Head, i.Line, "ENV %q seems to hold a secret", p[0])
 		}
 		by += " " + p[0] + "=" + p[1]
+		if err := l.spend(len(s.config.Config.Env), i.Line); err != nil {
+			return err
+		}
 		s.state.env.set(p[0], p[1])
 		s.config.setEnv(p[0], p[1])
 	}

@@ -33,6 +33,9 @@ func (l *lowering) lowerStages() error {
 		if !l.reached[s] || s.done {
 			continue
 		}
+		if err := l.spendOnBase(s); err != nil {
+			return err
+		}
 		s.initialize()
 		if s.platform == nil {
 			s.platform = &l.in.target
@@ -47,6 +50,29 @@ func (l *lowering) lowerStages() error {
 		}
 	}
 	return nil
+}
+
+// maxEffort bounds the bytes that a file becomes: what variables expand to, and
+// what is repeated for each stage and step. A small file can otherwise grow to
+// any size, by stages on stages and variables made of variables.
+const maxEffort = 256 << 20
+
+// spend counts bytes against maxEffort.
+func (l *lowering) spend(n int, at syntax.Span) error {
+	if l.effort += n; l.effort > maxEffort {
+		return l.errorAt(at, fmt.Sprintf("file grows to more than %d MiB here", maxEffort>>20), "fewer or shorter variables, or fewer stages on stages", "")
+	}
+	return nil
+}
+
+// spendOnBase counts what a stage takes over from the one below.
+func (l *lowering) spendOnBase(s *stage) error {
+	c := s.config
+	if s.base != nil {
+		c = s.base.config
+	}
+	const entry = 64 // bytes of a list's entry, about
+	return l.spend(entry*(len(c.History)+len(c.Config.Env)+len(c.Config.Labels)), s.nameSpan)
 }
 
 // initialize takes over from the stage below.
@@ -144,7 +170,7 @@ func (l *lowering) expandAll(s *stage, h *syntax.Head, t syntax.Text) (syntax.Ex
 		return x, l.errorAt(t.Span, err.Error(), "", "")
 	}
 	l.lintUnset(s, h, x.Unset)
-	return x, nil
+	return x, l.spend(len(x.Text), t.Span)
 }
 
 // lintUnset remarks on variables that are used but not set.
@@ -154,7 +180,7 @@ func (l *lowering) lintUnset(s *stage, h *syntax.Head, unset []string) {
 			continue
 		}
 		hint := ""
-		if near := syntax.Suggest(name, s.state.env.keys); near != "" {
+		if near := syntax.Suggest(name, s.state.env.keys()); near != "" {
 			hint = " (did you mean $" + near + "?)"
 		}
 		l.lint.remark(ruleUndefinedVar, h, h.Line, "variable $%s is not set%s", name, hint)

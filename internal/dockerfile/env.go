@@ -1,53 +1,86 @@
 package dockerfile
 
-import "slices"
-
 // environment is an ordered set of variables. The order is that in which they
 // were last set: it becomes the order in an exec's environment, which is part
 // of its key, so it has to be the one of BuildKit's client library.
 type environment struct {
-	keys   []string
-	values map[string]string
+	entries []variable
+	index   map[string]int // where a variable's entry is
+	size    int            // in bytes, as a list
+}
+
+// variable is an entry of an environment. One that was set again leaves an
+// entry behind that is dead.
+type variable struct {
+	key, text string // text is "key=value"
+	dead      bool
 }
 
 func (e *environment) clone() environment {
-	values := make(map[string]string, len(e.values))
-	for k, v := range e.values {
-		values[k] = v
+	var out environment
+	for _, v := range e.entries {
+		if !v.dead {
+			out.add(v)
+		}
 	}
-	return environment{keys: slices.Clone(e.keys), values: values}
+	return out
+}
+
+func (e *environment) add(v variable) {
+	if e.index == nil {
+		e.index = map[string]int{}
+	}
+	e.index[v.key] = len(e.entries)
+	e.entries = append(e.entries, v)
+	e.size += len(v.text)
 }
 
 // Get returns a variable's value. It makes environments the variables of an
 // expansion.
 func (e *environment) Get(name string) (string, bool) {
-	v, ok := e.values[name]
-	return v, ok
+	i, ok := e.index[name]
+	if !ok {
+		return "", false
+	}
+	return e.entries[i].text[len(name)+1:], true
 }
 
 func (e *environment) set(key, value string) {
 	e.remove(key)
-	if e.values == nil {
-		e.values = map[string]string{}
-	}
-	e.keys = append(e.keys, key)
-	e.values[key] = value
+	e.add(variable{key: key, text: key + "=" + value})
 }
 
 func (e *environment) remove(key string) {
-	if _, ok := e.values[key]; !ok {
+	i, ok := e.index[key]
+	if !ok {
 		return
 	}
-	delete(e.values, key)
-	i := slices.Index(e.keys, key)
-	e.keys = slices.Delete(e.keys, i, i+1)
+	e.size -= len(e.entries[i].text)
+	e.entries[i].dead = true
+	delete(e.index, key)
+	if len(e.entries) > 2*len(e.index)+16 {
+		*e = e.clone()
+	}
+}
+
+// keys are the names of the variables.
+func (e *environment) keys() []string {
+	out := make([]string, 0, len(e.index))
+	for _, v := range e.entries {
+		if !v.dead {
+			out = append(out, v.key)
+		}
+	}
+	return out
 }
 
 // list is the environment as "key=value".
 func (e *environment) list() []string {
-	out := make([]string, len(e.keys))
-	for i, k := range e.keys {
-		out[i] = k + "=" + e.values[k]
+	out := make([]string, 0, len(e.index))
+	for _, v := range e.entries {
+		if !v.dead {
+			out = append(out, v.text)
+		}
 	}
 	return out
 }

@@ -387,3 +387,30 @@ func TestConcurrentBuilds(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestGrowth checks that a small file cannot grow without bound.
+func TestGrowth(t *testing.T) {
+	var doubling, stages, runs, args strings.Builder
+	doubling.WriteString("FROM alpine\nENV A=0123456789abcdef\n")
+	for range 40 {
+		doubling.WriteString("ENV A=$A$A\n")
+	}
+	stages.WriteString("FROM alpine AS s0\n" + strings.Repeat("LABEL a=b\n", 20000))
+	for i := range 20000 {
+		fmt.Fprintf(&stages, "FROM s%d AS s%d\n", i, i+1)
+	}
+	runs.WriteString("FROM alpine\nENV L=" + strings.Repeat("x", 100000) + "\n" + strings.Repeat("RUN a\n", 50000))
+	args.WriteString("FROM alpine\n")
+	for i := range 20000 {
+		fmt.Fprintf(&args, "ARG A%d=x\nRUN b\n", i)
+	}
+	for name, text := range map[string]string{
+		"doubling": doubling.String(), "stages": stages.String(), "runs": runs.String(), "args": args.String(),
+	} {
+		_, err := build(t, newFakeGateway(map[string]string{"dockerfile/Dockerfile": text}), nil)
+		var at *frontend.SourceError
+		if !errors.As(err, &at) || !strings.Contains(err.Error(), "more than") {
+			t.Errorf("%s: error %.300v", name, err)
+		}
+	}
+}

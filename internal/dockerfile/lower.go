@@ -90,6 +90,7 @@ type lowering struct {
 	args    *environment    // arguments above the first FROM and the platform's
 	globals map[string]bool // declared above the first FROM
 	epoch   *time.Time
+	effort  int // bytes made so far, see spend
 	proxy   *llb.ProxyEnv
 	secrets secretName
 

@@ -57,6 +57,9 @@ func (l *lowering) resolveStages() error {
 		if !again {
 			return nil
 		}
+		if err := l.refuseCircles(); err != nil {
+			return err
+		}
 	}
 }
 
@@ -97,10 +100,7 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 		}
 	}
 	s.commands = append(triggers, s.commands...)
-	if more {
-		return true, l.refuseCircles()
-	}
-	return false, nil
+	return more, nil
 }
 
 // resolveBase finds a stage's base that is no stage. Without the facts for it,

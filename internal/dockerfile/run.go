@@ -2,7 +2,6 @@ package dockerfile
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -19,6 +18,9 @@ type run struct {
 
 func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
 	s.paths["/"] = true // a command may read anything
+	if err := l.spend(s.state.env.size+len(i.Code)+32*len(s.declared), i.Line); err != nil {
+		return err
+	}
 	r := &run{op: llb.ExecOp{
 		Env: s.state.env.list(), Cwd: s.state.dir, User: s.state.user, RemoveStubs: true,
 		Hostname: l.in.opts.hostname, ExtraHosts: l.in.opts.hosts, Ulimits: l.in.opts.ulimits,
@@ -43,19 +45,24 @@ func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
 			Kind: llb.MountTmpfs, Dest: "/dev/shm", TmpfsSize: l.in.opts.shmSize,
 		}})
 	}
-	vars := s.state.env.clone()
-	for _, name := range r.masked {
-		vars.set(name, "****")
+	vars := &s.state.env
+	if len(r.masked) > 0 {
+		masked := vars.clone()
+		for _, name := range r.masked {
+			masked.set(name, "****")
+		}
+		vars = &masked
 	}
 	x := l.expander()
 	x.KeepQuotes, x.SkipUnset = true, true
-	name := l.stepName(s, triggerTitle(c, l.title(s, title, x, &vars)), s.platform, &s.state.env)
+	name := l.stepName(s, triggerTitle(c, l.title(s, title, x, vars)), s.platform, &s.state.env)
 	v := l.place(s, &i.Head, c, llb.BuildExec(r.op, r.mounts), name)
 	v.Platform = s.platform
 	v.Meta.IgnoreCache, v.Meta.Resources = s.ignoreCache, l.in.opts.resources
 	s.state.edge = llb.Edge{Vertex: v}
-	s.config.commit("RUN "+runHistory(s, args)+" # buildkit", true, l.epoch)
-	return nil
+	history := "RUN " + runHistory(s, args) + " # buildkit"
+	s.config.commit(history, true, l.epoch)
+	return l.spend(len(history), i.Line)
 }
 
 // runArgs is what a RUN runs, and what of its heredoc to show in its name.
@@ -202,7 +209,7 @@ func runHistory(s *stage, args []string) string {
 	values := map[string]string{}
 	for _, a := range s.declared {
 		name := a.Key.Value
-		if !slices.Contains(names, name) {
+		if _, known := values[name]; !known {
 			names = append(names, name)
 		}
 		if v, ok := s.state.env.Get(name); ok {

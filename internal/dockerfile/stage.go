@@ -183,7 +183,7 @@ func (l *lowering) expandGlobal(t syntax.Text, h *syntax.Head) (syntax.Expanded,
 
 // suggestArg is the known argument nearest to one of the names.
 func (l *lowering) suggestArg(names []string) string {
-	known := append([]string(nil), l.args.keys...)
+	known := l.args.keys()
 	for name := range l.globals {
 		known = append(known, name)
 	}
