@@ -122,12 +122,9 @@ func program(t *testing.T) string {
 // openDir is a folder that every user can reach, owned by one of them.
 func openDir(t *testing.T, uid int) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "namespace")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, uid, uid)); err != nil {
+	dir := t.TempDir()
+	// Only its maker can enter the folder above.
+	if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chown(dir, uid, uid)); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -8,15 +8,14 @@ package executortest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,9 +91,6 @@ func Root(t testing.TB) string {
 	return root
 }
 
-// lastID numbers the containers of a test binary.
-var lastID atomic.Int64
-
 // Spec is a run of a shell script in a new root file system.
 func Spec(t testing.TB, script string) executor.Spec {
 	t.Helper()
@@ -104,7 +100,7 @@ func Spec(t testing.TB, script string) executor.Spec {
 // SpecIn is a run of a shell script in a root file system.
 func SpecIn(root, script string) executor.Spec {
 	return executor.Spec{
-		ID:   fmt.Sprintf("test%dx%d", os.Getpid(), lastID.Add(1)),
+		ID:   "test" + strings.ToLower(rand.Text()),
 		Root: root,
 		Process: executor.Process{
 			Args: []string{"/bin/sh", "-c", script},

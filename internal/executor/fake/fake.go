@@ -227,7 +227,8 @@ func outcome(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if code, ok := interp.IsExitStatus(err); ok {
+	var code interp.ExitStatus
+	if errors.As(err, &code) {
 		if code == 0 {
 			return nil
 		}

@@ -136,7 +136,7 @@ func (p *program) rm() error {
 		case err == nil:
 			err = p.remove(name, recursive)
 		}
-		if err != nil && !(has(set, 'f') && errors.Is(err, fs.ErrNotExist)) {
+		if err != nil && (!has(set, 'f') || !errors.Is(err, fs.ErrNotExist)) {
 			failed = p.failFile(name, err)
 		}
 	}

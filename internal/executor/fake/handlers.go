@@ -63,7 +63,7 @@ func (s *shell) exec(ctx context.Context, args []string) error {
 	run, known := programs()[name]
 	if !known {
 		fmt.Fprintf(hc.Stderr, "sh: %s: not found\n", args[0])
-		return interp.NewExitStatus(127)
+		return interp.ExitStatus(127)
 	}
 	return run(p)
 }

@@ -161,7 +161,10 @@ func (r cgroupRoot) watchOOM(containerPath string) (oomWatch, error) {
 	}
 	if err != nil {
 		unix.Close(event)
-		return w, nil // a kernel without these events: nothing can be told
+		if errors.Is(err, os.ErrNotExist) { // a kernel built without these events
+			return w, nil
+		}
+		return w, fmt.Errorf("watch memory: %w", err)
 	}
 	w.event = event
 	return w, nil

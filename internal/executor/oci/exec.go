@@ -39,49 +39,60 @@ func (c *container) Exec(ctx context.Context, p executor.Process, io executor.IO
 	defer stdio.ended()
 
 	pidFile, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "log")
-	launched, done := make(chan int, 1), make(chan error, 1)
+	driver, err := c.e.driver("")
+	if err != nil {
+		return fmt.Errorf("run in container: %w", err)
+	}
+	launched, done := make(chan int, 1), make(chan struct{})
+	var result error // read after done
 	go func() {
-		done <- c.e.runc.Exec(context.WithoutCancel(ctx), c.spec.ID, *process, &runc.ExecOpts{
+		defer close(done)
+		result = driver.Exec(context.WithoutCancel(ctx), c.spec.ID, *process, &runc.ExecOpts{
 			IO: stdio, LogFile: logFile, PidFile: pidFile, Started: launched,
 		})
 	}()
 	pid, ok := <-launched
 	if !ok {
-		return fmt.Errorf("run in container: %w", <-done)
+		<-done
+		return fmt.Errorf("run in container: %w", result)
 	}
 	stdio.started()
 	select {
-	case err = <-done:
+	case <-done:
 	case <-ctx.Done():
 		killExec(pidFile, pid, done)
 		return fmt.Errorf("run in container: %w", context.Cause(ctx))
 	}
-	return execOutcome(err, pidFile, logFile)
+	return execOutcome(result, pidFile, logFile)
 }
 
 // killExec kills the process that a "runc exec" runs, and waits for the end of
-// both.
-func killExec(pidFile string, runtimePID int, done <-chan error) {
+// both. What the process started in its turn may still write; that is not
+// waited for long.
+func killExec(pidFile string, runtimePID int, done <-chan struct{}) {
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
 	patience := time.After(startPatience)
-	for {
-		fd, err := openChild(pidFile, runtimePID)
-		if err == nil {
-			err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-			unix.Close(fd)
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			<-done // its output ends with the container at the latest
-			return
+	for killed := false; ; {
+		if !killed {
+			fd, err := openChild(pidFile, runtimePID)
+			if err == nil {
+				err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+				unix.Close(fd)
+			}
+			killed = !errors.Is(err, os.ErrNotExist)
+			if killed {
+				patience = time.After(time.Second)
+			}
 		}
 		select {
 		case <-done:
 			return
 		case <-poll.C:
 		case <-patience:
-			_ = unix.Kill(runtimePID, unix.SIGKILL)
-			<-done
+			if !killed {
+				_ = unix.Kill(runtimePID, unix.SIGKILL)
+			}
 			return
 		}
 	}

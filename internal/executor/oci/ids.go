@@ -2,6 +2,7 @@ package oci
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -29,8 +30,11 @@ func readIDMaps() (idMaps, error) {
 		return m, err
 	}
 	allow, err := os.ReadFile("/proc/self/setgroups")
-	m.setgroups = err != nil || strings.TrimSpace(string(allow)) != "deny"
-	return m, nil
+	m.setgroups = strings.TrimSpace(string(allow)) != "deny"
+	if errors.Is(err, os.ErrNotExist) { // a kernel without user namespaces
+		err = nil
+	}
+	return m, err
 }
 
 func readIDMap(path string) ([]idRange, error) {

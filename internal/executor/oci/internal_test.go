@@ -109,10 +109,17 @@ func TestDeadDaemonsBridge(t *testing.T) {
 	if err := makeBridge(other, netip.MustParsePrefix("10.98.1.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { netlink.LinkDel(other) })
+	t.Cleanup(func() { removeLink(t, other) })
 	third := openTest(t, Config{Network: NetworkConfig{Pool: pool}})
 	if got := sandboxed(t, third, printGateway); got != "10.98.4.1" {
 		t.Errorf("gateway %s, want that of the next free range, 10.98.4.1", got)
+	}
+}
+
+func removeLink(t *testing.T, link netlink.Link) {
+	t.Helper()
+	if err := netlink.LinkDel(link); err != nil {
+		t.Errorf("remove %s: %v", link.Attrs().Name, err)
 	}
 }
 
@@ -404,7 +411,7 @@ func TestWayOut(t *testing.T) {
 	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { netlink.LinkDel(veth) })
+	t.Cleanup(func() { removeLink(t, veth) })
 	if err := netlink.AddrAdd(veth, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("10.97.0.1/24"))}); err != nil {
 		t.Fatal(err)
 	}

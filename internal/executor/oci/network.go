@@ -176,8 +176,11 @@ func (n *network) open() error {
 func (n *network) try(i int, subnet netip.Prefix, taken map[string][]netip.Prefix) (bool, error) {
 	name := fmt.Sprintf("kiln%d", i)
 	claim, err := net.Listen("unix", "@kiln-network-"+subnet.Addr().String())
-	if err != nil {
+	if errors.Is(err, unix.EADDRINUSE) {
 		return false, nil // another daemon's
+	}
+	if err != nil {
+		return false, fmt.Errorf("claim network %s: %w", subnet, err)
 	}
 	for owner, ranges := range taken {
 		for _, r := range ranges {

@@ -1,7 +1,7 @@
 // Package oci runs containers with an OCI runtime: runc, or another program
 // with runc's command line.
 //
-// It is the executor of a real daemon. [New] finds a runtime, readies a network
+// It is the executor of a real daemon. [New] looks for a runtime, readies a network
 // for sandboxed containers and clears what an earlier daemon left in the same
 // state directory. A run is then one call of "runc run" on a bundle of one
 // file, config.json; hosts and resolv.conf are shared by runs where they can
@@ -81,8 +81,8 @@ type NetworkConfig struct {
 type Executor struct {
 	cfg     Config
 	log     *slog.Logger
-	runtime Runtime
-	runc    *runc.Runc
+	runtime func() (Runtime, error) // waits for the search
+	runc    runc.Runc               // without its command
 	caps    capabilitySets
 	seccomp *specs.LinuxSeccomp
 	cgroups cgroupRoot
@@ -98,7 +98,7 @@ type Executor struct {
 
 var _ executor.Executor = (*Executor)(nil)
 
-// New readies an executor. It fails where no runtime works.
+// New readies an executor. Where no runtime works, starting containers fails.
 func New(cfg Config) (*Executor, error) {
 	log := cfg.Logger
 	if log == nil {
@@ -114,11 +114,11 @@ func New(cfg Config) (*Executor, error) {
 	if cfg.StateDir, err = filepath.EvalSymlinks(cfg.StateDir); err != nil {
 		return nil, fmt.Errorf("open executor: state directory: %w", err)
 	}
-	runtime, err := FindRuntime(cfg.Binary)
-	if err != nil {
-		return nil, err
-	}
-	e := &Executor{cfg: cfg, log: log, runtime: runtime, running: map[string]*container{}}
+	e := &Executor{cfg: cfg, log: log, running: map[string]*container{}}
+	// Starting a runtime takes longer than all else here, and not every build
+	// runs containers.
+	e.runtime = sync.OnceValues(func() (Runtime, error) { return FindRuntime(cfg.Binary) })
+	go func() { _, _ = e.runtime() }() // Start tells of a failure
 	e.stubs.roots = map[rootID]*stubs{}
 	if e.ids, err = readIDMaps(); err != nil {
 		return nil, err
@@ -135,8 +135,7 @@ func New(cfg Config) (*Executor, error) {
 		}
 	}
 	noCgroups := !e.cgroups.usable()
-	e.runc = &runc.Runc{
-		Command:   runtime.Path,
+	e.runc = runc.Runc{
 		Root:      filepath.Join(cfg.StateDir, "runtime"),
 		LogFormat: runc.JSON,
 		Setpgid:   true, // a terminal's Ctrl-C is the daemon's to hear
@@ -159,7 +158,18 @@ func New(cfg Config) (*Executor, error) {
 }
 
 // Runtime is the program that runs the containers.
-func (e *Executor) Runtime() Runtime { return e.runtime }
+func (e *Executor) Runtime() (Runtime, error) { return e.runtime() }
+
+// driver drives the runtime, with its log going to a file, or to nowhere for "".
+func (e *Executor) driver(log string) (*runc.Runc, error) {
+	found, err := e.runtime()
+	if err != nil {
+		return nil, err
+	}
+	driver := e.runc
+	driver.Command, driver.Log = found.Path, log
+	return &driver, nil
+}
 
 // clearState removes what a daemon that was killed left, and makes the state
 // directory anew. Its containers are gone where it had a PID namespace of its

@@ -62,3 +62,20 @@ func TestExecutor(t *testing.T) {
 func TestContainers(t *testing.T) {
 	executortest.RunContainers(t, open, executortest.Containers{})
 }
+
+// TestNoRuntime: a machine without a runtime can open an executor; what can not
+// be done is start a container, and the error says what to install.
+func TestNoRuntime(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	e, err := oci.New(oci.Config{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := executortest.SpecIn(t.TempDir(), "true")
+	if _, err := e.Start(t.Context(), spec, executor.IO{}); err == nil || !strings.Contains(err.Error(), "install runc") {
+		t.Errorf("start: %v, want an error that says what to install", err)
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -45,11 +45,10 @@ func TestRootless(t *testing.T) {
 		t.Run("OtherUser", func(t *testing.T) { testUnmappedUser(t, rootless(t)) })
 		return
 	}
-	dir, err := os.MkdirTemp("", "rootless")
-	if err != nil {
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // only its maker can enter it
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chown(dir, plainID, plainID); err != nil {
 		t.Fatalf("this test runs as another user: run it as root: %v", err)
 	}

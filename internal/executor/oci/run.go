@@ -65,6 +65,9 @@ func (e *Executor) Start(ctx context.Context, spec executor.Spec, io executor.IO
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start container: %w", context.Cause(ctx))
 	}
+	if _, err := e.runtime(); err != nil {
+		return nil, fmt.Errorf("start container: %w", err)
+	}
 	c := &container{e: e, spec: spec, done: make(chan struct{}), oom: oomWatch{event: -1}}
 	if err := e.add(c); err != nil {
 		return nil, err
@@ -177,8 +180,12 @@ func (c *container) logFile() string { return filepath.Join(c.bundle, "log") }
 // run runs the runtime to its end and then removes what is the container's.
 func (c *container) run(ctx context.Context, launched chan int) {
 	defer close(c.done)
-	runtime := *c.e.runc
-	runtime.Log = c.logFile()
+	driver, err := c.e.driver(c.logFile())
+	if err != nil {
+		close(launched)
+		c.err = errors.Join(err, c.release())
+		return
+	}
 	started := make(chan int, 1)
 	var connected sync.WaitGroup
 	connected.Go(func() {
@@ -188,7 +195,7 @@ func (c *container) run(ctx context.Context, launched chan int) {
 		}
 		close(launched)
 	})
-	code, err := runtime.Run(ctx, c.spec.ID, c.bundle, &runc.CreateOpts{
+	code, err := driver.Run(ctx, c.spec.ID, c.bundle, &runc.CreateOpts{
 		PidFile: c.pidFile(), IO: c.stdio, Started: started,
 	})
 	connected.Wait()
@@ -227,7 +234,7 @@ func (c *container) outcome(code int, err error) error {
 	if reason := runtimeError(c.logFile()); reason != "" {
 		return fmt.Errorf("run container: %s", reason)
 	}
-	return fmt.Errorf("run container: %s: %w", c.e.runtime.Path, err)
+	return fmt.Errorf("run container: %w", err)
 }
 
 // runtimeError finds the last error in a runtime's log, which is lines of JSON.
@@ -446,7 +453,11 @@ func (c *container) Close() error {
 func (e *Executor) forceDelete(id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), startPatience)
 	defer cancel()
-	if err := e.runc.Delete(ctx, id, &runc.DeleteOpts{Force: true}); err != nil {
+	driver, err := e.driver("")
+	if err == nil {
+		err = driver.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+	}
+	if err != nil {
 		e.log.Warn("could not delete a container", "container", id, "error", err)
 	}
 }
