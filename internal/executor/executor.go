@@ -77,7 +77,7 @@ type IO struct {
 // Mount is a file system inside the container.
 type Mount struct {
 	Type     string   // "bind" or "tmpfs"
-	Source   string   // a path on this machine, for bind
+	Source   string   // a path on this machine, for bind, or /proc/self/fd/N for an open file of this process
 	Dest     string   // absolute path in the container
 	Options  []string // as for mount(8): "ro", "size=65536", ...
 	ReadOnly bool

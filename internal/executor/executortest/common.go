@@ -126,6 +126,14 @@ func testFileMount(t *testing.T, e executor.Executor) {
 	mustWrite(t, secret, "hush")
 	spec.Mounts = []executor.Mount{{Type: "bind", Source: secret, Dest: "/run/secrets/token", ReadOnly: true}}
 	MustPrint(t, e, spec, "hush")
+	handle, err := os.Open(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handle.Close()
+	spec = SpecIn(spec.Root, "cat /run/secrets/token")
+	spec.Mounts = []executor.Mount{{Type: "bind", Source: fmt.Sprintf("/proc/self/fd/%d", handle.Fd()), Dest: "/run/secrets/token"}}
+	MustPrint(t, e, spec, "hush")
 	if _, err := os.Lstat(filepath.Join(spec.Root, "run")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the mount point's folder is left: %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -75,6 +76,9 @@ func (v *view) mount(m executor.Mount) error {
 			return fmt.Errorf("mount source of %s: %w", dest, err)
 		}
 		if !info.IsDir() {
+			if source, err = filepath.EvalSymlinks(source); err != nil { // it may be a handle in /proc
+				return fmt.Errorf("mount source of %s: %w", dest, err)
+			}
 			source, file = path.Split(source)
 		}
 	default:
