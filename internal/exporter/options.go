@@ -115,6 +115,9 @@ func DecodeFiles(attrs map[string]string, in Input) (FilesOptions, error) {
 	if o.Epoch = d.epoch(); o.Epoch == nil {
 		o.Epoch = in.Epoch
 	}
+	if d.err == nil && len(in.Platforms) == 0 {
+		d.err = fmt.Errorf("export files: the result is for no platform")
+	}
 	if d.err == nil && !o.PlatformSplit && len(in.Platforms) > 1 {
 		d.err = fmt.Errorf("export for %d platforms needs a folder for each: platform-split=false is for one platform", len(in.Platforms))
 	}

@@ -52,8 +52,8 @@ type Config struct {
 	Layers   Layers
 	Memo     source.Memo
 	Sessions Sessions
-	// Trees, if set, is given the digests of what was received, so that nobody
-	// has to read it again.
+	// Trees is given the digests of what was received, so that nobody has to
+	// read it again; nil is Layers, if it takes them.
 	Trees Trees
 	// MaxDepth is how many layers may lie on top of each other before they are
 	// made one; 0 is 20.
@@ -72,6 +72,9 @@ type Source struct {
 func New(c Config) *Source {
 	if c.MaxDepth == 0 {
 		c.MaxDepth = 20
+	}
+	if c.Trees == nil {
+		c.Trees, _ = c.Layers.(Trees)
 	}
 	return &Source{cfg: c, last: map[string]*state{}}
 }
