@@ -101,7 +101,7 @@ func build(s *script) {
 	s.end(0, 2, "load context", nil)
 	s.end(2, 2, "FROM base", func(v *progress.Vertex) { v.Cached = true })
 	s.start(2, "RUN make")
-		s.log(3, "RUN make", "compil")
+	s.log(3, "RUN make", "compil")
 	s.log(3, "RUN make", "ing\n")
 	s.start(3.4, "RUN sleep")
 	s.log(3.5, "RUN sleep", "zz\x1b[31mz\x1b[0m\x07\n10%\r20%\rfull\n")

@@ -8,16 +8,19 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/api/fsutil"
 )
 
-// Memory is a tree of files without directories, held in memory.
+// Memory is a tree of files without directories, held in memory. All are as old
+// as the tree, so that no receiver takes them for ones that it has.
 type Memory struct {
 	files map[string][]byte
 	match *matcher
+	made  time.Time
 }
 
 // NewMemory returns those of files, by name, that f wants.
@@ -26,7 +29,7 @@ func NewMemory(files map[string][]byte, f Filter) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Memory{files, m}, nil
+	return &Memory{files, m, time.Now()}, nil
 }
 
 // Walk lists the wanted files.
@@ -44,7 +47,8 @@ func (m *Memory) Walk(_ context.Context, f func(*fsutil.Stat) error) error {
 		if !v.send {
 			continue
 		}
-		if err := f(&fsutil.Stat{Path: name, Mode: 0o644, Size: int64(len(m.files[name]))}); err != nil {
+		st := &fsutil.Stat{Path: name, Mode: 0o644, Size: int64(len(m.files[name])), ModTime: m.made.UnixNano()}
+		if err := f(st); err != nil {
 			return err
 		}
 	}

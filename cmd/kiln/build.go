@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	digest "github.com/opencontainers/go-digest"
+	"github.com/urfave/cli/v3"
+
+	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
+	"google.golang.org/grpc/codes"
+)
+
+const buildDescription = `Builds what a Dockerfile says. PATH is the build context: the files that COPY and
+ADD may use. It is a directory, the URL of an archive or a Dockerfile, or "-" for
+a Dockerfile or a tar (also compressed) on standard input. Files that match a
+pattern in .dockerignore (or in NAME.dockerignore, for -f NAME) are left out.
+
+Without -o, the image goes into the daemon's store.
+
+Examples:
+   kiln build -t hello .
+      an image from ./Dockerfile
+   kiln build -f app.Dockerfile --target test --build-arg GO=1.26 .
+      another Dockerfile, only up to a stage, with a build argument
+   kiln build -t registry.example/app:1 --push .
+      build and push, with the credentials of "docker login"
+   kiln build --platform linux/amd64,linux/arm64 -t app -o type=oci,dest=app.tar .
+      an image for two platforms, as an archive
+   kiln build -o out .
+      the files of the result in ./out; "-o -" writes them as a tar to standard output
+   kiln build --secret id=token,src=token.txt .
+      for RUN --mount=type=secret,id=token; also id=token,env=VARIABLE
+   kiln build --ssh default .
+      your ssh agent, for RUN --mount=type=ssh
+   kiln build --build-context base=docker-image://alpine:3.20 .
+      another context, for FROM base and COPY --from=base; also a directory, a URL
+      or oci-layout://DIRECTORY
+   printf 'FROM scratch\nCOPY --from=busybox /bin/sh /sh\n' | kiln build -
+      a Dockerfile from standard input, without a context`
+
+func buildCommand(e *env) *cli.Command {
+	return &cli.Command{
+		Name:        "build",
+		Usage:       "build an image from a Dockerfile",
+		ArgsUsage:   "PATH",
+		Description: buildDescription,
+		Flags:       buildFlags(),
+		Action:      func(ctx context.Context, cmd *cli.Command) error { return runBuild(ctx, e, cmd) },
+	}
+}
+
+func buildFlags() []cli.Flag {
+	list := func(name, usage string, aliases ...string) cli.Flag {
+		return &cli.StringSliceFlag{Name: name, Aliases: aliases, Usage: usage}
+	}
+	text := func(name, usage string, aliases ...string) cli.Flag {
+		return &cli.StringFlag{Name: name, Aliases: aliases, Usage: usage}
+	}
+	flag := func(name, usage string, aliases ...string) cli.Flag {
+		return &cli.BoolFlag{Name: name, Aliases: aliases, Usage: usage}
+	}
+	return []cli.Flag{
+		text("file", "the Dockerfile (default: PATH/Dockerfile); - is standard input", "f"),
+		list("tag", "`NAME` of the image; may be repeated", "t"),
+		text("target", "the `STAGE` to build (default: the last)"),
+		list("build-arg", "`NAME=VALUE` of an ARG; without =VALUE, that of the environment; may be repeated"),
+		list("platform", "`PLATFORM` to build for, such as linux/arm64; several by commas"),
+		list("label", "`NAME=VALUE` that the image is labelled with; may be repeated"),
+		list("output", "where the result goes: DIR, -, or `type=image|oci|docker|local|tar[,dest=PATH][,KEY=VALUE]`; may be repeated", "o"),
+		flag("push", "push the image"),
+		list("build-context", "another context `NAME=VALUE`: PATH, URL, docker-image://, oci-layout://; may be repeated"),
+		flag("no-cache", "run every step again"),
+		list("no-cache-filter", "run the steps of a `STAGE` again; may be repeated"),
+		flag("pull", "look for newer images even if there is one"),
+		list("cache-from", "take cache from `type=registry,ref=NAME`; may be repeated"),
+		list("cache-to", "write cache to `type=registry,ref=NAME`; may be repeated"),
+		list("secret", "a secret for RUN: `id=NAME[,src=FILE|,env=VARIABLE]`; may be repeated"),
+		list("ssh", "an ssh agent for RUN: `default|NAME=SOCKET`; may be repeated"),
+		list("add-host", "a line of /etc/hosts for RUN: `HOST=IP`; may be repeated"),
+		text("network", "network of RUN: default, none or host"),
+		text("shm-size", "size of /dev/shm for RUN, such as 64m"),
+		list("ulimit", "limit for RUN: `NAME=SOFT[:HARD]`; may be repeated"),
+		list("allow", "allow `network.host` or security.insecure; may be repeated"),
+		text("progress", "how progress is shown: auto, tty, plain, rawjson or quiet"),
+		flag("quiet", "show nothing but the image's digest", "q"),
+		text("iidfile", "write the image's id to `FILE`"),
+		text("metadata-file", "write what is known of the result to `FILE`, as JSON"),
+	}
+}
+
+// runBuild is "kiln build".
+func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
+	mode, err := buildMode(e, cmd)
+	if err != nil {
+		return err
+	}
+	opt, err := solveOptions(e, cmd)
+	if err != nil {
+		return err
+	}
+	display, err := ui.New(ui.Options{Mode: mode, Out: e.stderr, Getenv: e.getenv})
+	if err != nil {
+		return usagef(cmd, "%v", err)
+	}
+	result, err := solve(ctx, e, cmd, opt, display)
+	failure := failureOf(ctx, err)
+	if finishErr := display.Finish(failure); finishErr != nil && err == nil {
+		err = fmt.Errorf("show progress: %w", finishErr)
+	}
+	if err != nil {
+		return err
+	}
+	return report(e, cmd, result)
+}
+
+// solve finds the daemon and builds.
+func solve(ctx context.Context, e *env, cmd *cli.Command, opt client.SolveOpt, sink client.Sink) (_ *client.Result, err error) {
+	c, err := connect(ctx, e, cmd)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	return c.Solve(ctx, opt, sink)
+}
+
+// buildMode is how progress is shown.
+func buildMode(e *env, cmd *cli.Command) (ui.Mode, error) {
+	word := cmd.String("progress")
+	if word == "" {
+		word = e.getenv("BUILDKIT_PROGRESS")
+	}
+	if cmd.Bool("quiet") {
+		if cmd.IsSet("progress") && cmd.String("progress") != string(ui.Quiet) {
+			return "", usagef(cmd, "--quiet and --progress %s exclude each other", word)
+		}
+		word = string(ui.Quiet)
+	}
+	mode, err := ui.ParseMode(word)
+	if err != nil {
+		return "", usagef(cmd, "%v", err)
+	}
+	return mode, nil
+}
+
+// failureOf is what a display shows of an error.
+func failureOf(ctx context.Context, err error) *ui.Failure {
+	if err == nil {
+		return nil
+	}
+	f := &ui.Failure{Message: err.Error(), Canceled: ctx.Err() != nil}
+	var e *client.Error
+	if errors.As(err, &e) {
+		f.Vertex, f.Sources, f.ExitCode = digest.Digest(e.Vertex), e.Sources, e.ExitCode
+		f.Canceled = f.Canceled || e.Code == codes.Canceled
+	}
+	return f
+}
+
+// report tells of the result, where the user wants it.
+func report(e *env, cmd *cli.Command, r *client.Result) error {
+	id := r.Response["containerimage.config.digest"]
+	if id == "" {
+		id = r.Response["containerimage.digest"]
+	}
+	if name := cmd.String("iidfile"); name != "" {
+		if id == "" {
+			return errors.New("write --iidfile: the build has no image")
+		}
+		if err := writeFile(name, []byte(id)); err != nil {
+			return fmt.Errorf("write --iidfile: %w", err)
+		}
+	}
+	if name := cmd.String("metadata-file"); name != "" {
+		data, err := metadataJSON(r)
+		if err == nil {
+			err = writeFile(name, data)
+		}
+		if err != nil {
+			return fmt.Errorf("write --metadata-file: %w", err)
+		}
+	}
+	if cmd.Bool("quiet") && id != "" {
+		if _, err := fmt.Fprintln(e.stdout, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isTerminal tells whether w is a terminal.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+}

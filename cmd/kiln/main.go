@@ -1,0 +1,322 @@
+// Command kiln builds container images.
+//
+// It is the whole program: the command line, and with "kiln daemon" the daemon.
+// Each command has a file of its own; commands lists them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/namespace"
+)
+
+// Exit codes. They are documented in the help of kiln itself.
+const (
+	exitOK       = 0
+	exitFailed   = 1   // the build, or what else was asked for, failed
+	exitUsage    = 2   // the command line is wrong
+	exitDaemon   = 125 // no daemon answers, or none could be started
+	exitCanceled = 130 // interrupted
+)
+
+// version is set when a release is built.
+var version = "0.1.0-dev"
+
+// env is what a command sees of the world.
+type env struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	uid            int            // of who started the program
+	namespaces     namespace.Info // of the daemon
+}
+
+func main() {
+	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, uid: os.Getuid()}
+	if isDaemon(os.Args) {
+		// The daemon runs in namespaces of its own, and has to enter them
+		// before anything else.
+		var err error
+		if e.namespaces, err = namespace.Enter(namespace.Options{}); err != nil {
+			fmt.Fprintln(e.stderr, "kiln: start daemon:", err)
+			os.Exit(exitDaemon)
+		}
+		e.uid = e.namespaces.UID
+	}
+	ctx, stop := interruptible(context.Background(), os.Exit)
+	code := run(ctx, e, os.Args)
+	stop()
+	os.Exit(code)
+}
+
+// isDaemon tells whether a command line runs the daemon, and does not merely ask
+// for its help.
+func isDaemon(args []string) bool {
+	if len(args) < 2 || args[1] != "daemon" {
+		return false
+	}
+	return !slices.ContainsFunc(args[2:], func(a string) bool { return a == "--help" || a == "-h" || a == "help" })
+}
+
+// interruptible returns a context that the first interrupt cancels. A second one
+// exits at once.
+func interruptible(ctx context.Context, exit func(int)) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-done:
+				return
+			case <-signals:
+				if n > 0 {
+					exit(exitCanceled)
+				}
+				cancel()
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel()
+	}
+}
+
+// run runs a command line and returns the exit code.
+func run(ctx context.Context, e *env, args []string) int {
+	err := rootCommand(e).Run(ctx, args)
+	code := exitCode(ctx, err)
+	var shown *shownError
+	switch {
+	case err == nil, errors.As(err, &shown) && shown.err == nil:
+	case code == exitCanceled:
+		fmt.Fprintln(e.stderr, "kiln: canceled")
+	default:
+		fmt.Fprintf(e.stderr, "kiln: %v\n", err)
+	}
+	return code
+}
+
+func exitCode(ctx context.Context, err error) int {
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		return exitUsage
+	case ctx.Err() != nil:
+		return exitCanceled
+	case errors.Is(err, client.ErrUnreachable):
+		return exitDaemon
+	}
+	return exitFailed
+}
+
+// usageError is a mistake on the command line.
+type usageError struct {
+	command string
+	text    string
+}
+
+func (e *usageError) Error() string {
+	return fmt.Sprintf("%s\nSee '%s --help'.", e.text, e.command)
+}
+
+func usagef(cmd *cli.Command, format string, args ...any) error {
+	return &usageError{command: cmd.FullName(), text: fmt.Sprintf(format, args...)}
+}
+
+// shownError is an error that the user has been told of, but for err if there
+// is one.
+type shownError struct{ err error }
+
+func (e *shownError) Error() string {
+	if e.err == nil {
+		return "failed"
+	}
+	return e.err.Error()
+}
+
+func (e *shownError) Unwrap() error { return e.err }
+
+const rootDescription = `Kiln builds container images from Dockerfiles. It needs no set-up: where no
+daemon answers, it starts one in the background, which leaves when it is idle.
+
+Examples:
+   kiln build -t hello .             build an image from ./Dockerfile
+   kiln build -o out .               put the files of the result into ./out
+   kiln build --push -t HOST/NAME .  build and push
+   kiln du                           what takes space
+   kiln prune                        give space back
+
+Which daemon is used:
+   --host or KILN_HOST, else BUILDKIT_HOST, such as unix:///run/kiln/kiln.sock
+   or tcp://HOST:PORT. Without them, your own, which is started if need be.
+   KILN_ROOT is the folder of its state.
+
+Exit codes:
+   0    success
+   1    the build failed, or what else was asked for
+   2    the command line is wrong
+   125  no daemon answers, or none could be started
+   130  interrupted`
+
+// commands lists the commands, in the order of the help.
+func commands(e *env) []*cli.Command {
+	return []*cli.Command{
+		buildCommand(e),
+		duCommand(e),
+		pruneCommand(e),
+		workersCommand(e),
+		daemonCommand(e),
+		debugCommand(e),
+		versionCommand(e),
+	}
+}
+
+func rootCommand(e *env) *cli.Command {
+	root := &cli.Command{
+		Name:        "kiln",
+		Usage:       "build container images",
+		Description: rootDescription,
+		Version:     version,
+		Writer:      e.stdout,
+		ErrWriter:   e.stderr,
+		Reader:      e.stdin,
+		Commands:    commands(e),
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "host", Usage: "the daemon's `ADDRESS`: unix://PATH or tcp://HOST:PORT"},
+		},
+		EnableShellCompletion: true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) {
+			c.Hidden = false
+			c.Usage = "print a completion script for bash, zsh, fish or pwsh"
+		},
+		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run does it
+	}
+	prepare(root)
+	return root
+}
+
+// prepare gives a command and those below it our habits.
+func prepare(cmd *cli.Command) {
+	cmd.DisableSliceFlagSeparator = true
+	cmd.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
+		return usagef(c, "%s", explainUsage(c, err))
+	}
+	if cmd.Action == nil {
+		cmd.Action = unknownCommand
+	}
+	for _, sub := range cmd.Commands {
+		prepare(sub)
+	}
+}
+
+// explainUsage makes the library's message one that helps.
+func explainUsage(cmd *cli.Command, err error) string {
+	text := err.Error()
+	name, ok := strings.CutPrefix(text, "flag provided but not defined: ")
+	if !ok {
+		return text
+	}
+	name = "--" + strings.TrimLeft(name, "-")
+	if s := nearestFlag(cmd, strings.TrimLeft(name, "-")); s != "" {
+		return fmt.Sprintf("unknown flag %s. Did you mean %s?", name, s)
+	}
+	return "unknown flag " + name
+}
+
+// nearestFlag returns the flag that a word most likely stands for, or "".
+func nearestFlag(cmd *cli.Command, word string) string {
+	best, bestDistance := "", len(word)/3+1
+	for _, f := range cmd.Flags {
+		for _, name := range f.Names() {
+			if d := distance(word, name); len(name) > 1 && d <= bestDistance && (best == "" || d < bestDistance) {
+				best, bestDistance = "--"+name, d
+			}
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to change, add, remove or swap to make b of a.
+func distance(a, b string) int {
+	var before, last []int
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before, last, row = last, row, make([]int, len(b)+1)
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			row[j+1] = min(last[j]+cost, last[j+1]+1, row[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
+		}
+	}
+	return row[len(b)]
+}
+
+// unknownCommand is what runs if no command is named, or none that there is.
+func unknownCommand(_ context.Context, cmd *cli.Command) error {
+	name := cmd.Args().First()
+	if name == "" {
+		return cli.ShowSubcommandHelp(cmd)
+	}
+	best, bestDistance := "", len(name)/3+1
+	for _, c := range cmd.Commands {
+		if d := distance(name, c.Name); d <= bestDistance && !c.Hidden {
+			best, bestDistance = c.Name, d
+		}
+	}
+	if best != "" {
+		return usagef(cmd, "unknown command %q. Did you mean %q?", name, best)
+	}
+	return usagef(cmd, "unknown command %q", name)
+}
+
+// noArgs refuses arguments.
+func noArgs(cmd *cli.Command) error {
+	if cmd.Args().Present() {
+		return usagef(cmd, "unexpected argument %q", cmd.Args().First())
+	}
+	return nil
+}
+
+// writeFile writes a file that appears whole or not at all.
+func writeFile(name string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".kiln-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return err
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/kiln-build/kiln/client"
+)
+
+// setOutputs sets where the result goes.
+func setOutputs(e *env, cmd *cli.Command, o *client.SolveOpt) error {
+	outputs := cmd.StringSlice("output")
+	if len(outputs) == 0 {
+		outputs = []string{"type=image"}
+	}
+	stdout := ""
+	for _, s := range outputs {
+		export, err := parseOutput(e, cmd, s)
+		if err != nil {
+			return err
+		}
+		if export == nil {
+			continue
+		}
+		if export.Writer != nil {
+			if stdout != "" {
+				return usagef(cmd, "-o %s and -o %s: only one can go to standard output", stdout, s)
+			}
+			stdout = s
+		}
+		o.Exports = append(o.Exports, *export)
+	}
+	if cmd.Bool("push") {
+		if err := pushImages(cmd, o); err != nil {
+			return err
+		}
+	}
+	return nameImages(cmd, o)
+}
+
+// pushImages pushes the images, and makes one if there is none.
+func pushImages(cmd *cli.Command, o *client.SolveOpt) error {
+	pushed := false
+	for _, x := range o.Exports {
+		if x.Type == "image" {
+			x.Attrs["push"], pushed = "true", true
+		}
+	}
+	if !pushed {
+		o.Exports = append(o.Exports, client.Export{Type: "image", Attrs: map[string]string{"push": "true"}})
+	}
+	for _, x := range o.Exports {
+		if x.Attrs["push"] == "true" && x.Attrs["name"] == "" && len(cmd.StringSlice("tag")) == 0 {
+			return usagef(cmd, "--push: the image has no name: give one with -t")
+		}
+	}
+	return nil
+}
+
+// nameImages gives the tags to the outputs that have a name.
+func nameImages(cmd *cli.Command, o *client.SolveOpt) error {
+	tags := cmd.StringSlice("tag")
+	if slices.Contains(tags, "") {
+		return usagef(cmd, "-t: the name is empty")
+	}
+	for _, x := range o.Exports {
+		switch x.Type {
+		case "image", "oci", "docker":
+			if x.Attrs["name"] == "" && len(tags) > 0 {
+				x.Attrs["name"] = strings.Join(tags, ",")
+			}
+		}
+	}
+	return nil
+}
+
+// parseOutput reads one -o: a directory, "-" for a tar on standard output, or
+// "type=...". It returns nil for type=cacheonly, which has no output.
+func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
+	switch {
+	case s == "":
+		return nil, usagef(cmd, "-o: it is empty: want a directory, - or type=TYPE")
+	case s == "-":
+		s = "type=tar,dest=-"
+	case !strings.Contains(s, "="):
+		return &client.Export{Type: "local", Dir: s, Attrs: map[string]string{}}, nil
+	}
+	attrs, err := attributes(s)
+	if err != nil {
+		return nil, usagef(cmd, "-o: %v", err)
+	}
+	x := &client.Export{Type: attrs["type"], Attrs: attrs}
+	dest := attrs["dest"]
+	delete(attrs, "type")
+	delete(attrs, "dest")
+	switch x.Type {
+	case "":
+		return nil, usagef(cmd, "-o %s: want type=image, oci, docker, local or tar", s)
+	case "cacheonly":
+		return nil, nil
+	case "registry":
+		x.Type, attrs["push"] = "image", "true"
+		fallthrough
+	case "image":
+		if dest != "" {
+			return nil, usagef(cmd, "-o %s: an image goes into the daemon's store: want no dest", s)
+		}
+	case "local":
+		if dest == "" || dest == "-" {
+			return nil, usagef(cmd, "-o %s: want the directory dest=DIR", s)
+		}
+		x.Dir, x.DeleteOthers = dest, attrs["mode"] == "delete"
+		if m := attrs["mode"]; m != "" && m != "copy" && m != "delete" {
+			return nil, usagef(cmd, "-o %s: mode %s: want copy or delete", s, m)
+		}
+	case "oci", "docker", "tar":
+		if dest != "" && dest != "-" {
+			x.File = dest
+			break
+		}
+		if isTerminal(e.stdout) {
+			return nil, usagef(cmd, "-o %s: not to a terminal: want dest=FILE, or a pipe", s)
+		}
+		x.Writer = e.stdout
+	default:
+		return nil, usagef(cmd, "-o %s: unknown type %q: want image, registry, oci, docker, local, tar or cacheonly", s, x.Type)
+	}
+	return x, nil
+}

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// maxSocket is the length of the longest path of a unix socket, bytes.
+const maxSocket = 107
+
+// place is where a user's own daemon is.
+type place struct {
+	root   string // folder of its state
+	socket string
+	log    string
+	lock   string // held while it is started
+}
+
+// ownPlace returns where the own daemon of a user is. KILN_ROOT moves all of it.
+func ownPlace(getenv func(string) string, uid int) (place, error) {
+	p := place{root: getenv("KILN_ROOT")}
+	switch runtime := getenv("XDG_RUNTIME_DIR"); {
+	case p.root != "":
+		abs, err := filepath.Abs(p.root)
+		if err != nil {
+			return place{}, fmt.Errorf("KILN_ROOT: %w", err)
+		}
+		p.root, p.socket = abs, filepath.Join(abs, "kiln.sock")
+	case uid == 0:
+		p.root, p.socket = "/var/lib/kiln", "/run/kiln/kiln.sock"
+	default:
+		data := getenv("XDG_DATA_HOME")
+		if data == "" {
+			home := getenv("HOME")
+			if home == "" {
+				return place{}, errors.New("there is no HOME for the daemon's state: set KILN_ROOT to a folder")
+			}
+			data = filepath.Join(home, ".local", "share")
+		}
+		p.root = filepath.Join(data, "kiln")
+		p.socket = filepath.Join(p.root, "kiln.sock")
+		if info, err := os.Stat(runtime); runtime != "" && err == nil && info.IsDir() {
+			p.socket = filepath.Join(runtime, "kiln", "kiln.sock")
+		}
+	}
+	if len(p.socket) > maxSocket {
+		return place{}, fmt.Errorf("the path of the daemon's socket, %s, is longer than %d bytes: set KILN_ROOT to a shorter one", p.socket, maxSocket)
+	}
+	p.log, p.lock = filepath.Join(p.root, "daemon.log"), filepath.Join(p.root, "start.lock")
+	return p, nil
+}
+
+func (p place) address() string { return "unix://" + p.socket }

@@ -1,0 +1,330 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/kiln-build/kiln/client"
+)
+
+// solveOptions makes the request of a build out of the flags.
+func solveOptions(e *env, cmd *cli.Command) (client.SolveOpt, error) {
+	o := client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}}
+	if n := cmd.Args().Len(); n != 1 {
+		if n == 0 {
+			return o, usagef(cmd, "kiln build needs a PATH, such as: kiln build .")
+		}
+		return o, usagef(cmd, "kiln build takes one PATH, not %d arguments: %q", n, cmd.Args().Slice())
+	}
+	for _, set := range []func(*env, *cli.Command, *client.SolveOpt) error{
+		setContext, setNamedContexts, setAttrs, setRunAttrs, setSecrets, setCaches, setOutputs,
+	} {
+		if err := set(e, cmd, &o); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
+}
+
+// csvFields splits "a=1,b=2"; fields may be quoted.
+func csvFields(s string) ([]string, error) {
+	r := csv.NewReader(strings.NewReader(s))
+	r.FieldsPerRecord = -1
+	fields, err := r.Read()
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", s, err)
+	}
+	return fields, nil
+}
+
+// joinCSV makes one list of values that may hold commas.
+func joinCSV(values []string) (string, error) {
+	var b strings.Builder
+	w := csv.NewWriter(&b)
+	if err := w.Write(values); err != nil {
+		return "", err
+	}
+	w.Flush()
+	return strings.TrimSuffix(b.String(), "\n"), w.Error()
+}
+
+// pairs reads values of the form NAME=VALUE. missing says what a name alone
+// means, and whether it counts.
+func pairs(cmd *cli.Command, flag string, missing func(string) (string, bool)) (map[string]string, error) {
+	out := map[string]string{}
+	for _, s := range cmd.StringSlice(flag) {
+		k, v, ok := strings.Cut(s, "=")
+		if k == "" {
+			return nil, usagef(cmd, "--%s %q: want NAME=VALUE", flag, s)
+		}
+		if !ok {
+			if v, ok = missing(k); !ok {
+				continue
+			}
+		}
+		out[k] = v
+	}
+	return out, nil
+}
+
+// setAttrs sets what is for the frontend.
+func setAttrs(e *env, cmd *cli.Command, o *client.SolveOpt) error {
+	args, err := pairs(cmd, "build-arg", os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	if epoch := e.getenv("SOURCE_DATE_EPOCH"); epoch != "" {
+		if _, set := args["SOURCE_DATE_EPOCH"]; !set {
+			args["SOURCE_DATE_EPOCH"] = epoch
+		}
+	}
+	for k, v := range args {
+		o.FrontendAttrs["build-arg:"+k] = v
+	}
+	labels, err := pairs(cmd, "label", func(string) (string, bool) { return "", true })
+	if err != nil {
+		return err
+	}
+	for k, v := range labels {
+		o.FrontendAttrs["label:"+k] = v
+	}
+	if v := cmd.String("target"); v != "" {
+		o.FrontendAttrs["target"] = v
+	}
+	if v := cmd.StringSlice("platform"); len(v) > 0 {
+		o.FrontendAttrs["platform"] = strings.Join(v, ",")
+	}
+	if cmd.Bool("pull") {
+		o.FrontendAttrs["image-resolve-mode"] = "pull"
+	}
+	if v := cmd.StringSlice("no-cache-filter"); len(v) > 0 {
+		o.FrontendAttrs["no-cache"] = strings.Join(v, ",")
+	}
+	if cmd.Bool("no-cache") {
+		if cmd.IsSet("no-cache-filter") {
+			return usagef(cmd, "--no-cache and --no-cache-filter exclude each other")
+		}
+		o.FrontendAttrs["no-cache"] = ""
+	}
+	return nil
+}
+
+// setRunAttrs sets what is for RUN.
+func setRunAttrs(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
+	o.Entitlements = cmd.StringSlice("allow")
+	for _, a := range o.Entitlements {
+		if name, _, _ := strings.Cut(a, "="); !slices.Contains([]string{"network.host", "security.insecure", "device"}, name) {
+			return usagef(cmd, "--allow %s: want network.host, security.insecure or device", a)
+		}
+	}
+	switch v := cmd.String("network"); v {
+	case "", "default":
+	case "none":
+		o.FrontendAttrs["force-network-mode"] = v
+	case "host":
+		o.FrontendAttrs["force-network-mode"] = v
+		if !slices.Contains(o.Entitlements, "network.host") {
+			o.Entitlements = append(o.Entitlements, "network.host")
+		}
+	default:
+		return usagef(cmd, "--network %s: want default, none or host", v)
+	}
+	var hosts []string
+	for _, h := range cmd.StringSlice("add-host") {
+		i := strings.IndexAny(h, "=:")
+		if i <= 0 || i == len(h)-1 {
+			return usagef(cmd, "--add-host %q: want HOST=IP", h)
+		}
+		hosts = append(hosts, h[:i]+"="+h[i+1:])
+	}
+	for key, values := range map[string][]string{"add-hosts": hosts, "ulimit": cmd.StringSlice("ulimit")} {
+		if len(values) == 0 {
+			continue
+		}
+		list, err := joinCSV(values)
+		if err != nil {
+			return err
+		}
+		o.FrontendAttrs[key] = list
+	}
+	if v := cmd.String("shm-size"); v != "" {
+		n, err := parseSize(v)
+		if err != nil {
+			return usagef(cmd, "--shm-size: %v", err)
+		}
+		o.FrontendAttrs["shm-size"] = strconv.FormatInt(n, 10)
+	}
+	return nil
+}
+
+// parseSize reads a size such as "64m" or "1.5GiB" in bytes; units are powers of
+// 1024.
+func parseSize(s string) (int64, error) {
+	digits := strings.TrimRight(strings.ToLower(s), "ibkmgtp ")
+	shift := map[string]int{"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+	unit := strings.TrimSpace(strings.ToLower(s)[len(digits):])
+	by, ok := shift[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
+	v, err := strconv.ParseFloat(digits, 64)
+	if err != nil || !ok || v < 0 || v*float64(int64(1)<<by) > 1<<62 {
+		return 0, fmt.Errorf("size %q: want a number of bytes, also with k, m, g or t", s)
+	}
+	return int64(v * float64(int64(1)<<by)), nil
+}
+
+// setSecrets sets what steps may ask for.
+func setSecrets(e *env, cmd *cli.Command, o *client.SolveOpt) error {
+	for _, s := range cmd.StringSlice("secret") {
+		secret, err := parseSecret(s)
+		if err != nil {
+			return usagef(cmd, "--secret: %v", err)
+		}
+		o.Attach.Secrets = append(o.Attach.Secrets, secret)
+	}
+	for _, s := range cmd.StringSlice("ssh") {
+		id, socket, ok := strings.Cut(s, "=")
+		if !ok {
+			if socket = e.getenv("SSH_AUTH_SOCK"); socket == "" {
+				return usagef(cmd, "--ssh %s: SSH_AUTH_SOCK names no ssh agent: start one with ssh-agent, or give %s=SOCKET", s, id)
+			}
+		}
+		info, err := os.Stat(socket)
+		if err != nil {
+			return usagef(cmd, "--ssh %s: %v", s, err)
+		}
+		if info.Mode()&os.ModeSocket == 0 {
+			return usagef(cmd, "--ssh %s: %s is no socket of an ssh agent; add keys to an agent with ssh-add", s, socket)
+		}
+		if o.Attach.SSH == nil {
+			o.Attach.SSH = map[string]string{}
+		}
+		o.Attach.SSH[id] = socket
+	}
+	return nil
+}
+
+// parseSecret reads "id=NAME[,src=FILE|,env=VARIABLE]". With an id alone it is
+// the variable of that name, if there is one, else the file.
+func parseSecret(s string) (client.Secret, error) {
+	fields, err := csvFields(s)
+	if err != nil {
+		return client.Secret{}, err
+	}
+	out, kind := client.Secret{}, ""
+	for _, f := range fields {
+		k, v, ok := strings.Cut(f, "=")
+		if !ok {
+			return out, fmt.Errorf("%q: want KEY=VALUE, not %q", s, f)
+		}
+		switch strings.ToLower(k) {
+		case "id":
+			out.ID = v
+		case "src", "source":
+			out.File = v
+		case "env":
+			out.Env = v
+		case "type":
+			if v != "file" && v != "env" {
+				return out, fmt.Errorf("%q: unknown type %q: want file or env", s, v)
+			}
+			kind = v
+		default:
+			return out, fmt.Errorf("%q: unknown key %q: want id, src, env or type", s, k)
+		}
+	}
+	if out.ID == "" {
+		return out, fmt.Errorf("%q: want id=NAME", s)
+	}
+	if kind == "env" && out.Env == "" {
+		out.Env, out.File = out.File, ""
+	}
+	if out.Env == "" && out.File == "" {
+		if _, ok := os.LookupEnv(out.ID); ok && kind != "file" || kind == "env" {
+			out.Env = out.ID
+		} else {
+			out.File = out.ID
+		}
+	}
+	return out, nil
+}
+
+// setCaches sets where cache comes from and goes to.
+func setCaches(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
+	var err error
+	if o.CacheExports, err = cacheEntries(cmd, "cache-to"); err != nil {
+		return err
+	}
+	if o.CacheImports, err = cacheEntries(cmd, "cache-from"); err != nil {
+		return err
+	}
+	if len(o.CacheImports) == 0 {
+		return nil
+	}
+	list, err := json.Marshal(o.CacheImports) // frontends want it, too
+	if err != nil {
+		return err
+	}
+	o.FrontendAttrs["cache-imports"] = string(list)
+	return nil
+}
+
+func cacheEntries(cmd *cli.Command, flag string) ([]client.CacheEntry, error) {
+	var out []client.CacheEntry
+	for _, s := range cmd.StringSlice(flag) {
+		if !strings.Contains(s, "=") {
+			out = append(out, client.CacheEntry{Type: "registry", Attrs: map[string]string{"ref": s}})
+			continue
+		}
+		attrs, err := attributes(s)
+		if err != nil {
+			return nil, usagef(cmd, "--%s: %v", flag, err)
+		}
+		kind := attrs["type"]
+		if kind == "" {
+			return nil, usagef(cmd, "--%s %q: want type=TYPE", flag, s)
+		}
+		delete(attrs, "type")
+		out = append(out, client.CacheEntry{Type: kind, Attrs: attrs})
+	}
+	return out, nil
+}
+
+// attributes reads "KEY=VALUE,...".
+func attributes(s string) (map[string]string, error) {
+	fields, err := csvFields(s)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for _, f := range fields {
+		k, v, ok := strings.Cut(f, "=")
+		if k = strings.ToLower(strings.TrimSpace(k)); !ok || k == "" {
+			return nil, fmt.Errorf("%q: want KEY=VALUE, not %q", s, f)
+		}
+		out[k] = v
+	}
+	return out, nil
+}
+
+// metadataJSON is the content of --metadata-file: values that are JSON in base64
+// become JSON.
+func metadataJSON(r *client.Result) ([]byte, error) {
+	out := map[string]any{"kiln.build.ref": r.Ref}
+	for _, k := range slices.Sorted(maps.Keys(r.Response)) {
+		v := r.Response[k]
+		out[k] = v
+		if raw, err := base64.StdEncoding.DecodeString(v); err == nil && len(raw) > 0 && raw[0] == '{' && json.Valid(raw) {
+			out[k] = json.RawMessage(raw)
+		}
+	}
+	b, err := json.MarshalIndent(out, "", "  ")
+	return append(b, '\n'), err
+}
