@@ -97,8 +97,10 @@ func writeLayout(dir string, layer []byte) (Base, error) {
 	diffID := sha256.Sum256(layer)
 	config := put(oci+"config.v1+json", toJSON(map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Env": []string{"PATH=/bin"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(diffID[:])}},
+		// BuildKit makes up a history that differs between runs where there is none.
+		"history": []map[string]any{{"created": "2023-11-14T22:13:20Z", "created_by": "busybox"}},
+		"config":  map[string]any{"Env": []string{"PATH=/bin"}},
+		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(diffID[:])}},
 	}))
 	manifest := put(oci+"manifest.v1+json", toJSON(map[string]any{
 		"schemaVersion": 2, "mediaType": oci + "manifest.v1+json", "config": config,

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// scriptCommands are what scripts can say beyond testscript's own commands.
+func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"daemon":   scriptDaemon,
+		"kill":     scriptKillDaemon,
+		"build":    scriptBuild,
+		"await":    scriptAwait,
+		"tidy":     scriptTidy,
+		"bigfile":  scriptBigFile,
+		"mktar":    scriptMakeTar,
+		"registry": scriptRegistry,
+		"tmpfs":    scriptTmpfs,
+
+		"stop-own-daemon": scriptStopOwnDaemon,
+	}
+}
+
+// scriptDaemon: "daemon [flags]" starts the daemon; "! daemon" stops it.
+func scriptDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	s := state(ts)
+	if neg {
+		ts.Check(s.stop())
+		return
+	}
+	env := os.Environ()
+	for _, k := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "KILN_HOST"} {
+		env = append(env, k+"="+ts.Getenv(k))
+	}
+	bin, err := programs()
+	ts.Check(err)
+	ts.Check(s.start(filepath.Join(bin, "kiln"), env, ts.Getenv("EXECUTOR"), args...))
+}
+
+// scriptKillDaemon: "kill" ends the daemon without a warning, as a crash does.
+func scriptKillDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	s := state(ts)
+	if neg || len(args) > 0 || s.daemon == nil {
+		ts.Fatalf("usage: kill, with a daemon running")
+	}
+	ts.Check(s.daemon.Process.Kill())
+	_ = s.daemon.Wait() // it was killed
+	s.daemon = nil
+}
+
+// scriptBuild: "build args" is "exec kiln build" with plain progress and the
+// base image by its name.
+func scriptBuild(ts *testscript.TestScript, neg bool, args []string) {
+	err := ts.Exec("kiln", append([]string{"build", "--progress=plain", "--build-context", "base=oci-layout://" + ts.Getenv("BASE")}, args...)...)
+	if err != nil {
+		ts.Logf("[%v]", err)
+	}
+	if (err != nil) != neg {
+		ts.Fatalf("build: got error %v, want failure: %v", err, neg)
+	}
+}
+
+// scriptAwait: "await FILE PATTERN" waits until a file matches.
+func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: await file pattern")
+	}
+	pattern := regexp.MustCompile(args[1])
+	var text []byte
+	for range 2000 {
+		text, _ = os.ReadFile(ts.MkAbs(args[0]))
+		if pattern.Match(text) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("await: no match for %s in %s:\n%s", args[1], args[0], text)
+}
+
+// scriptTidy: "tidy" holds that no build has left a mount, a process or a file
+// under way behind. What a build lets go of may take a moment.
+func scriptTidy(ts *testscript.TestScript, _ bool, _ []string) {
+	root := ts.Getenv("ROOT")
+	var left []string
+	for range 500 {
+		left = leftovers(ts.Getenv("RUN"))
+		for _, dir := range []string{"tmp/runs", "run", "layers/mounts", "content/ingest"} {
+			entries, err := os.ReadDir(filepath.Join(root, dir))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				ts.Fatalf("%v", err)
+			}
+			for _, e := range entries {
+				left = append(left, filepath.Join(dir, e.Name()))
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("left behind:\n%s", strings.Join(left, "\n"))
+}
+
+// scriptBigFile: "bigfile NAME MIB TEXT" writes a file that repeats text.
+func scriptBigFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: bigfile name mib text")
+	}
+	mib, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	line := args[2] + "\n"
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), bytes.Repeat([]byte(line), mib<<20/len(line)), 0o644))
+}
+
+// scriptStopOwnDaemon: "stop-own-daemon" ends the daemon that kiln build has
+// started on the script's root.
+func scriptStopOwnDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: stop-own-daemon")
+	}
+	ts.Check(stopDaemonsOf(ts.Getenv("ROOT")))
+}
+
+// stopDaemonsOf ends daemons on a root that are not ours to wait for.
+func stopDaemonsOf(root string) error {
+	stopped := 0
+	for range 3000 {
+		running := false
+		for _, p := range processes() {
+			if !strings.Contains(p.command, " --root "+root+" ") {
+				continue
+			}
+			running = true
+			pid, err := strconv.Atoi(p.pid)
+			if err != nil {
+				return err
+			}
+			if stopped == 0 {
+				if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+					return err
+				}
+			}
+		}
+		stopped++
+		if !running {
+			if stopped == 1 {
+				return fmt.Errorf("no daemon runs on %s", root)
+			}
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("the daemon on %s does not end", root)
+}
+
+// scriptTmpfs: "tmpfs DIR SIZE" mounts a file system of that size, which needs root.
+func scriptTmpfs(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: tmpfs dir size")
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+args[1]); err != nil {
+		ts.Fatalf("mount a small file system (run the tests as root): %v", err)
+	}
+	s := state(ts)
+	s.undo = append(s.undo, func() error {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		return nil
+	})
+}
