@@ -24,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// CredentialsRequest names a registry.
 type CredentialsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=Host,proto3" json:"Host,omitempty"`
@@ -68,6 +69,8 @@ func (x *CredentialsRequest) GetHost() string {
 	return ""
 }
 
+// CredentialsResponse is credentials; an empty user with a secret is an
+// identity token.
 type CredentialsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Username      string                 `protobuf:"bytes,1,opt,name=Username,proto3" json:"Username,omitempty"`
@@ -120,6 +123,7 @@ func (x *CredentialsResponse) GetSecret() string {
 	return ""
 }
 
+// FetchTokenRequest is what a registry's challenge asked for.
 type FetchTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClientID      string                 `protobuf:"bytes,1,opt,name=ClientID,proto3" json:"ClientID,omitempty"`
@@ -196,6 +200,7 @@ func (x *FetchTokenRequest) GetScopes() []string {
 	return nil
 }
 
+// FetchTokenResponse is a token; times are in seconds.
 type FetchTokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=Token,proto3" json:"Token,omitempty"`
@@ -256,6 +261,7 @@ func (x *FetchTokenResponse) GetIssuedAt() int64 {
 	return 0
 }
 
+// GetTokenAuthorityRequest names a registry.
 type GetTokenAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=Host,proto3" json:"Host,omitempty"`
@@ -308,6 +314,7 @@ func (x *GetTokenAuthorityRequest) GetSalt() []byte {
 	return nil
 }
 
+// GetTokenAuthorityResponse is a public key.
 type GetTokenAuthorityResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PublicKey     []byte                 `protobuf:"bytes,1,opt,name=PublicKey,proto3" json:"PublicKey,omitempty"`
@@ -352,6 +359,7 @@ func (x *GetTokenAuthorityResponse) GetPublicKey() []byte {
 	return nil
 }
 
+// VerifyTokenAuthorityRequest is something to sign.
 type VerifyTokenAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Host          string                 `protobuf:"bytes,1,opt,name=Host,proto3" json:"Host,omitempty"`
@@ -412,6 +420,7 @@ func (x *VerifyTokenAuthorityRequest) GetSalt() []byte {
 	return nil
 }
 
+// VerifyTokenAuthorityResponse is it, signed.
 type VerifyTokenAuthorityResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Signed        []byte                 `protobuf:"bytes,1,opt,name=Signed,proto3" json:"Signed,omitempty"`

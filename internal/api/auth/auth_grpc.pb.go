@@ -31,10 +31,16 @@ const (
 // AuthClient is the client API for Auth service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Auth hands out credentials and tokens for registries.
 type AuthClient interface {
+	// Credentials returns the credentials for a registry.
 	Credentials(ctx context.Context, in *CredentialsRequest, opts ...grpc.CallOption) (*CredentialsResponse, error)
+	// FetchToken fetches a token with credentials that stay with the client.
 	FetchToken(ctx context.Context, in *FetchTokenRequest, opts ...grpc.CallOption) (*FetchTokenResponse, error)
+	// GetTokenAuthority returns a key that stands for the client's credentials.
 	GetTokenAuthority(ctx context.Context, in *GetTokenAuthorityRequest, opts ...grpc.CallOption) (*GetTokenAuthorityResponse, error)
+	// VerifyTokenAuthority proves that the client has that key.
 	VerifyTokenAuthority(ctx context.Context, in *VerifyTokenAuthorityRequest, opts ...grpc.CallOption) (*VerifyTokenAuthorityResponse, error)
 }
 
@@ -89,10 +95,16 @@ func (c *authClient) VerifyTokenAuthority(ctx context.Context, in *VerifyTokenAu
 // AuthServer is the server API for Auth service.
 // All implementations should embed UnimplementedAuthServer
 // for forward compatibility.
+//
+// Auth hands out credentials and tokens for registries.
 type AuthServer interface {
+	// Credentials returns the credentials for a registry.
 	Credentials(context.Context, *CredentialsRequest) (*CredentialsResponse, error)
+	// FetchToken fetches a token with credentials that stay with the client.
 	FetchToken(context.Context, *FetchTokenRequest) (*FetchTokenResponse, error)
+	// GetTokenAuthority returns a key that stands for the client's credentials.
 	GetTokenAuthority(context.Context, *GetTokenAuthorityRequest) (*GetTokenAuthorityResponse, error)
+	// VerifyTokenAuthority proves that the client has that key.
 	VerifyTokenAuthority(context.Context, *VerifyTokenAuthorityRequest) (*VerifyTokenAuthorityResponse, error)
 }
 

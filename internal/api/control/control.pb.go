@@ -28,6 +28,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// BuildHistoryEventType is what happened to a record.
 type BuildHistoryEventType int32
 
 const (
@@ -77,6 +78,7 @@ func (BuildHistoryEventType) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_control_control_proto_rawDescGZIP(), []int{0}
 }
 
+// PruneRequest says what to keep. Times are in nanoseconds, sizes in bytes.
 type PruneRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Filter        []string               `protobuf:"bytes,1,rep,name=filter,proto3" json:"filter,omitempty"`
@@ -161,6 +163,7 @@ func (x *PruneRequest) GetMinFreeSpace() int64 {
 	return 0
 }
 
+// DiskUsageRequest filters records.
 type DiskUsageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Filter        []string               `protobuf:"bytes,1,rep,name=filter,proto3" json:"filter,omitempty"`
@@ -213,6 +216,7 @@ func (x *DiskUsageRequest) GetAgeLimit() int64 {
 	return 0
 }
 
+// DiskUsageResponse lists records.
 type DiskUsageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        []*UsageRecord         `protobuf:"bytes,1,rep,name=record,proto3" json:"record,omitempty"`
@@ -257,6 +261,7 @@ func (x *DiskUsageResponse) GetRecord() []*UsageRecord {
 	return nil
 }
 
+// UsageRecord is one thing that is stored.
 type UsageRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ID            string                 `protobuf:"bytes,1,opt,name=ID,proto3" json:"ID,omitempty"`
@@ -389,6 +394,7 @@ func (x *UsageRecord) GetParents() []string {
 	return nil
 }
 
+// SolveRequest is a build. Ref is an id that the client made up.
 type SolveRequest struct {
 	state                   protoimpl.MessageState    `protogen:"open.v1"`
 	Ref                     string                    `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -561,6 +567,7 @@ func (x *SolveRequest) GetProxyNetwork() bool {
 	return false
 }
 
+// CacheOptions says where to take cache from and where to put it.
 type CacheOptions struct {
 	state                 protoimpl.MessageState `protogen:"open.v1"`
 	ExportRefDeprecated   string                 `protobuf:"bytes,1,opt,name=ExportRefDeprecated,proto3" json:"ExportRefDeprecated,omitempty"`
@@ -637,6 +644,7 @@ func (x *CacheOptions) GetImports() []*CacheOptionsEntry {
 	return nil
 }
 
+// CacheOptionsEntry is one place for cache.
 type CacheOptionsEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          string                 `protobuf:"bytes,1,opt,name=Type,proto3" json:"Type,omitempty"`
@@ -689,6 +697,7 @@ func (x *CacheOptionsEntry) GetAttrs() map[string]string {
 	return nil
 }
 
+// SolveResponse is what exporters said.
 type SolveResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	ExporterResponse map[string]string      `protobuf:"bytes,1,rep,name=ExporterResponse,proto3" json:"ExporterResponse,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -733,6 +742,7 @@ func (x *SolveResponse) GetExporterResponse() map[string]string {
 	return nil
 }
 
+// StatusRequest names a build.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -777,6 +787,7 @@ func (x *StatusRequest) GetRef() string {
 	return ""
 }
 
+// StatusResponse is news of a build.
 type StatusResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vertexes      []*Vertex              `protobuf:"bytes,1,rep,name=vertexes,proto3" json:"vertexes,omitempty"`
@@ -845,6 +856,8 @@ func (x *StatusResponse) GetWarnings() []*VertexWarning {
 	return nil
 }
 
+// Vertex is a step. What is sent later under the same digest replaces what was
+// sent before.
 type Vertex struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -945,6 +958,7 @@ func (x *Vertex) GetProgressGroup() *pb.ProgressGroup {
 	return nil
 }
 
+// VertexStatus is progress within a step.
 type VertexStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ID            string                 `protobuf:"bytes,1,opt,name=ID,proto3" json:"ID,omitempty"`
@@ -1045,6 +1059,7 @@ func (x *VertexStatus) GetCompleted() *timestamppb.Timestamp {
 	return nil
 }
 
+// VertexLog is output of a step; stream 1 is stdout, 2 is stderr.
 type VertexLog struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vertex        string                 `protobuf:"bytes,1,opt,name=vertex,proto3" json:"vertex,omitempty"`
@@ -1113,6 +1128,7 @@ func (x *VertexLog) GetMsg() []byte {
 	return nil
 }
 
+// VertexWarning is a warning about a step.
 type VertexWarning struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vertex        string                 `protobuf:"bytes,1,opt,name=vertex,proto3" json:"vertex,omitempty"`
@@ -1205,6 +1221,7 @@ func (x *VertexWarning) GetRanges() []*pb.Range {
 	return nil
 }
 
+// BytesMessage is a piece of a stream of bytes.
 type BytesMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -1249,6 +1266,7 @@ func (x *BytesMessage) GetData() []byte {
 	return nil
 }
 
+// ListWorkersRequest filters workers.
 type ListWorkersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Filter        []string               `protobuf:"bytes,1,rep,name=filter,proto3" json:"filter,omitempty"`
@@ -1293,6 +1311,7 @@ func (x *ListWorkersRequest) GetFilter() []string {
 	return nil
 }
 
+// ListWorkersResponse lists workers.
 type ListWorkersResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        []*worker.WorkerRecord `protobuf:"bytes,1,rep,name=record,proto3" json:"record,omitempty"`
@@ -1337,6 +1356,7 @@ func (x *ListWorkersResponse) GetRecord() []*worker.WorkerRecord {
 	return nil
 }
 
+// InfoRequest has no parameters.
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1373,6 +1393,7 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 	return file_internal_api_control_control_proto_rawDescGZIP(), []int{17}
 }
 
+// InfoResponse is the daemon's version.
 type InfoResponse struct {
 	state           protoimpl.MessageState  `protogen:"open.v1"`
 	BuildkitVersion *worker.BuildkitVersion `protobuf:"bytes,1,opt,name=buildkitVersion,proto3" json:"buildkitVersion,omitempty"`
@@ -1417,6 +1438,8 @@ func (x *InfoResponse) GetBuildkitVersion() *worker.BuildkitVersion {
 	return nil
 }
 
+// BuildHistoryRequest selects records. With EarlyExit the stream ends when all
+// have been sent.
 type BuildHistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ActiveOnly    bool                   `protobuf:"varint,1,opt,name=ActiveOnly,proto3" json:"ActiveOnly,omitempty"`
@@ -1493,6 +1516,7 @@ func (x *BuildHistoryRequest) GetLimit() int32 {
 	return 0
 }
 
+// BuildHistoryEvent is news of a record.
 type BuildHistoryEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          BuildHistoryEventType  `protobuf:"varint,1,opt,name=type,proto3,enum=moby.buildkit.v1.BuildHistoryEventType" json:"type,omitempty"`
@@ -1545,6 +1569,7 @@ func (x *BuildHistoryEvent) GetRecord() *BuildHistoryRecord {
 	return nil
 }
 
+// BuildHistoryRecord is what is remembered of a build.
 type BuildHistoryRecord struct {
 	state             protoimpl.MessageState      `protogen:"open.v1"`
 	Ref               string                      `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -1733,6 +1758,7 @@ func (x *BuildHistoryRecord) GetNumWarnings() int32 {
 	return 0
 }
 
+// UpdateBuildHistoryRequest changes a record.
 type UpdateBuildHistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -1801,6 +1827,7 @@ func (x *UpdateBuildHistoryRequest) GetFinalize() bool {
 	return false
 }
 
+// UpdateBuildHistoryResponse is empty.
 type UpdateBuildHistoryResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1837,6 +1864,7 @@ func (*UpdateBuildHistoryResponse) Descriptor() ([]byte, []int) {
 	return file_internal_api_control_control_proto_rawDescGZIP(), []int{23}
 }
 
+// Descriptor names a blob.
 type Descriptor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MediaType     string                 `protobuf:"bytes,1,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
@@ -1905,6 +1933,7 @@ func (x *Descriptor) GetAnnotations() map[string]string {
 	return nil
 }
 
+// BuildResultInfo is what a build made.
 type BuildResultInfo struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	ResultDeprecated *Descriptor            `protobuf:"bytes,1,opt,name=ResultDeprecated,proto3" json:"ResultDeprecated,omitempty"`
@@ -1965,6 +1994,7 @@ func (x *BuildResultInfo) GetResults() map[int64]*Descriptor {
 	return nil
 }
 
+// Exporter is one way to bring out a result.
 type Exporter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          string                 `protobuf:"bytes,1,opt,name=Type,proto3" json:"Type,omitempty"`

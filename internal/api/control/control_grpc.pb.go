@@ -35,15 +35,28 @@ const (
 // ControlClient is the client API for Control service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Control is the service of the daemon to its clients.
 type ControlClient interface {
+	// DiskUsage lists what is stored. A filter "" matches all.
 	DiskUsage(ctx context.Context, in *DiskUsageRequest, opts ...grpc.CallOption) (*DiskUsageResponse, error)
+	// Prune frees storage and streams what it removed.
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UsageRecord], error)
+	// Solve runs a build. With neither a definition nor a frontend, the client
+	// drives it through the gateway service.
 	Solve(ctx context.Context, in *SolveRequest, opts ...grpc.CallOption) (*SolveResponse, error)
+	// Status streams the progress of a build. It may be called before the build
+	// is.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StatusResponse], error)
+	// Session carries a connection on which the client serves the daemon.
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[BytesMessage, BytesMessage], error)
+	// ListWorkers lists what can run builds.
 	ListWorkers(ctx context.Context, in *ListWorkersRequest, opts ...grpc.CallOption) (*ListWorkersResponse, error)
+	// Info says which version this is.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
+	// ListenBuildHistory streams records of builds.
 	ListenBuildHistory(ctx context.Context, in *BuildHistoryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BuildHistoryEvent], error)
+	// UpdateBuildHistory pins or deletes a record.
 	UpdateBuildHistory(ctx context.Context, in *UpdateBuildHistoryRequest, opts ...grpc.CallOption) (*UpdateBuildHistoryResponse, error)
 }
 
@@ -178,15 +191,28 @@ func (c *controlClient) UpdateBuildHistory(ctx context.Context, in *UpdateBuildH
 // ControlServer is the server API for Control service.
 // All implementations should embed UnimplementedControlServer
 // for forward compatibility.
+//
+// Control is the service of the daemon to its clients.
 type ControlServer interface {
+	// DiskUsage lists what is stored. A filter "" matches all.
 	DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error)
+	// Prune frees storage and streams what it removed.
 	Prune(*PruneRequest, grpc.ServerStreamingServer[UsageRecord]) error
+	// Solve runs a build. With neither a definition nor a frontend, the client
+	// drives it through the gateway service.
 	Solve(context.Context, *SolveRequest) (*SolveResponse, error)
+	// Status streams the progress of a build. It may be called before the build
+	// is.
 	Status(*StatusRequest, grpc.ServerStreamingServer[StatusResponse]) error
+	// Session carries a connection on which the client serves the daemon.
 	Session(grpc.BidiStreamingServer[BytesMessage, BytesMessage]) error
+	// ListWorkers lists what can run builds.
 	ListWorkers(context.Context, *ListWorkersRequest) (*ListWorkersResponse, error)
+	// Info says which version this is.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
+	// ListenBuildHistory streams records of builds.
 	ListenBuildHistory(*BuildHistoryRequest, grpc.ServerStreamingServer[BuildHistoryEvent]) error
+	// UpdateBuildHistory pins or deletes a record.
 	UpdateBuildHistory(context.Context, *UpdateBuildHistoryRequest) (*UpdateBuildHistoryResponse, error)
 }
 

@@ -24,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Vertex is the step that failed.
 type Vertex struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -68,6 +69,7 @@ func (x *Vertex) GetDigest() string {
 	return ""
 }
 
+// Source is where the step was written.
 type Source struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Info          *pb.SourceInfo         `protobuf:"bytes,1,opt,name=info,proto3" json:"info,omitempty"`
@@ -120,6 +122,7 @@ func (x *Source) GetRanges() []*pb.Range {
 	return nil
 }
 
+// Frontend is the frontend that failed.
 type Frontend struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -172,6 +175,7 @@ func (x *Frontend) GetSource() string {
 	return ""
 }
 
+// FrontendCap is a capability that a frontend lacks.
 type FrontendCap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -216,6 +220,8 @@ func (x *FrontendCap) GetName() string {
 	return ""
 }
 
+// CompatibilityFeature is a feature that the requested compatibility version
+// lacks.
 type CompatibilityFeature struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       int64                  `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -268,6 +274,7 @@ func (x *CompatibilityFeature) GetFeature() string {
 	return ""
 }
 
+// Subrequest is a request that a frontend does not know.
 type Subrequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -312,6 +319,7 @@ func (x *Subrequest) GetName() string {
 	return ""
 }
 
+// Solve is the state in which a step failed.
 type Solve struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	InputIDs []string               `protobuf:"bytes,1,rep,name=inputIDs,proto3" json:"inputIDs,omitempty"`
@@ -426,6 +434,7 @@ func (*Solve_File) isSolve_Subject() {}
 
 func (*Solve_Cache) isSolve_Subject() {}
 
+// FileAction is the action that failed.
 type FileAction struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         int64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -470,6 +479,7 @@ func (x *FileAction) GetIndex() int64 {
 	return 0
 }
 
+// ContentCache is the input whose content could not be hashed.
 type ContentCache struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         int64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -514,6 +524,7 @@ func (x *ContentCache) GetIndex() int64 {
 	return 0
 }
 
+// ProvenanceMaterialsIncomplete lists materials that provenance lacks.
 type ProvenanceMaterialsIncomplete struct {
 	state         protoimpl.MessageState          `protogen:"open.v1"`
 	Incomplete    []*ProvenanceMaterialIncomplete `protobuf:"bytes,1,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
@@ -558,6 +569,7 @@ func (x *ProvenanceMaterialsIncomplete) GetIncomplete() []*ProvenanceMaterialInc
 	return nil
 }
 
+// ProvenanceMaterialIncomplete is a material without a digest.
 type ProvenanceMaterialIncomplete struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Op            string                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`

@@ -29,8 +29,12 @@ const (
 // FileSyncClient is the client API for FileSync service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// FileSync sends directories of the client.
 type FileSyncClient interface {
+	// DiffCopy sends what changed.
 	DiffCopy(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[fsutil.Packet, fsutil.Packet], error)
+	// TarStream is no longer used.
 	TarStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[fsutil.Packet, fsutil.Packet], error)
 }
 
@@ -71,8 +75,12 @@ type FileSync_TarStreamClient = grpc.BidiStreamingClient[fsutil.Packet, fsutil.P
 // FileSyncServer is the server API for FileSync service.
 // All implementations should embed UnimplementedFileSyncServer
 // for forward compatibility.
+//
+// FileSync sends directories of the client.
 type FileSyncServer interface {
+	// DiffCopy sends what changed.
 	DiffCopy(grpc.BidiStreamingServer[fsutil.Packet, fsutil.Packet]) error
+	// TarStream is no longer used.
 	TarStream(grpc.BidiStreamingServer[fsutil.Packet, fsutil.Packet]) error
 }
 
@@ -154,7 +162,11 @@ const (
 // FileSendClient is the client API for FileSend service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// FileSend receives results.
 type FileSendClient interface {
+	// DiffCopy receives a file as bytes, or a tree: then the messages really are
+	// packets of the file sync.
 	DiffCopy(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[BytesMessage, BytesMessage], error)
 }
 
@@ -182,7 +194,11 @@ type FileSend_DiffCopyClient = grpc.BidiStreamingClient[BytesMessage, BytesMessa
 // FileSendServer is the server API for FileSend service.
 // All implementations should embed UnimplementedFileSendServer
 // for forward compatibility.
+//
+// FileSend receives results.
 type FileSendServer interface {
+	// DiffCopy receives a file as bytes, or a tree: then the messages really are
+	// packets of the file sync.
 	DiffCopy(grpc.BidiStreamingServer[BytesMessage, BytesMessage]) error
 }
 

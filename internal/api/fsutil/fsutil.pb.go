@@ -23,6 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PacketType is what a packet is.
 type Packet_PacketType int32
 
 const (
@@ -78,6 +79,8 @@ func (Packet_PacketType) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_fsutil_fsutil_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Stat describes a file. The mode has the bits of Go's os.FileMode, times are
+// in nanoseconds.
 type Stat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -194,6 +197,7 @@ func (x *Stat) GetXattrs() map[string][]byte {
 	return nil
 }
 
+// Packet is one message of a sync.
 type Packet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          Packet_PacketType      `protobuf:"varint,1,opt,name=type,proto3,enum=fsutil.types.Packet_PacketType" json:"type,omitempty"`

@@ -31,6 +31,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// AttestationKind is how the file is to be read.
 type AttestationKind int32
 
 const (
@@ -77,6 +78,7 @@ func (AttestationKind) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{0}
 }
 
+// InTotoSubjectKind is the result itself or something named.
 type InTotoSubjectKind int32
 
 const (
@@ -123,6 +125,7 @@ func (InTotoSubjectKind) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{1}
 }
 
+// ChecksumAlgo is a hash function.
 type ChecksumRequest_ChecksumAlgo int32
 
 const (
@@ -172,6 +175,8 @@ func (ChecksumRequest_ChecksumAlgo) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{22, 0}
 }
 
+// Result is what a build or a frontend made: one file system or several by
+// platform.
 type Result struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Result:
@@ -302,6 +307,7 @@ func (*Result_Ref) isResult_Result() {}
 
 func (*Result_Refs) isResult_Result() {}
 
+// RefMapDeprecated is several results, as old frontends know them.
 type RefMapDeprecated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refs          map[string]string      `protobuf:"bytes,1,rep,name=refs,proto3" json:"refs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -346,6 +352,7 @@ func (x *RefMapDeprecated) GetRefs() map[string]string {
 	return nil
 }
 
+// Ref is a result. One without an id is none.
 type Ref struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -398,6 +405,7 @@ func (x *Ref) GetDef() *pb.Definition {
 	return nil
 }
 
+// RefMap is several results.
 type RefMap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Refs          map[string]*Ref        `protobuf:"bytes,1,rep,name=refs,proto3" json:"refs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -442,6 +450,7 @@ func (x *RefMap) GetRefs() map[string]*Ref {
 	return nil
 }
 
+// Attestations are the statements about one result.
 type Attestations struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attestation   []*Attestation         `protobuf:"bytes,1,rep,name=attestation,proto3" json:"attestation,omitempty"`
@@ -486,6 +495,7 @@ func (x *Attestations) GetAttestation() []*Attestation {
 	return nil
 }
 
+// Attestation is a statement about a result, in a file of another.
 type Attestation struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Kind                AttestationKind        `protobuf:"varint,1,opt,name=kind,proto3,enum=moby.buildkit.v1.frontend.AttestationKind" json:"kind,omitempty"`
@@ -570,6 +580,7 @@ func (x *Attestation) GetInTotoSubjects() []*InTotoSubject {
 	return nil
 }
 
+// InTotoSubject is what a statement is about.
 type InTotoSubject struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          InTotoSubjectKind      `protobuf:"varint,1,opt,name=kind,proto3,enum=moby.buildkit.v1.frontend.InTotoSubjectKind" json:"kind,omitempty"`
@@ -630,6 +641,7 @@ func (x *InTotoSubject) GetName() string {
 	return ""
 }
 
+// ReturnRequest is what the frontend made, or why it could not.
 type ReturnRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Result        *Result                `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
@@ -682,6 +694,7 @@ func (x *ReturnRequest) GetError() *status.Status {
 	return nil
 }
 
+// ReturnResponse is empty.
 type ReturnResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -718,6 +731,7 @@ func (*ReturnResponse) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{8}
 }
 
+// InputsRequest has no parameters.
 type InputsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -754,6 +768,7 @@ func (*InputsRequest) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{9}
 }
 
+// InputsResponse lists definitions by name.
 type InputsResponse struct {
 	state         protoimpl.MessageState    `protogen:"open.v1"`
 	Definitions   map[string]*pb.Definition `protobuf:"bytes,1,rep,name=Definitions,proto3" json:"Definitions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -798,6 +813,7 @@ func (x *InputsResponse) GetDefinitions() map[string]*pb.Definition {
 	return nil
 }
 
+// ResolveImageConfigRequest names an image.
 type ResolveImageConfigRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Ref            string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -898,6 +914,7 @@ func (x *ResolveImageConfigRequest) GetSourcePolicies() []*sourcepolicy.Policy {
 	return nil
 }
 
+// ResolveImageConfigResponse is an image's digest and config.
 type ResolveImageConfigResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=Digest,proto3" json:"Digest,omitempty"`
@@ -958,6 +975,7 @@ func (x *ResolveImageConfigResponse) GetRef() string {
 	return ""
 }
 
+// ResolveSourceMetaRequest names a source.
 type ResolveSourceMetaRequest struct {
 	state          protoimpl.MessageState     `protogen:"open.v1"`
 	Source         *pb.SourceOp               `protobuf:"bytes,1,opt,name=Source,proto3" json:"Source,omitempty"`
@@ -1058,6 +1076,8 @@ func (x *ResolveSourceMetaRequest) GetSourcePolicies() []*sourcepolicy.Policy {
 	return nil
 }
 
+// ResolveSourceMetaResponse is what a source is at present; Source may have
+// been changed by a policy.
 type ResolveSourceMetaResponse struct {
 	state         protoimpl.MessageState      `protogen:"open.v1"`
 	Source        *pb.SourceOp                `protobuf:"bytes,1,opt,name=Source,proto3" json:"Source,omitempty"`
@@ -1126,6 +1146,7 @@ func (x *ResolveSourceMetaResponse) GetHTTP() *ResolveSourceHTTPResponse {
 	return nil
 }
 
+// ResolveSourceImageRequest says what to find out about an image.
 type ResolveSourceImageRequest struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	NoConfig            bool                   `protobuf:"varint,1,opt,name=NoConfig,proto3" json:"NoConfig,omitempty"`
@@ -1186,6 +1207,7 @@ func (x *ResolveSourceImageRequest) GetResolveAttestations() []string {
 	return nil
 }
 
+// AttestationChain is the documents that vouch for an image.
 type AttestationChain struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Root                string                 `protobuf:"bytes,1,opt,name=Root,proto3" json:"Root,omitempty"`
@@ -1262,6 +1284,7 @@ func (x *AttestationChain) GetBlobs() map[string]*Blob {
 	return nil
 }
 
+// ResolveSourceImageResponse is what was found out about an image.
 type ResolveSourceImageResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Digest           string                 `protobuf:"bytes,1,opt,name=Digest,proto3" json:"Digest,omitempty"`
@@ -1322,6 +1345,7 @@ func (x *ResolveSourceImageResponse) GetAttestationChain() *AttestationChain {
 	return nil
 }
 
+// ResolveSourceGitRequest says what to find out about a commit.
 type ResolveSourceGitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ReturnObject  bool                   `protobuf:"varint,1,opt,name=ReturnObject,proto3" json:"ReturnObject,omitempty"`
@@ -1366,6 +1390,7 @@ func (x *ResolveSourceGitRequest) GetReturnObject() bool {
 	return false
 }
 
+// ResolveSourceGitResponse is what was found out about a commit.
 type ResolveSourceGitResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Checksum       string                 `protobuf:"bytes,1,opt,name=Checksum,proto3" json:"Checksum,omitempty"`
@@ -1442,6 +1467,7 @@ func (x *ResolveSourceGitResponse) GetTagObject() []byte {
 	return nil
 }
 
+// ResolveSourceHTTPResponse is what was found out about a download.
 type ResolveSourceHTTPResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Checksum         string                 `protobuf:"bytes,1,opt,name=Checksum,proto3" json:"Checksum,omitempty"`
@@ -1510,6 +1536,7 @@ func (x *ResolveSourceHTTPResponse) GetChecksumResponse() *ChecksumResponse {
 	return nil
 }
 
+// ResolveSourceHTTPRequest says what to find out about a download.
 type ResolveSourceHTTPRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	ChecksumRequest *ChecksumRequest       `protobuf:"bytes,1,opt,name=ChecksumRequest,proto3" json:"ChecksumRequest,omitempty"`
@@ -1554,6 +1581,7 @@ func (x *ResolveSourceHTTPRequest) GetChecksumRequest() *ChecksumRequest {
 	return nil
 }
 
+// ChecksumRequest asks for a digest of the content and a suffix.
 type ChecksumRequest struct {
 	state         protoimpl.MessageState       `protogen:"open.v1"`
 	Algo          ChecksumRequest_ChecksumAlgo `protobuf:"varint,1,opt,name=Algo,proto3,enum=moby.buildkit.v1.frontend.ChecksumRequest_ChecksumAlgo" json:"Algo,omitempty"`
@@ -1606,6 +1634,7 @@ func (x *ChecksumRequest) GetSuffix() []byte {
 	return nil
 }
 
+// ChecksumResponse answers a ChecksumRequest.
 type ChecksumResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=Digest,proto3" json:"Digest,omitempty"`
@@ -1658,6 +1687,7 @@ func (x *ChecksumResponse) GetSuffix() []byte {
 	return nil
 }
 
+// SolveRequest is a definition to build, or a frontend to ask.
 type SolveRequest struct {
 	state               protoimpl.MessageState    `protogen:"open.v1"`
 	Definition          *pb.Definition            `protobuf:"bytes,1,opt,name=Definition,proto3" json:"Definition,omitempty"`
@@ -1782,6 +1812,7 @@ func (x *SolveRequest) GetSourcePolicies() []*sourcepolicy.Policy {
 	return nil
 }
 
+// CacheOptionsEntry is one place for cache.
 type CacheOptionsEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          string                 `protobuf:"bytes,1,opt,name=Type,proto3" json:"Type,omitempty"`
@@ -1834,6 +1865,7 @@ func (x *CacheOptionsEntry) GetAttrs() map[string]string {
 	return nil
 }
 
+// SolveResponse is the result.
 type SolveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1886,6 +1918,7 @@ func (x *SolveResponse) GetResult() *Result {
 	return nil
 }
 
+// ReadFileRequest names a file of a result, or of a container's mount.
 type ReadFileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -1954,6 +1987,7 @@ func (x *ReadFileRequest) GetMountIndex() int32 {
 	return 0
 }
 
+// FileRange is a part of a file.
 type FileRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Offset        int64                  `protobuf:"varint,1,opt,name=Offset,proto3" json:"Offset,omitempty"`
@@ -2006,6 +2040,7 @@ func (x *FileRange) GetLength() int64 {
 	return 0
 }
 
+// ReadFileResponse is the content.
 type ReadFileResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=Data,proto3" json:"Data,omitempty"`
@@ -2050,6 +2085,7 @@ func (x *ReadFileResponse) GetData() []byte {
 	return nil
 }
 
+// ReadDirRequest names a directory.
 type ReadDirRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Ref            string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -2118,6 +2154,7 @@ func (x *ReadDirRequest) GetMountIndex() int32 {
 	return 0
 }
 
+// ReadDirResponse lists it.
 type ReadDirResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*fsutil.Stat         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -2162,6 +2199,7 @@ func (x *ReadDirResponse) GetEntries() []*fsutil.Stat {
 	return nil
 }
 
+// StatFileRequest names a file.
 type StatFileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -2222,6 +2260,7 @@ func (x *StatFileRequest) GetMountIndex() int32 {
 	return 0
 }
 
+// StatFileResponse describes it.
 type StatFileResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stat          *fsutil.Stat           `protobuf:"bytes,1,opt,name=stat,proto3" json:"stat,omitempty"`
@@ -2266,6 +2305,7 @@ func (x *StatFileResponse) GetStat() *fsutil.Stat {
 	return nil
 }
 
+// EvaluateRequest names a result.
 type EvaluateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=Ref,proto3" json:"Ref,omitempty"`
@@ -2310,6 +2350,7 @@ func (x *EvaluateRequest) GetRef() string {
 	return ""
 }
 
+// EvaluateResponse is empty.
 type EvaluateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2346,6 +2387,7 @@ func (*EvaluateResponse) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{35}
 }
 
+// PingRequest has no parameters.
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2382,6 +2424,7 @@ func (*PingRequest) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{36}
 }
 
+// PongResponse is what the daemon can do.
 type PongResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	FrontendAPICaps []*caps.APICap         `protobuf:"bytes,1,rep,name=FrontendAPICaps,proto3" json:"FrontendAPICaps,omitempty"`
@@ -2442,6 +2485,7 @@ func (x *PongResponse) GetWorkers() []*worker.WorkerRecord {
 	return nil
 }
 
+// WarnRequest is a warning about a step.
 type WarnRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -2534,6 +2578,7 @@ func (x *WarnRequest) GetRanges() []*pb.Range {
 	return nil
 }
 
+// WarnResponse is empty.
 type WarnResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2570,6 +2615,7 @@ func (*WarnResponse) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{39}
 }
 
+// NewContainerRequest describes a container.
 type NewContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerID   string                 `protobuf:"bytes,1,opt,name=ContainerID,proto3" json:"ContainerID,omitempty"`
@@ -2662,6 +2708,7 @@ func (x *NewContainerRequest) GetHostname() string {
 	return ""
 }
 
+// NewContainerResponse is empty.
 type NewContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2698,6 +2745,7 @@ func (*NewContainerResponse) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{41}
 }
 
+// ReleaseContainerRequest names a container.
 type ReleaseContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerID   string                 `protobuf:"bytes,1,opt,name=ContainerID,proto3" json:"ContainerID,omitempty"`
@@ -2742,6 +2790,7 @@ func (x *ReleaseContainerRequest) GetContainerID() string {
 	return ""
 }
 
+// ReleaseContainerResponse is empty.
 type ReleaseContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2778,6 +2827,7 @@ func (*ReleaseContainerResponse) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{43}
 }
 
+// ExecMessage is one message from or to a process.
 type ExecMessage struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ProcessID string                 `protobuf:"bytes,1,opt,name=ProcessID,proto3" json:"ProcessID,omitempty"`
@@ -2948,6 +2998,7 @@ func (*ExecMessage_Done) isExecMessage_Input() {}
 
 func (*ExecMessage_Signal) isExecMessage_Input() {}
 
+// InitMessage starts a process.
 type InitMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerID   string                 `protobuf:"bytes,1,opt,name=ContainerID,proto3" json:"ContainerID,omitempty"`
@@ -3032,6 +3083,7 @@ func (x *InitMessage) GetSecretenv() []*pb.SecretEnv {
 	return nil
 }
 
+// ExitMessage says that it ended.
 type ExitMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          uint32                 `protobuf:"varint,1,opt,name=Code,proto3" json:"Code,omitempty"`
@@ -3084,6 +3136,7 @@ func (x *ExitMessage) GetError() *status.Status {
 	return nil
 }
 
+// StartedMessage says that it runs.
 type StartedMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3120,6 +3173,7 @@ func (*StartedMessage) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{47}
 }
 
+// DoneMessage says that nothing more will come.
 type DoneMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3156,6 +3210,7 @@ func (*DoneMessage) Descriptor() ([]byte, []int) {
 	return file_internal_api_gateway_gateway_proto_rawDescGZIP(), []int{48}
 }
 
+// FdMessage is data of a file descriptor.
 type FdMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Fd            uint32                 `protobuf:"varint,1,opt,name=Fd,proto3" json:"Fd,omitempty"`
@@ -3216,6 +3271,7 @@ func (x *FdMessage) GetData() []byte {
 	return nil
 }
 
+// ResizeMessage is the size of the terminal.
 type ResizeMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          uint32                 `protobuf:"varint,1,opt,name=Rows,proto3" json:"Rows,omitempty"`
@@ -3268,6 +3324,7 @@ func (x *ResizeMessage) GetCols() uint32 {
 	return 0
 }
 
+// SignalMessage is a signal, by name.
 type SignalMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=Name,proto3" json:"Name,omitempty"`
@@ -3312,6 +3369,7 @@ func (x *SignalMessage) GetName() string {
 	return ""
 }
 
+// Blob is a small blob with its content.
 type Blob struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Descriptor_   *Descriptor            `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`
@@ -3364,6 +3422,7 @@ func (x *Blob) GetData() []byte {
 	return nil
 }
 
+// Descriptor names a blob.
 type Descriptor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MediaType     string                 `protobuf:"bytes,1,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`

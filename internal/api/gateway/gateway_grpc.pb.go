@@ -44,23 +44,40 @@ const (
 // LLBBridgeClient is the client API for LLBBridge service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// LLBBridge is the service of the daemon to frontends.
 type LLBBridgeClient interface {
+	// ResolveImageConfig looks up an image's digest and config.
 	ResolveImageConfig(ctx context.Context, in *ResolveImageConfigRequest, opts ...grpc.CallOption) (*ResolveImageConfigResponse, error)
+	// ResolveSourceMeta looks up what a source is at present.
 	ResolveSourceMeta(ctx context.Context, in *ResolveSourceMetaRequest, opts ...grpc.CallOption) (*ResolveSourceMetaResponse, error)
+	// Solve builds a definition, or what another frontend makes.
 	Solve(ctx context.Context, in *SolveRequest, opts ...grpc.CallOption) (*SolveResponse, error)
+	// ReadFile reads a file of a result.
 	ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (*ReadFileResponse, error)
+	// ReadDir lists a directory of a result.
 	ReadDir(ctx context.Context, in *ReadDirRequest, opts ...grpc.CallOption) (*ReadDirResponse, error)
+	// StatFile describes a file of a result.
 	StatFile(ctx context.Context, in *StatFileRequest, opts ...grpc.CallOption) (*StatFileResponse, error)
+	// Evaluate waits until a result is there.
 	Evaluate(ctx context.Context, in *EvaluateRequest, opts ...grpc.CallOption) (*EvaluateResponse, error)
+	// Ping exchanges capabilities.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PongResponse, error)
+	// Return ends the frontend's work.
 	Return(ctx context.Context, in *ReturnRequest, opts ...grpc.CallOption) (*ReturnResponse, error)
+	// Inputs lists the definitions that the client sent along.
 	Inputs(ctx context.Context, in *InputsRequest, opts ...grpc.CallOption) (*InputsResponse, error)
+	// NewContainer makes a container of results.
 	NewContainer(ctx context.Context, in *NewContainerRequest, opts ...grpc.CallOption) (*NewContainerResponse, error)
+	// ReleaseContainer removes it.
 	ReleaseContainer(ctx context.Context, in *ReleaseContainerRequest, opts ...grpc.CallOption) (*ReleaseContainerResponse, error)
+	// ExecProcess runs processes in it.
 	ExecProcess(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecMessage, ExecMessage], error)
+	// These read its files.
 	ReadFileContainer(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (*ReadFileResponse, error)
 	ReadDirContainer(ctx context.Context, in *ReadDirRequest, opts ...grpc.CallOption) (*ReadDirResponse, error)
 	StatFileContainer(ctx context.Context, in *StatFileRequest, opts ...grpc.CallOption) (*StatFileResponse, error)
+	// Warn shows a warning to the client.
 	Warn(ctx context.Context, in *WarnRequest, opts ...grpc.CallOption) (*WarnResponse, error)
 }
 
@@ -248,23 +265,40 @@ func (c *lLBBridgeClient) Warn(ctx context.Context, in *WarnRequest, opts ...grp
 // LLBBridgeServer is the server API for LLBBridge service.
 // All implementations should embed UnimplementedLLBBridgeServer
 // for forward compatibility.
+//
+// LLBBridge is the service of the daemon to frontends.
 type LLBBridgeServer interface {
+	// ResolveImageConfig looks up an image's digest and config.
 	ResolveImageConfig(context.Context, *ResolveImageConfigRequest) (*ResolveImageConfigResponse, error)
+	// ResolveSourceMeta looks up what a source is at present.
 	ResolveSourceMeta(context.Context, *ResolveSourceMetaRequest) (*ResolveSourceMetaResponse, error)
+	// Solve builds a definition, or what another frontend makes.
 	Solve(context.Context, *SolveRequest) (*SolveResponse, error)
+	// ReadFile reads a file of a result.
 	ReadFile(context.Context, *ReadFileRequest) (*ReadFileResponse, error)
+	// ReadDir lists a directory of a result.
 	ReadDir(context.Context, *ReadDirRequest) (*ReadDirResponse, error)
+	// StatFile describes a file of a result.
 	StatFile(context.Context, *StatFileRequest) (*StatFileResponse, error)
+	// Evaluate waits until a result is there.
 	Evaluate(context.Context, *EvaluateRequest) (*EvaluateResponse, error)
+	// Ping exchanges capabilities.
 	Ping(context.Context, *PingRequest) (*PongResponse, error)
+	// Return ends the frontend's work.
 	Return(context.Context, *ReturnRequest) (*ReturnResponse, error)
+	// Inputs lists the definitions that the client sent along.
 	Inputs(context.Context, *InputsRequest) (*InputsResponse, error)
+	// NewContainer makes a container of results.
 	NewContainer(context.Context, *NewContainerRequest) (*NewContainerResponse, error)
+	// ReleaseContainer removes it.
 	ReleaseContainer(context.Context, *ReleaseContainerRequest) (*ReleaseContainerResponse, error)
+	// ExecProcess runs processes in it.
 	ExecProcess(grpc.BidiStreamingServer[ExecMessage, ExecMessage]) error
+	// These read its files.
 	ReadFileContainer(context.Context, *ReadFileRequest) (*ReadFileResponse, error)
 	ReadDirContainer(context.Context, *ReadDirRequest) (*ReadDirResponse, error)
 	StatFileContainer(context.Context, *StatFileRequest) (*StatFileResponse, error)
+	// Warn shows a warning to the client.
 	Warn(context.Context, *WarnRequest) (*WarnResponse, error)
 }
 

@@ -27,7 +27,10 @@ const (
 // SecretsClient is the client API for Secrets service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Secrets hands out secrets.
 type SecretsClient interface {
+	// GetSecret returns one, or NotFound.
 	GetSecret(ctx context.Context, in *GetSecretRequest, opts ...grpc.CallOption) (*GetSecretResponse, error)
 }
 
@@ -52,7 +55,10 @@ func (c *secretsClient) GetSecret(ctx context.Context, in *GetSecretRequest, opt
 // SecretsServer is the server API for Secrets service.
 // All implementations should embed UnimplementedSecretsServer
 // for forward compatibility.
+//
+// Secrets hands out secrets.
 type SecretsServer interface {
+	// GetSecret returns one, or NotFound.
 	GetSecret(context.Context, *GetSecretRequest) (*GetSecretResponse, error)
 }
 

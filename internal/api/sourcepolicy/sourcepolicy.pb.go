@@ -23,6 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PolicyAction is what happens to a source.
 type PolicyAction int32
 
 const (
@@ -72,6 +73,7 @@ func (PolicyAction) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_sourcepolicy_sourcepolicy_proto_rawDescGZIP(), []int{0}
 }
 
+// AttrMatch is how to compare.
 type AttrMatch int32
 
 const (
@@ -121,6 +123,7 @@ func (AttrMatch) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_sourcepolicy_sourcepolicy_proto_rawDescGZIP(), []int{1}
 }
 
+// MatchType is how a selector's identifier is read.
 type MatchType int32
 
 const (
@@ -170,6 +173,7 @@ func (MatchType) EnumDescriptor() ([]byte, []int) {
 	return file_internal_api_sourcepolicy_sourcepolicy_proto_rawDescGZIP(), []int{2}
 }
 
+// Rule does something to the sources that it selects.
 type Rule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Action        PolicyAction           `protobuf:"varint,1,opt,name=action,proto3,enum=moby.buildkit.v1.sourcepolicy.PolicyAction" json:"action,omitempty"`
@@ -230,6 +234,7 @@ func (x *Rule) GetUpdates() *Update {
 	return nil
 }
 
+// Update is what a source becomes.
 type Update struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identifier    string                 `protobuf:"bytes,1,opt,name=identifier,proto3" json:"identifier,omitempty"`
@@ -282,6 +287,7 @@ func (x *Update) GetAttrs() map[string]string {
 	return nil
 }
 
+// Selector selects sources.
 type Selector struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identifier    string                 `protobuf:"bytes,1,opt,name=identifier,proto3" json:"identifier,omitempty"`
@@ -342,6 +348,7 @@ func (x *Selector) GetConstraints() []*AttrConstraint {
 	return nil
 }
 
+// AttrConstraint compares an attribute.
 type AttrConstraint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -402,6 +409,7 @@ func (x *AttrConstraint) GetCondition() AttrMatch {
 	return AttrMatch_EQUAL
 }
 
+// Policy is a list of rules.
 type Policy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       int64                  `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`

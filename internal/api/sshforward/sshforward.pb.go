@@ -23,6 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// BytesMessage is a piece of a stream of bytes.
 type BytesMessage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -67,6 +68,7 @@ func (x *BytesMessage) GetData() []byte {
 	return nil
 }
 
+// CheckAgentRequest names an agent.
 type CheckAgentRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ID            string                 `protobuf:"bytes,1,opt,name=ID,proto3" json:"ID,omitempty"`
@@ -111,6 +113,7 @@ func (x *CheckAgentRequest) GetID() string {
 	return ""
 }
 
+// CheckAgentResponse is empty.
 type CheckAgentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

@@ -28,8 +28,12 @@ const (
 // SSHClient is the client API for SSH service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// SSH forwards agents.
 type SSHClient interface {
+	// CheckAgent says whether there is such an agent.
 	CheckAgent(ctx context.Context, in *CheckAgentRequest, opts ...grpc.CallOption) (*CheckAgentResponse, error)
+	// ForwardAgent carries a connection to it.
 	ForwardAgent(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[BytesMessage, BytesMessage], error)
 }
 
@@ -67,8 +71,12 @@ type SSH_ForwardAgentClient = grpc.BidiStreamingClient[BytesMessage, BytesMessag
 // SSHServer is the server API for SSH service.
 // All implementations should embed UnimplementedSSHServer
 // for forward compatibility.
+//
+// SSH forwards agents.
 type SSHServer interface {
+	// CheckAgent says whether there is such an agent.
 	CheckAgent(context.Context, *CheckAgentRequest) (*CheckAgentResponse, error)
+	// ForwardAgent carries a connection to it.
 	ForwardAgent(grpc.BidiStreamingServer[BytesMessage, BytesMessage]) error
 }
 

@@ -28,7 +28,10 @@ const (
 // UploadClient is the client API for Upload service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Upload sends streams.
 type UploadClient interface {
+	// Pull sends the stream that the metadata of the call names.
 	Pull(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[BytesMessage, BytesMessage], error)
 }
 
@@ -56,7 +59,10 @@ type Upload_PullClient = grpc.BidiStreamingClient[BytesMessage, BytesMessage]
 // UploadServer is the server API for Upload service.
 // All implementations should embed UnimplementedUploadServer
 // for forward compatibility.
+//
+// Upload sends streams.
 type UploadServer interface {
+	// Pull sends the stream that the metadata of the call names.
 	Pull(grpc.BidiStreamingServer[BytesMessage, BytesMessage]) error
 }
 

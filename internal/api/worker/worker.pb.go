@@ -24,6 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// WorkerRecord describes a worker.
 type WorkerRecord struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	ID              string                 `protobuf:"bytes,1,opt,name=ID,proto3" json:"ID,omitempty"`
@@ -108,6 +109,8 @@ func (x *WorkerRecord) GetCDIDevices() []*CDIDevice {
 	return nil
 }
 
+// GCPolicy is a rule for what to keep. Times are in nanoseconds, sizes in
+// bytes.
 type GCPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	All           bool                   `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
@@ -192,6 +195,7 @@ func (x *GCPolicy) GetMinFreeSpace() int64 {
 	return 0
 }
 
+// BuildkitVersion is the version of a daemon.
 type BuildkitVersion struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Package           string                 `protobuf:"bytes,1,opt,name=package,proto3" json:"package,omitempty"`
@@ -260,6 +264,7 @@ func (x *BuildkitVersion) GetDockerfileVersion() string {
 	return ""
 }
 
+// CDIDevice is a device that builds can ask for.
 type CDIDevice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=Name,proto3" json:"Name,omitempty"`
