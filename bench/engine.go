@@ -83,22 +83,64 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 	return m, nil
 }
 
-// resetPeak makes the kernel forget the daemon's peak of memory.
-func (e *engine) resetPeak() error {
-	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", e.PID()), []byte("5"), 0)
+// pids are the daemon's processes: Kiln's has a double outside its namespaces.
+// Containers are none of them.
+func (e *engine) pids() ([]int, error) {
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", e.PID()))
+	if err != nil {
+		return nil, err
+	}
+	pids := []int{e.PID()}
+	for i := 0; i < len(pids); i++ {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		if err != nil {
+			return nil, err
+		}
+		for _, task := range tasks {
+			text, err := os.ReadFile(task)
+			if err != nil {
+				continue // the thread has ended
+			}
+			for _, word := range strings.Fields(string(text)) {
+				exe, err := os.Readlink(filepath.Join("/proc", word, "exe"))
+				if pid, convErr := strconv.Atoi(word); err == nil && convErr == nil && exe == program {
+					pids = append(pids, pid)
+				}
+			}
+		}
+	}
+	return pids, nil
 }
 
-// memory returns a size from the daemon's /proc status, in bytes.
-func (e *engine) memory(field string) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.PID()))
+// resetPeak makes the kernel forget the daemon's peak of memory.
+func (e *engine) resetPeak() error {
+	pids, err := e.pids()
+	for _, pid := range pids {
+		err = errors.Join(err, os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0))
+	}
+	return err
+}
+
+// memory returns a size from /proc's status of the daemon's processes, in bytes.
+func (e *engine) memory(field string) (sum int64, err error) {
+	pids, err := e.pids()
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, field+":"); ok {
-			n, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
-			return n << 10, err
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return 0, err
 		}
+		_, value, ok := strings.Cut(string(text), "\n"+field+":")
+		if !ok {
+			return 0, fmt.Errorf("no %s for %s", field, e.Name)
+		}
+		kb, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += kb << 10
 	}
-	return 0, fmt.Errorf("no %s for %s", field, e.Name)
+	return sum, nil
 }

@@ -139,7 +139,7 @@ func newBuilder(t *testing.T, env ...string) *builder {
 		if err := b.state.stop(); err != nil {
 			t.Errorf("stop daemon: %v", err)
 		}
-		if left := leftovers(run); len(left) > 0 {
+		if left := leftovers(run, nil); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
 		}
 		if err := os.RemoveAll(run); err != nil {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -128,7 +131,7 @@ func (s *scriptState) close(t testscript.T) {
 	if err := s.stop(); err != nil {
 		t.Log("stop daemon:", err)
 	}
-	if left := leftovers(s.run); len(left) > 0 {
+	if left := leftovers(s.run, nil); len(left) > 0 {
 		t.Log("left behind after the daemon's end:", strings.Join(left, "\n"))
 		defer t.FailNow()
 	}
@@ -159,40 +162,62 @@ func (s *scriptState) stop() error {
 	return cmd.Wait()
 }
 
-// leftovers lists mounts below dir and processes whose root is below it.
-func leftovers(dir string) (left []string) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return []string{err.Error()}
+// leftovers lists what builds have left: mounts below dir/root, in whatever
+// namespace, and processes that daemon has started. The daemon and its own
+// double are none.
+func leftovers(dir string, daemon *exec.Cmd) (left []string) {
+	family := map[string]bool{}
+	if daemon != nil {
+		family[fmt.Sprint(daemon.Process.Pid)] = true
 	}
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/root/") {
-			left = append(left, "mount "+fields[4])
-		}
-	}
+	seen := map[string]bool{} // mount namespaces
 	for _, p := range processes() {
-		if root, err := os.Readlink(filepath.Join("/proc", p.pid, "root")); err == nil && strings.HasPrefix(root, dir+"/") {
-			left = append(left, "process "+p.pid+" "+p.command)
+		if family[p.parent] {
+			family[p.pid] = true
+			if !strings.Contains(p.command, "kiln daemon ") {
+				left = append(left, "process "+p.pid+" "+p.command)
+			}
+		}
+		namespace, err := os.Readlink(filepath.Join("/proc", p.pid, "ns/mnt"))
+		if err != nil || seen[namespace] {
+			continue
+		}
+		seen[namespace] = true
+		mounts, err := os.ReadFile(filepath.Join("/proc", p.pid, "mountinfo"))
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(mounts)) {
+			if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/root/") {
+				left = append(left, "mount "+fields[4])
+			}
 		}
 	}
 	return left
 }
 
-type process struct{ pid, command string }
+type process struct{ pid, parent, command string }
 
-// processes lists what runs on this machine.
+// processes lists what runs on this machine, parents before their children.
 func processes() (list []process) {
-	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
-	for _, path := range entries {
-		text, err := os.ReadFile(path)
-		if err == nil && len(text) > 0 {
-			pid := filepath.Base(filepath.Dir(path))
-			list = append(list, process{pid, strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " "))})
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil || len(text) == 0 {
+			continue // no process, one of the kernel's, or one that has ended
 		}
+		stat, err := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+		if err != nil {
+			continue
+		}
+		// The name, in parentheses, may hold blanks; the parent is the second field after it.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		list = append(list, process{e.Name(), fields[1], strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " "))})
 	}
+	slices.SortFunc(list, func(a, b process) int { return cmp.Or(cmp.Compare(len(a.pid), len(b.pid)), cmp.Compare(a.pid, b.pid)) })
 	return list
 }
 
