@@ -34,16 +34,8 @@ func (c *treeCache) get(id string) *contenthash.Tree {
 		c.recent.MoveToFront(e)
 		return e.Value.(treeEntry).tree
 	}
-	if c.byID == nil {
-		c.byID = map[string]*list.Element{}
-	}
 	t := contenthash.New()
-	c.byID[id] = c.recent.PushFront(treeEntry{id, t})
-	if c.recent.Len() > treesKept {
-		last := c.recent.Back()
-		delete(c.byID, last.Value.(treeEntry).id)
-		c.recent.Remove(last)
-	}
+	c.putLocked(id, t)
 	return t
 }
 
@@ -67,5 +59,27 @@ func (c *treeCache) forget(id string) {
 	if e := c.byID[id]; e != nil {
 		delete(c.byID, id)
 		c.recent.Remove(e)
+	}
+}
+
+// SetTree gives r the digests of its files, so that they need not be read.
+func (s *Store) SetTree(r *Ref, tree *contenthash.Tree) { s.trees.put(r.ID(), tree) }
+
+func (c *treeCache) put(id string, tree *contenthash.Tree) {
+	c.forget(id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.putLocked(id, tree)
+}
+
+func (c *treeCache) putLocked(id string, tree *contenthash.Tree) {
+	if c.byID == nil {
+		c.byID = map[string]*list.Element{}
+	}
+	c.byID[id] = c.recent.PushFront(treeEntry{id, tree})
+	if c.recent.Len() > treesKept {
+		last := c.recent.Back()
+		delete(c.byID, last.Value.(treeEntry).id)
+		c.recent.Remove(last)
 	}
 }

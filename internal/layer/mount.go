@@ -71,9 +71,10 @@ func (s *Store) Mount(ctx context.Context, r *Ref) (dir string, release func() e
 		s.unpin(r)
 		return "", nil, fmt.Errorf("mount layer %s: %w", r.id, err)
 	}
+	unmount := release // the result of the same name is what is made of it
 	return dir, sync.OnceValue(func() error {
 		defer s.unpin(r)
-		return release()
+		return unmount()
 	}), nil
 }
 

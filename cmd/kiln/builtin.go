@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"time"
+
+	contentstore "github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/platforms"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/content"
+	"github.com/kiln-build/kiln/internal/daemon"
+	"github.com/kiln-build/kiln/internal/dockerfile"
+	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/executor/fake"
+	"github.com/kiln-build/kiln/internal/executor/oci"
+	"github.com/kiln-build/kiln/internal/exporter"
+	dockerexporter "github.com/kiln-build/kiln/internal/exporter/docker"
+	imageexporter "github.com/kiln-build/kiln/internal/exporter/image"
+	localexporter "github.com/kiln-build/kiln/internal/exporter/local"
+	ociexporter "github.com/kiln-build/kiln/internal/exporter/oci"
+	tarexporter "github.com/kiln-build/kiln/internal/exporter/tar"
+	"github.com/kiln-build/kiln/internal/gc"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/namespace"
+	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/session/secret"
+	"github.com/kiln-build/kiln/internal/session/ssh"
+	"github.com/kiln-build/kiln/internal/snapshot"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/internal/source"
+	httpsource "github.com/kiln-build/kiln/internal/source/http"
+	imagesource "github.com/kiln-build/kiln/internal/source/image"
+	layoutsource "github.com/kiln-build/kiln/internal/source/layout"
+	localsource "github.com/kiln-build/kiln/internal/source/local"
+	"github.com/kiln-build/kiln/internal/store"
+)
+
+// This file is the only list of implementations: here, and nowhere else, it is
+// said which sources, frontends, executors and exporters there are.
+
+// settings are what of the daemon's options its parts depend on.
+type settings struct {
+	root         string
+	executor     string // "oci" or "fake"
+	snapshotter  string // "auto", "overlayfs" or "native"
+	runtime      string // an OCI runtime; "" finds one
+	idle         time.Duration
+	entitlements []string
+}
+
+// closers are undone in reverse order.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c *closers) Close() error {
+	var errs []error
+	for _, f := range slices.Backward(*c) {
+		errs = append(errs, f())
+	}
+	*c = nil
+	return errors.Join(errs...)
+}
+
+// newDaemon puts a daemon together on a root folder. Close its parts when it
+// serves no more.
+func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Server, _ *closers, err error) {
+	parts := &closers{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, parts.Close())
+		}
+	}()
+	if err := os.MkdirAll(s.root, 0o711); err != nil {
+		return nil, nil, fmt.Errorf("make root folder: %w", err)
+	}
+	db, err := store.Open(s.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	parts.add(db.Close)
+	reg := registry.New(registry.Config{UserAgent: "kiln/" + version})
+	layers, snapshots, err := openLayers(ctx, s, db, reg, parts)
+	if err != nil {
+		return nil, nil, err
+	}
+	ex, err := newExecutor(s, ns, parts)
+	if err != nil {
+		return nil, nil, err
+	}
+	mounts, err := op.NewCacheMounts(filepath.Join(s.root, "cachemounts"))
+	if err != nil {
+		return nil, nil, err
+	}
+	scratch := filepath.Join(s.root, "tmp", "runs")
+	if err := errors.Join(os.RemoveAll(scratch), os.MkdirAll(scratch, 0o700)); err != nil {
+		return nil, nil, fmt.Errorf("make folder for runs: %w", err)
+	}
+	sessions := session.NewManager()
+	native := nativePlatforms()
+	builder := &build.Builder{
+		Solver: solver.New(cache.New(db, layers.Store)),
+		Worker: &op.Worker{
+			Platforms: native, Sources: newSources(layers, db, reg, sessions), Executor: ex, Layers: layers.Store,
+			CacheMounts: mounts, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
+			Slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0)),
+		},
+		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()},
+		Exporters:    newExporters(layers, db, reg),
+		Entitlements: s.entitlements, Caps: daemon.Caps(),
+	}
+	id, err := workerID(s.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	return daemon.New(daemon.Config{
+		Builder: builder, Sessions: sessions, Platforms: native,
+		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db}, CacheMounts: cacheMountKeeper{mounts},
+		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
+	}), parts, nil
+}
+
+// layerStore is the layers and the blobs that they are made of.
+type layerStore struct {
+	*layer.Store
+	blobs contentstore.Store
+}
+
+func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
+	snapshots, err := snapshot.Open(filepath.Join(s.root, "snapshots"), s.snapshotter)
+	if err != nil {
+		return nil, nil, err
+	}
+	parts.add(snapshots.Close)
+	blobs, err := content.Open(ctx, filepath.Join(s.root, "content"))
+	if err != nil {
+		return nil, nil, err
+	}
+	layers, err := layer.NewStore(ctx, layer.Config{
+		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db, Fetcher: reg,
+		References: func(ctx context.Context) (map[digest.Digest]bool, error) { return db.References(ctx, blobs) },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	parts.add(layers.Close)
+	return &layerStore{layers, blobs}, snapshots, nil
+}
+
+func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Executor, error) {
+	switch s.executor {
+	case "fake":
+		return fake.New(), nil
+	case "oci":
+		ex, err := oci.New(oci.Config{StateDir: filepath.Join(s.root, "run"), Binary: s.runtime, Rootless: ns.Rootless})
+		if err != nil {
+			return nil, err
+		}
+		parts.add(ex.Close)
+		return ex, nil
+	}
+	return nil, fmt.Errorf("no executor %q: expected oci or fake", s.executor)
+}
+
+func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessions *session.Manager) []source.Source {
+	return []source.Source{
+		imagesource.New(imagesource.Config{Layers: layers, Content: layers.blobs, Registry: reg, Images: db, Memo: db}),
+		layoutsource.New(layers, db, sessions),
+		httpsource.New(httpsource.Config{Layers: layers, Memo: db, UserAgent: "kiln/" + version}),
+		localsource.New(localsource.Config{Layers: layers, Memo: db, Sessions: sessions, Trees: layers}),
+	}
+}
+
+func newExporters(layers *layerStore, db *store.Store, reg *registry.Client) map[string]exporter.Exporter {
+	return map[string]exporter.Exporter{
+		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: reg}),
+		"oci":    ociexporter.New(layers),
+		"docker": dockerexporter.New(layers),
+		"local":  localexporter.New(layers),
+		"tar":    tarexporter.New(layers),
+	}
+}
+
+// nativePlatforms are what this machine's processor runs.
+func nativePlatforms() []ocispecs.Platform {
+	p := platforms.Normalize(platforms.DefaultSpec())
+	p.OSVersion, p.OSFeatures = "", nil
+	return []ocispecs.Platform{p}
+}
+
+// workerID names the root folder's worker, the same after every start.
+func workerID(root string) (string, error) {
+	file := filepath.Join(root, "workerid")
+	if b, err := os.ReadFile(file); err == nil && len(b) > 0 {
+		return string(b), nil
+	}
+	id := digest.FromString(fmt.Sprint(root, time.Now().UnixNano(), os.Getpid())).Encoded()[:25]
+	if err := os.WriteFile(file, []byte(id), 0o600); err != nil {
+		return "", fmt.Errorf("write worker id: %w", err)
+	}
+	return id, nil
+}
+
+// workerLabels are by the keys of WIRE.md section 18.
+func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]string {
+	const prefix = "org.mobyproject.buildkit.worker."
+	network := "cni"
+	if ns.Rootless {
+		network = "host"
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	return map[string]string{
+		prefix + "executor": s.executor, prefix + "snapshotter": snapshotter, prefix + "hostname": host,
+		prefix + "network": network, prefix + "oci.process-mode": "sandbox",
+	}
+}
+
+// cacheMountKeeper shows cache mounts to the daemon as what else is kept.
+type cacheMountKeeper struct{ mounts *op.CacheMounts }
+
+func (k cacheMountKeeper) Usage() ([]layer.Usage, error) {
+	all, err := k.mounts.Usage()
+	if err != nil {
+		return nil, err
+	}
+	var out []layer.Usage
+	for _, u := range all {
+		out = append(out, layer.Usage{
+			Record: layer.Record{
+				ID: u.Name, Type: "exec.cachemount", Description: "cache mount " + u.ID,
+				CreatedAt: u.Created, LastUsed: u.LastUsed, UsageCount: u.Uses,
+			},
+			InUse: u.InUse, Size: u.Size,
+		})
+	}
+	return out, nil
+}
+
+func (k cacheMountKeeper) Remove(id string) (bool, error) { return k.mounts.Remove(id) }

@@ -1,0 +1,228 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+	"sync"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/pass"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/safepath"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Bridge is the frontend.Gateway of one build.
+type Bridge struct {
+	builder   *Builder
+	req       Request
+	job       *solver.Job
+	values    *op.Job
+	sessionID string
+	release   func()
+
+	mu     sync.Mutex
+	graphs []*llb.Graph // what was solved, to find where steps were written
+}
+
+func (br *Bridge) close() {
+	br.job.Close()
+	br.release()
+}
+
+// Sessions are the client sessions that serve the build.
+func (br *Bridge) Sessions() []*session.Caller { return br.values.Sessions }
+
+// Inputs are the graphs that the request hands to the frontend.
+func (br *Bridge) Inputs() map[string]*llb.Graph { return br.req.Inputs }
+
+// Frontend runs a frontend by name.
+func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]string, inputs map[string]*llb.Graph) (*frontend.Result, error) {
+	f, ok := br.builder.Frontends[name]
+	if !ok {
+		return nil, fmt.Errorf("no frontend %q: expected one of %v", name, slices.Sorted(maps.Keys(br.builder.Frontends)))
+	}
+	return f.Build(ctx, frontend.Request{Opts: opts, Inputs: inputs, Worker: br.builder.Worker.Platforms[0]}, br)
+}
+
+// Solve checks a graph and returns its result, to be made when it is read.
+func (br *Bridge) Solve(_ context.Context, g *llb.Graph) (frontend.Ref, error) {
+	edge, err := br.edge(g)
+	if err != nil {
+		return nil, err
+	}
+	return &Ref{br, edge}, nil
+}
+
+// edge makes a graph known to the build's job. No vertex is no edge.
+func (br *Bridge) edge(g *llb.Graph) (solver.Edge, error) {
+	if g == nil || g.Root.Vertex == nil {
+		return solver.Edge{}, nil
+	}
+	g, err := pass.Run(g, pass.Options{Worker: br.builder.Worker.Platforms[0], SessionID: br.sessionID, Caps: br.builder.Caps})
+	if err != nil {
+		return solver.Edge{}, err
+	}
+	br.mu.Lock()
+	br.graphs = append(br.graphs, g)
+	br.mu.Unlock()
+	if g.Root.Vertex == nil {
+		return solver.Edge{}, nil
+	}
+	return br.builder.Worker.Edge(g, br.values)
+}
+
+func (br *Bridge) solve(ctx context.Context, g *llb.Graph) (*layer.Ref, error) {
+	edge, err := br.edge(g)
+	if err != nil {
+		return nil, err
+	}
+	return br.build(ctx, edge)
+}
+
+func (br *Bridge) build(ctx context.Context, e solver.Edge) (*layer.Ref, error) {
+	if e.Vertex == nil {
+		return nil, nil
+	}
+	r, err := br.job.Build(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	ref, _ := r.(*layer.Ref)
+	return ref, nil
+}
+
+// ResolveSource pins a source and tells what is known of it.
+func (br *Bridge) ResolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
+	so := source.Options{Platform: br.builder.Worker.Platforms[0], Mode: opt.Mode, WantConfig: true}
+	if opt.Platform != nil {
+		so.Platform = *opt.Platform
+	}
+	if so.Mode == "" {
+		so.Mode = br.values.Mode
+	}
+	name := opt.LogName
+	if name == "" {
+		name = "[internal] resolve " + o.Identifier
+	}
+	var pin *source.Pin
+	err := progress.Run(session.WithGroup(ctx, br), br.req.Sink, name, func(ctx context.Context) (err error) {
+		pin, err = br.builder.Worker.Resolve(ctx, o, so)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config}, nil
+}
+
+// Warn tells the user of something that stops nothing.
+func (br *Bridge) Warn(_ context.Context, vertex digest.Digest, w frontend.Warning) {
+	pw := &progress.Warning{Vertex: vertex, Level: w.Level, Short: []byte(w.Short), URL: w.URL}
+	for _, d := range w.Detail {
+		pw.Detail = append(pw.Detail, []byte(d))
+	}
+	if w.File != nil {
+		pw.Source = &progress.Source{Filename: w.File.Name, Language: w.File.Language, Data: w.File.Data}
+		for _, r := range w.Ranges {
+			pw.Source.Ranges = append(pw.Source.Ranges, progress.Range{
+				StartLine: r.Start.Line, StartChar: r.Start.Character, EndLine: r.End.Line, EndChar: r.End.Character,
+			})
+		}
+	}
+	br.req.Sink.Emit(progress.Event{Warning: pw})
+}
+
+// sources is where a step was written.
+func (br *Bridge) sources(vertex digest.Digest) (found []Source) {
+	br.mu.Lock()
+	defer br.mu.Unlock()
+	for _, g := range slices.Backward(br.graphs) {
+		for _, l := range g.Sources.Locations[vertex] {
+			if l.File >= 0 && l.File < len(g.Sources.Files) {
+				found = append(found, Source{g.Sources.Files[l.File], l.Ranges})
+			}
+		}
+		if found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// Ref is a result of a build, made when it is first read.
+type Ref struct {
+	br   *Bridge
+	edge solver.Edge
+}
+
+// Evaluate makes the result.
+func (r *Ref) Evaluate(ctx context.Context) error {
+	_, err := r.Layer(ctx)
+	return err
+}
+
+// Layer makes the result and returns it; nil is the empty file system.
+func (r *Ref) Layer(ctx context.Context) (*layer.Ref, error) { return r.br.build(ctx, r.edge) }
+
+// mostFile is the size of the largest file that ReadFile returns, in bytes.
+const mostFile = 16 << 20
+
+// ReadFile returns a file's content, at most 16 MiB of it.
+func (r *Ref) ReadFile(ctx context.Context, path string) (data []byte, err error) {
+	err = r.WithRoot(ctx, func(root *safepath.Root) error {
+		f, err := root.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		fi, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if !fi.Mode().IsRegular() {
+			return fmt.Errorf("read %s: not a regular file", path)
+		}
+		data, err = io.ReadAll(io.LimitReader(f, mostFile+1))
+		if err == nil && len(data) > mostFile {
+			err = fmt.Errorf("read %s: larger than %d MiB", path, mostFile>>20)
+		}
+		return err
+	})
+	return data, err
+}
+
+// WithRoot calls f with the result's files.
+func (r *Ref) WithRoot(ctx context.Context, f func(*safepath.Root) error) (err error) {
+	ref, err := r.Layer(ctx)
+	if err != nil {
+		return err
+	}
+	if ref == nil {
+		return fs.ErrNotExist
+	}
+	layers := r.br.builder.Worker.Layers
+	dir, release, err := layers.Mount(session.WithGroup(ctx, r.br), ref)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	root, err := safepath.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return f(root)
+}

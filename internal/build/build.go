@@ -1,0 +1,250 @@
+// Package build drives one build from request to exports: it has a frontend
+// make graphs, the passes rewrite them, the solver evaluate them and the
+// exporters carry the result out.
+//
+// Here, and nowhere else, an error is given the step that it came from and the
+// lines of the build file that the step was written in.
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/exporter"
+	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Builder runs builds. Its methods may be called concurrently.
+type Builder struct {
+	Solver    *solver.Solver
+	Worker    *op.Worker
+	Frontends map[string]frontend.Frontend // by name, such as "dockerfile.v0"
+	Exporters map[string]exporter.Exporter // by type, such as "image"
+	// Entitlements are what the daemon's configuration grants to builds that ask.
+	Entitlements []string
+	Caps         []string // what graphs may need (WIRE.md section 4)
+}
+
+// Request is what a client wants built.
+type Request struct {
+	Ref string // the client's name for the build
+	// One of these says what to build: a graph, a frontend by name, or a
+	// function that acts as one.
+	Graph        *llb.Graph
+	Frontend     string
+	FrontendFunc func(context.Context, *Bridge) (*frontend.Result, error)
+
+	Opts    map[string]string     // of the frontend
+	Inputs  map[string]*llb.Graph // of the frontend
+	Exports []Export
+	Session *session.Caller // nil if the client offers no services
+	// Entitlements are what the user allows, such as "network.host".
+	Entitlements []string
+	Sink         progress.Sink
+}
+
+// Export is one thing to make of the result.
+type Export struct {
+	Type  string
+	Attrs map[string]string // by the keys of WIRE.md section 13.2
+}
+
+// Error is why a build failed, with where.
+type Error struct {
+	Vertex  digest.Digest // "" if no step failed
+	Sources []Source      // the lines of the build file, innermost first
+	Err     error
+}
+
+// Source is a stretch of a build file.
+type Source struct {
+	File   llb.SourceFile
+	Ranges []llb.Range
+}
+
+// Error is what went wrong, led by the name of the step.
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns what went wrong.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Build does what req says and returns what the exporters have to tell, by
+// the keys of WIRE.md section 13.3.
+func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, error) {
+	if req.Sink == nil {
+		req.Sink = progress.Discard
+	}
+	br, err := b.newBridge(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer br.close()
+	out, err := b.build(ctx, req, br)
+	if err != nil {
+		return nil, br.Locate(err)
+	}
+	return out, nil
+}
+
+func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
+	for _, e := range req.Entitlements {
+		if !slices.Contains(b.Entitlements, e) {
+			return nil, fmt.Errorf("entitlement %q is not granted by the daemon's configuration: start the daemon with --allow-insecure-entitlement %s", e, e)
+		}
+	}
+	job := &op.Job{Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"]}
+	id := ""
+	if req.Session != nil {
+		job.Sessions = []*session.Caller{req.Session}
+		id = req.Session.ID()
+	}
+	return &Bridge{
+		builder: b, req: req, values: job, sessionID: id,
+		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job}),
+		release: b.Worker.Layers.Use(),
+	}, nil
+}
+
+func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[string]string, error) {
+	exports, err := b.exporters(req.Exports)
+	if err != nil {
+		return nil, err
+	}
+	res, err := b.result(ctx, req, br)
+	if err != nil {
+		return nil, err
+	}
+	in, err := br.evaluate(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	if in.Epoch, err = epoch(req.Opts, res.Meta); err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for k, v := range res.Meta {
+		if printable(v) {
+			out["frontend."+k] = string(v)
+		}
+	}
+	var mu sync.Mutex
+	eg, ctx := errgroup.WithContext(ctx)
+	for i, e := range req.Exports {
+		eg.Go(func() error {
+			got, err := br.export(ctx, exports[i], e, i, in)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(out, got)
+			return nil
+		})
+	}
+	return out, eg.Wait()
+}
+
+// exporters finds the exporters of a request, before any work is done.
+func (b *Builder) exporters(es []Export) (found []exporter.Exporter, err error) {
+	for _, e := range es {
+		ex, ok := b.Exporters[e.Type]
+		if !ok {
+			return nil, fmt.Errorf("no exporter %q: expected one of %v", e.Type, slices.Sorted(maps.Keys(b.Exporters)))
+		}
+		found = append(found, ex)
+	}
+	return found, nil
+}
+
+// result has whoever is the frontend make the graphs.
+func (b *Builder) result(ctx context.Context, req Request, br *Bridge) (*frontend.Result, error) {
+	switch {
+	case req.FrontendFunc != nil:
+		return req.FrontendFunc(ctx, br)
+	case req.Graph != nil:
+		return &frontend.Result{Platforms: []frontend.PlatformResult{{Platform: b.Worker.Platforms[0], Graph: req.Graph}}}, nil
+	}
+	return br.Frontend(ctx, req.Frontend, req.Opts, req.Inputs)
+}
+
+// evaluate makes the files of every platform.
+func (br *Bridge) evaluate(ctx context.Context, res *frontend.Result) (exporter.Input, error) {
+	in := exporter.Input{Meta: res.Meta, Platforms: make([]exporter.Platform, len(res.Platforms))}
+	eg, ctx := errgroup.WithContext(ctx)
+	for i, p := range res.Platforms {
+		eg.Go(func() error {
+			ref, err := br.solve(ctx, p.Graph)
+			in.Platforms[i] = exporter.Platform{ID: p.ID, Platform: p.Platform, Ref: ref, Config: p.Config}
+			return err
+		})
+	}
+	return in, eg.Wait()
+}
+
+func (br *Bridge) export(ctx context.Context, ex exporter.Exporter, e Export, i int, in exporter.Input) (out map[string]string, err error) {
+	ctx = session.WithGroup(ctx, br)
+	name := "exporting to " + map[string]string{
+		"image": "image", "oci": "oci image format", "docker": "docker image format", "local": "client directory", "tar": "client tarball",
+	}[e.Type]
+	err = progress.Run(ctx, br.req.Sink, name, func(ctx context.Context) error {
+		out, err = ex.Export(ctx, in, exporter.Target{Attrs: e.Attrs, ID: i, Session: br.req.Session})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("export to %s: %w", e.Type, err)
+	}
+	return out, nil
+}
+
+// epoch is the time that no time in the output may pass.
+func epoch(opts map[string]string, meta map[string][]byte) (*time.Time, error) {
+	v, ok := opts["build-arg:SOURCE_DATE_EPOCH"]
+	if m, set := meta["source.date.epoch"]; set {
+		v, ok = string(m), true
+	}
+	if !ok || v == "" {
+		return nil, nil
+	}
+	sec, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("SOURCE_DATE_EPOCH is %q: expected a number of seconds since 1970", v)
+	}
+	t := time.Unix(sec, 0).UTC()
+	return &t, nil
+}
+
+func printable(b []byte) bool {
+	return !slices.ContainsFunc(b, func(c byte) bool { return c < ' ' && c != '\n' && c != '\t' })
+}
+
+// Locate gives an error the place that it came from.
+func (br *Bridge) Locate(err error) error {
+	var done *Error
+	if err == nil || errors.As(err, &done) {
+		return err
+	}
+	e := &Error{Err: err}
+	var step *solver.Error
+	if errors.As(err, &step) {
+		e.Vertex = step.Vertex
+		e.Sources = br.sources(step.Vertex)
+	}
+	for _, src := range frontend.SourceErrorsIn(err) {
+		e.Sources = append(e.Sources, Source{src.File, src.Ranges})
+	}
+	return e
+}

@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// keepBuilds is how many ended builds can still be asked for their progress.
+const keepBuilds = 50
+
+// builds are the builds under way and those that ended lately, by the ref that
+// the client gave them.
+type builds struct {
+	mu    sync.Mutex
+	byRef map[string]*running
+	ended []string      // refs, oldest first
+	came  chan struct{} // closed and replaced whenever a build begins
+	busy  int           // builds under way
+	idle  time.Time     // since when there is none
+}
+
+func newBuilds() *builds {
+	return &builds{byRef: map[string]*running{}, came: make(chan struct{}), idle: time.Now()}
+}
+
+// running is one build as the daemon's services see it.
+type running struct {
+	ref    string
+	events *eventLog
+
+	// For a build whose client acts as the frontend:
+	gateway chan struct{} // closed once bridge is set
+	bridge  *build.Bridge
+	answer  chan answer // what the client returned
+	done    chan struct{}
+
+	mu   sync.Mutex
+	refs map[string]*gatewayRef
+}
+
+// gatewayRef is a result that a client may refer to by id.
+type gatewayRef struct {
+	graph *llb.Graph
+	ref   frontend.Ref
+}
+
+type answer struct {
+	result *frontend.Result
+	err    error
+}
+
+// begin registers a build. The caller must call end.
+func (b *builds) begin(ref string) (*running, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if ref == "" {
+		return nil, status.Error(codes.InvalidArgument, "a build needs a ref")
+	}
+	if _, ok := b.byRef[ref]; ok {
+		return nil, status.Errorf(codes.AlreadyExists, "a build with ref %q exists: give every build a ref of its own", ref)
+	}
+	r := &running{
+		ref: ref, events: newEventLog(), gateway: make(chan struct{}), answer: make(chan answer, 1),
+		done: make(chan struct{}), refs: map[string]*gatewayRef{},
+	}
+	b.byRef[ref] = r
+	b.busy++
+	close(b.came)
+	b.came = make(chan struct{})
+	return r, nil
+}
+
+func (b *builds) end(r *running) {
+	r.events.close()
+	close(r.done)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = append(b.ended, r.ref)
+	if len(b.ended) > keepBuilds {
+		delete(b.byRef, b.ended[0])
+		b.ended = b.ended[1:]
+	}
+	if b.busy--; b.busy == 0 {
+		b.idle = time.Now()
+	}
+}
+
+// idleFor is how long there has been no build.
+func (b *builds) idleFor() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.busy > 0 {
+		return 0
+	}
+	return time.Since(b.idle)
+}
+
+// get returns a build, waiting for a while until it begins: clients ask for
+// its progress before they start it (WIRE.md section 1.1).
+func (b *builds) get(ctx context.Context, ref string, wait time.Duration) (*running, error) {
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	for {
+		b.mu.Lock()
+		r, came := b.byRef[ref], b.came
+		b.mu.Unlock()
+		if r != nil {
+			return r, nil
+		}
+		select {
+		case <-came:
+		case <-timeout.C:
+			return nil, status.Errorf(codes.NotFound, "no such job %s", ref)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// serve lets the client act as frontend, until it returns a result.
+func (r *running) serve(ctx context.Context, br *build.Bridge) (*frontend.Result, error) {
+	r.bridge = br
+	close(r.gateway)
+	select {
+	case a := <-r.answer:
+		return a.result, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// waitBridge returns the bridge of a build whose client acts as frontend.
+func (r *running) waitBridge(ctx context.Context) (*build.Bridge, error) {
+	select {
+	case <-r.gateway:
+		return r.bridge, nil
+	case <-r.done:
+		return nil, status.Errorf(codes.NotFound, "no such job %s: it has ended", r.ref)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// keep gives a result an id.
+func (r *running) keep(g *gatewayRef) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := rand.Text()
+	r.refs[id] = g
+	return id
+}
+
+// lookup finds a result by its id; the empty id is the empty file system.
+func (r *running) lookup(id string) (*gatewayRef, error) {
+	if id == "" {
+		return nil, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if g, ok := r.refs[id]; ok {
+		return g, nil
+	}
+	return nil, fmt.Errorf("no such ref %q in build %s", id, r.ref)
+}

@@ -1,0 +1,51 @@
+package daemon
+
+import (
+	"slices"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/api/caps"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/llb/pb"
+)
+
+// frontendCaps are the parts of the gateway API that work (WIRE.md section 4).
+var frontendCaps = []string{
+	"solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return", "returnmap",
+	"readdir", "statfile", "proto.refarray", "frontend.inputs", "gateway.solve.metadata", "gateway.solve.evaluate",
+	"gateway.evaluate", "gateway.warnings", "source.metaresolver",
+}
+
+// lacking are the capabilities of the language that this daemon does not have.
+var lacking = []string{
+	llb.CapSourceGit, llb.CapSourceGitKeepDir, llb.CapSourceGitFullURL, llb.CapSourceGitHTTPAuth, llb.CapSourceGitKnownSSHHosts,
+	llb.CapSourceGitMountSSHSock, llb.CapSourceGitSubdir, llb.CapSourceGitChecksum, llb.CapSourceGitSkipSubmodules,
+	llb.CapSourceGitSignatureVerify, llb.CapSourceGitMTime, llb.CapSourceGitFetchByCommit, llb.CapSourceGitBundle,
+	llb.CapSourceGitCheckoutBundle, llb.CapSourceImageBlob, llb.CapSourceLocalMetadataTransfer, llb.CapSourceHTTPSignatureVerify,
+	llb.CapBuildOpLLBFileName, llb.CapExecMetaCDI, llb.CapExecMetaNetworkProxy,
+}
+
+// Caps are the capabilities that definitions may need of this daemon.
+func Caps() []string {
+	all := slices.DeleteFunc(llb.Caps(), func(id string) bool { return slices.Contains(lacking, id) })
+	return append(all, "exporter.image.annotations", "exporter.sourcedateepoch", "exporter.multiple")
+}
+
+func wireCaps(ids []string) (out []*caps.APICap) {
+	for _, id := range ids {
+		out = append(out, &caps.APICap{ID: id, Enabled: true})
+	}
+	return out
+}
+
+func wirePlatform(p ocispecs.Platform) *pb.Platform {
+	return &pb.Platform{Architecture: p.Architecture, OS: p.OS, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}
+
+func readPlatform(p *pb.Platform) *ocispecs.Platform {
+	if p == nil {
+		return nil
+	}
+	return &ocispecs.Platform{Architecture: p.Architecture, OS: p.OS, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}

@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/worker"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/llb/pb"
+)
+
+// Times that the daemon waits for what clients send out of order (WIRE.md section 1.1).
+const (
+	waitStatus  = 6 * time.Second
+	waitGateway = 3 * time.Second
+	waitSession = 15 * time.Second
+)
+
+// controlService is moby.buildkit.v1.Control.
+type controlService struct {
+	control.UnimplementedControlServer
+	*Server
+}
+
+// Solve runs a build. It answers when all exports are done.
+func (s *controlService) Solve(ctx context.Context, r *control.SolveRequest) (*control.SolveResponse, error) {
+	run, err := s.builds.begin(r.Ref)
+	if err != nil {
+		return nil, err
+	}
+	defer s.builds.end(run)
+	req, err := s.request(ctx, r, run)
+	if err != nil {
+		return nil, err
+	}
+	if req.Session != nil { // a client that is gone wants nothing any more
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(req.Session.Context(), func() { cancel(errors.New("the client's session has ended")) })()
+	}
+	out, err := s.config.Builder.Build(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &control.SolveResponse{ExporterResponse: out}, nil
+}
+
+func (s *controlService) request(ctx context.Context, r *control.SolveRequest, run *running) (build.Request, error) {
+	req := build.Request{
+		Ref: r.Ref, Frontend: r.Frontend, Opts: r.FrontendAttrs, Entitlements: r.Entitlements, Sink: run.events,
+	}
+	switch {
+	case r.Definition != nil && len(r.Definition.Def) > 0 && r.Frontend != "":
+		return req, status.Error(codes.InvalidArgument, "a build takes a definition or a frontend, not both")
+	case r.Definition != nil:
+		g, err := llb.Unmarshal(r.Definition)
+		if err != nil {
+			return req, status.Errorf(codes.InvalidArgument, "decode definition: %v", err)
+		}
+		req.Graph = g
+	case r.Frontend == "":
+		req.FrontendFunc = run.serve
+	}
+	var err error
+	if req.Inputs, err = graphs(r.FrontendInputs); err != nil {
+		return req, err
+	}
+	for _, e := range exporters(r) {
+		req.Exports = append(req.Exports, build.Export{Type: e.Type, Attrs: e.Attrs})
+	}
+	if r.Session != "" {
+		wait, cancel := context.WithTimeout(ctx, waitSession)
+		defer cancel()
+		if req.Session, err = s.config.Sessions.Get(wait, r.Session); err != nil {
+			return req, status.Errorf(codes.NotFound, "session %s of the build did not arrive: %v", r.Session, err)
+		}
+	}
+	return req, nil
+}
+
+// exporters are what to make of the result, in the old or the new way to say it.
+func exporters(r *control.SolveRequest) []*control.Exporter {
+	if len(r.Exporters) == 0 && r.ExporterDeprecated != "" {
+		return []*control.Exporter{{Type: r.ExporterDeprecated, Attrs: r.ExporterAttrsDeprecated}}
+	}
+	return r.Exporters
+}
+
+func graphs(defs map[string]*pb.Definition) (map[string]*llb.Graph, error) {
+	if len(defs) == 0 {
+		return nil, nil
+	}
+	out := map[string]*llb.Graph{}
+	for name, d := range defs {
+		g, err := llb.Unmarshal(d)
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "decode input %q: %v", name, err)
+		}
+		out[name] = g
+	}
+	return out, nil
+}
+
+// Status tells of a build from its start, until it ends.
+func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStreamingServer[control.StatusResponse]) error {
+	now := time.Now().Format(time.RFC3339Nano)
+	if err := stream.SendHeader(metadata.Pairs("buildkit-current-timestamp", now)); err != nil {
+		return err
+	}
+	run, err := s.builds.get(stream.Context(), r.Ref, waitStatus)
+	if err != nil {
+		return err
+	}
+	return run.events.follow(stream.Context(), func(es []progress.Event) error {
+		for _, m := range statusResponses(es) {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Session takes a client's back-channel and keeps it until it ends.
+func (s *controlService) Session(stream grpc.BidiStreamingServer[control.BytesMessage, control.BytesMessage]) error {
+	s.mu.Lock()
+	s.clients++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.clients--
+		s.mu.Unlock()
+	}()
+	return s.config.Sessions.ServeStream(stream)
+}
+
+// ListWorkers tells of the one worker that the daemon has.
+func (s *controlService) ListWorkers(context.Context, *control.ListWorkersRequest) (*control.ListWorkersResponse, error) {
+	return &control.ListWorkersResponse{Record: s.workers()}, nil
+}
+
+func (s *Server) workers() []*worker.WorkerRecord {
+	w := &worker.WorkerRecord{ID: s.config.WorkerID, Labels: s.config.Labels, BuildkitVersion: s.version()}
+	for _, p := range s.config.Platforms {
+		w.Platforms = append(w.Platforms, wirePlatform(p))
+	}
+	return []*worker.WorkerRecord{w}
+}
+
+// Info tells the daemon's version.
+func (s *controlService) Info(context.Context, *control.InfoRequest) (*control.InfoResponse, error) {
+	return &control.InfoResponse{BuildkitVersion: s.version()}, nil
+}
+
+func (s *Server) version() *worker.BuildkitVersion {
+	return &worker.BuildkitVersion{Package: "github.com/kiln-build/kiln", Version: s.config.Version}
+}

@@ -1,0 +1,140 @@
+// Package daemon serves Kiln's API, which is BuildKit's (WIRE.md sections 0,
+// 1, 5 and 6): it decodes requests into values, hands them to package build,
+// and makes its events and errors messages again. Wire types go no further
+// than this package.
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/gc"
+	"github.com/kiln-build/kiln/internal/session"
+)
+
+// maxMessage is the size of the largest message, in bytes (WIRE.md section 0).
+const maxMessage = 16 << 20
+
+// window is how many bytes a peer may send ahead. Contexts of hundreds of
+// megabytes pass through one stream, and the default of 64 KiB would have it
+// wait for every few packets.
+const window = 8 << 20
+
+// Config is what a daemon is made of.
+type Config struct {
+	Builder   *build.Builder
+	Sessions  *session.Manager
+	Collector *gc.Collector
+	// CacheMounts are the directories of RUN --mount=type=cache.
+	CacheMounts Keeper
+	Platforms []ocispecs.Platform // the native one first
+	WorkerID  string
+	Labels    map[string]string // of the worker (WIRE.md section 18)
+	Version   string
+	// IdleTimeout has the daemon leave after so long without a build or a
+	// client; 0 keeps it.
+	IdleTimeout time.Duration
+}
+
+// Server is a daemon.
+type Server struct {
+	config Config
+	builds *builds
+	grpc   *grpc.Server
+
+	mu      sync.Mutex
+	clients int // open sessions
+}
+
+// New returns a daemon that does not listen yet.
+func New(c Config) *Server {
+	s := &Server{config: c, builds: newBuilds()}
+	s.grpc = grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(2*window),
+		grpc.WriteBufferSize(256<<10), grpc.ReadBufferSize(256<<10),
+		grpc.ChainUnaryInterceptor(recoverUnary), grpc.ChainStreamInterceptor(recoverStream),
+	)
+	control.RegisterControlServer(s.grpc, &controlService{Server: s})
+	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
+	healthpb.RegisterHealthServer(s.grpc, health.NewServer())
+	reflection.Register(s.grpc)
+	return s
+}
+
+// Serve answers on listeners until ctx ends or the daemon has been idle for
+// long enough. It then lets what is under way end quickly.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
+	errs := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { errs <- s.grpc.Serve(l) }()
+	}
+	idle := make(chan struct{})
+	stop := make(chan struct{})
+	defer close(stop)
+	if s.config.IdleTimeout > 0 {
+		go s.watchIdle(idle, stop)
+	}
+	select {
+	case err := <-errs:
+		s.grpc.Stop()
+		return fmt.Errorf("serve: %w", err)
+	case <-idle:
+		slog.Info("leaving after being idle", "for", s.config.IdleTimeout)
+	case <-ctx.Done():
+	}
+	s.grpc.Stop()
+	return nil
+}
+
+// watchIdle closes idle once nobody has needed the daemon for long enough.
+func (s *Server) watchIdle(idle, stop chan struct{}) {
+	tick := time.NewTicker(max(s.config.IdleTimeout/10, 100*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			s.mu.Lock()
+			clients := s.clients
+			s.mu.Unlock()
+			if clients == 0 && s.builds.idleFor() >= s.config.IdleTimeout {
+				close(idle)
+				return
+			}
+		}
+	}
+}
+
+// recoverUnary makes a panic an error of the call that it happened in.
+func recoverUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer recovered(&err)
+	resp, err = next(ctx, req)
+	return resp, wireError(err)
+}
+
+func recoverStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer recovered(&err)
+	return wireError(next(srv, ss))
+}
+
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		slog.Error("panic in a call", "panic", p)
+		*err = wireError(fmt.Errorf("internal error, please report it: %v", p))
+	}
+}

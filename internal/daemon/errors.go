@@ -1,0 +1,84 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/kiln-build/kiln/internal/api/errdefs"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/llb/pb"
+)
+
+// typePrefix and typeSuffix frame the name of a detail's message: its value is
+// JSON, not protobuf (WIRE.md section 9).
+const (
+	typePrefix = "github.com/moby/buildkit/"
+	typeSuffix = "+json"
+)
+
+// wireError makes err a status whose details clients understand.
+func wireError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := err.(interface{ GRPCStatus() *grpcstatus.Status }); ok {
+		return err
+	}
+	return grpcstatus.FromProto(errorStatus(err)).Err()
+}
+
+func errorStatus(err error) *status.Status {
+	st := &status.Status{Code: int32(errorCode(err)), Message: err.Error()}
+	var exit interface{ ExitCode() int }
+	if errors.As(err, &exit) {
+		st.Details = appendDetail(st.Details, "gatewayapi.ExitMessage", struct{ Code uint32 }{uint32(exit.ExitCode())})
+	}
+	var be *build.Error
+	if errors.As(err, &be) {
+		if be.Vertex != "" {
+			st.Details = appendDetail(st.Details, "errdefs.Vertex", &errdefs.Vertex{Digest: string(be.Vertex)})
+		}
+		for _, s := range be.Sources {
+			st.Details = appendDetail(st.Details, "errdefs.Source", wireSource(s))
+		}
+	}
+	return st
+}
+
+func errorCode(err error) codes.Code {
+	var st interface{ GRPCStatus() *grpcstatus.Status }
+	switch {
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	case errors.As(err, &st) && st.GRPCStatus().Code() != codes.OK:
+		return st.GRPCStatus().Code()
+	case errors.Is(err, fs.ErrNotExist):
+		return codes.NotFound
+	}
+	return codes.Unknown
+}
+
+func appendDetail(ds []*anypb.Any, name string, v any) []*anypb.Any {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return ds // the message says it all without the detail
+	}
+	return append(ds, &anypb.Any{TypeUrl: typePrefix + name + typeSuffix, Value: b})
+}
+
+func wireSource(s build.Source) *errdefs.Source {
+	out := &errdefs.Source{Info: &pb.SourceInfo{Filename: s.File.Name, Data: s.File.Data, Language: s.File.Language}}
+	for _, r := range s.Ranges {
+		out.Ranges = append(out.Ranges, wireRange(r.Start.Line, r.Start.Character, r.End.Line, r.End.Character))
+	}
+	return out
+}

@@ -1,0 +1,252 @@
+package op
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+
+	"github.com/kiln-build/kiln/internal/contenthash"
+	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Entitlements that an operation may need (WIRE.md section 5.1).
+const (
+	EntitlementNetworkHost      = "network.host"
+	EntitlementSecurityInsecure = "security.insecure"
+)
+
+// defaultPath is the PATH of a process whose image sets none.
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// execOp runs a process in a container.
+type execOp struct {
+	base
+	op *llb.ExecOp
+}
+
+func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
+	if o.Network == llb.NetHost {
+		if err := job.allows(EntitlementNetworkHost); err != nil {
+			return nil, err
+		}
+	}
+	if o.Security == llb.SecurityInsecure {
+		if err := job.allows(EntitlementSecurityInsecure); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range o.Devices {
+		if !d.Optional {
+			return nil, fmt.Errorf("device %q: devices are not supported by this version", d.Name)
+		}
+	}
+	return &execOp{b, o}, nil
+}
+
+func (o *execOp) CacheMap(context.Context) (solver.CacheMap, error) {
+	d, err := execDigest(o.op, o.platform())
+	if err != nil {
+		return solver.CacheMap{}, err
+	}
+	cm := solver.CacheMap{Digest: d, Deps: make([]solver.Dep, len(o.vertex.Inputs))}
+	for i := range cm.Deps {
+		cm.Deps[i] = o.dep(i)
+	}
+	return cm, nil
+}
+
+// dep says how input i decides the result: by content where the process sees
+// no more of it than what is mounted, and cannot make it part of its result
+// (WIRE.md section 11.3).
+func (o *execOp) dep(i int) solver.Dep {
+	var paths []string
+	byContent := true
+	for _, m := range o.op.Mounts {
+		if m.Input != i {
+			continue
+		}
+		selector := m.Selector
+		if selector == "" {
+			selector = "/"
+		}
+		paths = append(paths, selector)
+		sealed := m.ReadOnly || m.Output == llb.None || selector == "/"
+		byContent = byContent && m.Dest != "/" && sealed && m.ContentCache != llb.ContentOff
+	}
+	dep := solver.Dep{Selector: selectorDigest(paths)}
+	if byContent && len(paths) > 0 {
+		dep.Digest = func(ctx context.Context, r solver.Result) (string, error) {
+			var sels []contenthash.Selector
+			for _, p := range paths {
+				sels = append(sels, contenthash.Selector{Path: p, FollowLinks: true})
+			}
+			ref, _ := r.(*layer.Ref)
+			d, err := o.worker.Layers.Checksum(withSessions(ctx), ref, sels)
+			return string(d), err
+		}
+	}
+	return dep
+}
+
+func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.Result, err error) {
+	if err := o.runnable(); err != nil {
+		return nil, err
+	}
+	ctx = withSessions(ctx)
+	ms := &mountSet{worker: o.worker, inputs: refs(inputs), description: o.vertex.Name()}
+	defer func() { err = errors.Join(err, ms.discard()) }()
+	if err := ms.mountAll(ctx, o.op.Mounts); err != nil {
+		return nil, err
+	}
+	spec, err := o.spec(ctx, ms)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.run(ctx, spec); err != nil {
+		return nil, err
+	}
+	return ms.commit(ctx, o.vertex.Op.Outputs())
+}
+
+// runnable tells whether this machine can run programs of the platform.
+func (o *execOp) runnable() error {
+	p := o.platform()
+	for _, have := range o.worker.Platforms {
+		if platforms.Only(have).Match(p) {
+			return nil
+		}
+	}
+	return fmt.Errorf("cannot run programs of platform %s here: this machine runs %s; set up emulation (binfmt_misc with qemu) for it or choose another platform",
+		platforms.Format(p), formatPlatforms(o.worker))
+}
+
+func formatPlatforms(w *Worker) string {
+	var all []string
+	for _, p := range w.Platforms {
+		all = append(all, platforms.Format(p))
+	}
+	return strings.Join(all, ", ")
+}
+
+func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
+	step := progress.StepFrom(ctx)
+	c, err := o.worker.Executor.Start(ctx, spec, executor.IO{Stdout: step.Log(1), Stderr: step.Log(2)})
+	if err != nil {
+		return fmt.Errorf("start container: %w", err)
+	}
+	err = c.Wait(ctx)
+	if cerr := c.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("remove container: %w", cerr)
+	}
+	var exit *executor.ExitError
+	code := 0
+	if errors.As(err, &exit) {
+		code = exit.Code
+	} else if err != nil {
+		return err
+	}
+	valid := o.op.ValidExitCodes
+	if len(valid) == 0 {
+		valid = []int{0}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case slices.Contains(valid, code):
+		return nil
+	case exit == nil:
+		exit = &executor.ExitError{Code: code}
+	}
+	return &ProcessError{Args: o.op.Args, Err: exit}
+}
+
+// ProcessError says that a step's process ended badly.
+type ProcessError struct {
+	Args []string
+	Err  *executor.ExitError
+}
+
+// Error names the process and its exit code.
+func (e *ProcessError) Error() string {
+	return fmt.Sprintf("process %q did not complete successfully: %v", strings.Join(e.Args, " "), e.Err)
+}
+
+// Unwrap returns the exit code.
+func (e *ProcessError) Unwrap() error { return e.Err }
+
+// ExitCode is the code that the process ended with.
+func (e *ProcessError) ExitCode() int { return e.Err.Code }
+
+func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) {
+	p := executor.Process{Args: o.op.Args, Cwd: o.op.Cwd, Env: slices.Clone(o.op.Env)}
+	var err error
+	if p.UID, p.GID, p.Groups, err = ms.user(o.op.User); err != nil {
+		return executor.Spec{}, err
+	}
+	if err := o.secretEnv(ctx, &p); err != nil {
+		return executor.Spec{}, err
+	}
+	p.Env = append(p.Env, proxyEnv(o.op.Proxy)...)
+	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
+		p.Env = append([]string{defaultPath}, p.Env...)
+	}
+	for _, u := range o.op.Ulimits {
+		p.Rlimits = append(p.Rlimits, executor.Rlimit{Name: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	spec := executor.Spec{
+		ID: newID(), Process: p, Root: ms.root, ReadOnlyRoot: ms.rootReadOnly, Mounts: ms.binds,
+		Hostname: o.op.Hostname, Insecure: o.op.Security == llb.SecurityInsecure, CgroupParent: o.op.CgroupParent,
+	}
+	switch o.op.Network {
+	case llb.NetHost:
+		spec.Network = executor.NetworkHost
+	case llb.NetNone:
+		spec.Network = executor.NetworkNone
+	}
+	for _, h := range o.op.ExtraHosts {
+		spec.Hosts = append(spec.Hosts, executor.Host{Name: h.Host, IP: h.IP})
+	}
+	if r := o.vertex.Meta.Resources; r != nil {
+		spec.Limits = executor.Limits{
+			Memory: r.Memory, MemorySwap: r.MemorySwap, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod,
+			CPUQuota: r.CPUQuota, CPUSetCPUs: r.CpusetCpus, CPUSetMems: r.CpusetMems,
+		}
+	}
+	return spec, nil
+}
+
+func (o *execOp) secretEnv(ctx context.Context, p *executor.Process) error {
+	for _, s := range o.op.SecretEnv {
+		value, err := o.worker.secret(ctx, s.ID, s.Optional)
+		if err != nil {
+			return err
+		}
+		if value != nil {
+			p.Env = append(p.Env, s.Name+"="+string(value))
+		}
+	}
+	return nil
+}
+
+// proxyEnv is the proxy's variables in both cases of letters.
+func proxyEnv(p *llb.ProxyEnv) (env []string) {
+	if p == nil {
+		return nil
+	}
+	for _, v := range []struct{ name, value string }{
+		{"HTTP_PROXY", p.HTTPProxy}, {"HTTPS_PROXY", p.HTTPSProxy}, {"FTP_PROXY", p.FTPProxy}, {"NO_PROXY", p.NoProxy}, {"ALL_PROXY", p.AllProxy},
+	} {
+		if v.value != "" {
+			env = append(env, v.name+"="+v.value, strings.ToLower(v.name)+"="+v.value)
+		}
+	}
+	return env
+}

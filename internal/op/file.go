@@ -1,0 +1,310 @@
+package op
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/contenthash"
+	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/safepath"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// fileOp changes files without a container.
+type fileOp struct {
+	base
+	op *llb.FileOp
+}
+
+func (o *fileOp) CacheMap(context.Context) (solver.CacheMap, error) {
+	n := len(o.vertex.Inputs)
+	d, err := fileDigest(o.op, n)
+	if err != nil {
+		return solver.CacheMap{}, err
+	}
+	cm := solver.CacheMap{Digest: d, Deps: make([]solver.Dep, n)}
+	for i := range cm.Deps {
+		cm.Deps[i] = o.dep(i)
+	}
+	return cm, nil
+}
+
+// dep says how input i decides the result: by the content that is read of it,
+// unless it is also what is written to.
+func (o *fileOp) dep(i int) solver.Dep {
+	var sels []contenthash.Selector
+	for _, a := range o.op.Actions {
+		if a.Input == i {
+			return solver.Dep{}
+		}
+		sels = append(sels, reads(a, i)...)
+	}
+	if len(sels) == 0 {
+		return solver.Dep{}
+	}
+	return solver.Dep{
+		// The memo of a content digest is found by all that selects the content.
+		Selector: string(digest.FromString(fmt.Sprintf("%q", sels))),
+		Digest: func(ctx context.Context, r solver.Result) (string, error) {
+			ref, _ := r.(*layer.Ref)
+			d, err := o.worker.Layers.Checksum(withSessions(ctx), ref, sels)
+			return string(d), err
+		},
+	}
+}
+
+// reads is what an action reads of input i.
+func reads(a llb.FileStep, i int) (sels []contenthash.Selector) {
+	if d, ok := a.Do.(*llb.DoCopy); ok && a.Secondary == i {
+		sels = append(sels, contenthash.Selector{
+			Path: path.Join("/", d.Src), FollowLinks: d.FollowSymlink, Include: d.Include, Exclude: d.Exclude,
+			Wildcard: d.Wildcard && strings.ContainsAny(d.Src, `*?[\\`),
+		})
+	}
+	owner := ownership(a)
+	if owner == nil {
+		return sels
+	}
+	names := func(o *llb.Owner, file string) {
+		if o != nil && o.Name != "" && o.Input == i {
+			sels = append(sels, contenthash.Selector{Path: file, FollowLinks: true})
+		}
+	}
+	names(owner.User, "/etc/passwd")
+	names(owner.Group, "/etc/group")
+	return sels
+}
+
+func (o *fileOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.Result, err error) {
+	release, err := o.worker.slot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	r := &fileRun{op: o, ctx: withSessions(ctx)}
+	for _, ref := range refs(inputs) {
+		r.states = append(r.states, &fileState{ref: ref, committed: true})
+	}
+	defer func() { err = errors.Join(err, r.discard()) }()
+	for i := range o.op.Actions {
+		if err := r.act(i); err != nil {
+			return nil, err
+		}
+	}
+	return r.results()
+}
+
+// fileRun carries a file op's actions out. Its states are the op's inputs
+// followed by the results of the actions, as actions number them.
+type fileRun struct {
+	op     *fileOp
+	ctx    context.Context
+	states []*fileState
+	loose  []*fileState // further ones that are mounted: the empty file system
+}
+
+// fileState is a file system that an action reads or made.
+type fileState struct {
+	mutable   *layer.Mutable
+	ref       *layer.Ref // once committed
+	committed bool
+	moved     bool // a later action went on with it
+
+	dir     string // where it is mounted
+	release func() error
+}
+
+func (r *fileRun) state(i int) *fileState {
+	if i == llb.None {
+		return &fileState{committed: true}
+	}
+	return r.states[i]
+}
+
+// act carries out action i.
+func (r *fileRun) act(i int) error {
+	a := r.op.op.Actions[i]
+	dst, err := r.writable(i)
+	if err != nil {
+		return err
+	}
+	r.states = append(r.states, dst)
+	var src string
+	if a.Secondary != llb.None {
+		if src, err = r.readable(r.state(a.Secondary)); err != nil {
+			return err
+		}
+	}
+	return r.do(a, dst.dir, src)
+}
+
+// do carries an action out on directories; src is "" where it reads nothing.
+func (r *fileRun) do(a llb.FileStep, dst, src string) error {
+	to, err := safepath.Open(dst)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	var from *safepath.Root
+	if src != "" {
+		if from, err = safepath.Open(src); err != nil {
+			return err
+		}
+		defer from.Close()
+	}
+	owner, err := r.owner(a, to)
+	if err != nil {
+		return err
+	}
+	return fileop.Do(r.ctx, to, from, a.Do, owner)
+}
+
+// owner looks up whom the action's files are to belong to; nil leaves that open.
+func (r *fileRun) owner(a llb.FileStep, dst *safepath.Root) (*fileop.Owner, error) {
+	return fileop.ResolveOwner(ownership(a), func(input int) (*safepath.Root, error) {
+		if input == a.Input {
+			return dst.Sub("/")
+		}
+		dir, err := r.readable(r.state(input))
+		if err != nil {
+			return nil, err
+		}
+		return safepath.Open(dir)
+	})
+}
+
+// ownership is whom the action's files are to belong to, as it says.
+func ownership(a llb.FileStep) *llb.Ownership {
+	switch d := a.Do.(type) {
+	case *llb.DoCopy:
+		return d.Owner
+	case *llb.DoMkfile:
+		return d.Owner
+	case *llb.DoMkdir:
+		return d.Owner
+	case *llb.DoSymlink:
+		return d.Owner
+	}
+	return nil
+}
+
+// writable is the state that action i changes: its input's own, if that is the
+// result of an action that nobody else needs, else a new one on top of it.
+func (r *fileRun) writable(i int) (*fileState, error) {
+	a := r.op.op.Actions[i]
+	in := r.state(a.Input)
+	if !in.committed && !r.needed(a.Input, i) {
+		in.moved = true
+		next := *in
+		next.moved = false
+		return &next, nil
+	}
+	if err := r.freeze(in); err != nil {
+		return nil, err
+	}
+	m, err := r.op.worker.Layers.New(r.ctx, in.ref, layer.NewOptions{Description: r.op.vertex.Name()})
+	if err != nil {
+		return nil, err
+	}
+	s := &fileState{mutable: m}
+	if s.dir, s.release, err = m.Mount(r.ctx); err != nil {
+		return nil, errors.Join(err, m.Discard())
+	}
+	return s, nil
+}
+
+// needed tells whether state n is a result, or is read by another action than i.
+func (r *fileRun) needed(n, i int) bool {
+	first := len(r.op.vertex.Inputs)
+	if n >= first && r.op.op.Actions[n-first].Output != llb.None {
+		return true
+	}
+	for j, a := range r.op.op.Actions {
+		if a.Secondary == n || j != i && a.Input == n || r.namesOwner(a, n) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *fileRun) namesOwner(a llb.FileStep, n int) bool { return len(reads(a, n)) > 0 }
+
+// readable mounts a state to be read.
+func (r *fileRun) readable(s *fileState) (string, error) {
+	if err := r.freeze(s); err != nil {
+		return "", err
+	}
+	if s.dir == "" {
+		var err error
+		if s.dir, s.release, err = r.op.worker.Layers.Mount(r.ctx, s.ref); err != nil {
+			return "", err
+		}
+		if !slices.Contains(r.states, s) {
+			r.loose = append(r.loose, s)
+		}
+	}
+	return s.dir, nil
+}
+
+// freeze commits a state that an action made.
+func (r *fileRun) freeze(s *fileState) error {
+	if s.committed {
+		return nil
+	}
+	if err := s.unmount(); err != nil {
+		return err
+	}
+	ref, err := s.mutable.Commit(r.ctx)
+	if err != nil {
+		return fmt.Errorf("keep result: %w", err)
+	}
+	s.ref, s.committed = ref, true
+	return nil
+}
+
+func (s *fileState) unmount() error {
+	if s.release == nil {
+		return nil
+	}
+	release := s.release
+	s.release, s.dir = nil, ""
+	return release()
+}
+
+func (r *fileRun) results() ([]solver.Result, error) {
+	out := make([]solver.Result, r.op.op.Outputs())
+	first := len(r.op.vertex.Inputs)
+	for i, a := range r.op.op.Actions {
+		if a.Output == llb.None {
+			continue
+		}
+		s := r.states[first+i]
+		if err := r.freeze(s); err != nil {
+			return nil, err
+		}
+		out[a.Output] = s.ref
+	}
+	return out, nil
+}
+
+func (r *fileRun) discard() error {
+	var errs []error
+	for _, s := range slices.Concat(r.states, r.loose) {
+		if s.moved {
+			continue
+		}
+		errs = append(errs, s.unmount())
+		if !s.committed {
+			errs = append(errs, s.mutable.Discard())
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,217 @@
+// Package op gives the operations of llb a meaning: each gets a key, from
+// which the solver tells whether its result is known, and a way to be carried
+// out with sources, layers and an executor.
+//
+// It sits between solver, which knows no LLB, and the parts that do I/O. The
+// keys are BuildKit's (keys.go), so that caches can be exchanged.
+package op
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Worker is all that operations are carried out with.
+type Worker struct {
+	Platforms   []ocispecs.Platform // what containers can run here, the native one first
+	Sources     []source.Source
+	Executor    executor.Executor
+	Layers      *layer.Store
+	CacheMounts *CacheMounts
+	Secrets     Secrets
+	SSH         SSH
+	Scratch     string // a directory for files of one run
+
+	// Slots bounds the file operations that are carried out at a time; nil
+	// sets no bound. Containers are not bounded.
+	Slots chan struct{}
+}
+
+// Secrets gets secrets from the clients that ctx's work is done for.
+type Secrets interface {
+	// Secret returns fs.ErrNotExist if no client has the secret.
+	Secret(ctx context.Context, id string) ([]byte, error)
+}
+
+// SSH offers the clients' ssh agents to containers.
+type SSH interface {
+	// Listen makes a unix socket at path that leads to the agent id, until
+	// stop. It returns fs.ErrNotExist if no client has the agent.
+	Listen(ctx context.Context, id, path string) (stop func(), err error)
+}
+
+// Job is what operations need to know of a build that they work for. It is
+// the solver.JobOptions.Values of the job.
+type Job struct {
+	Sessions []*session.Caller
+	// Entitlements are what the user allowed and the daemon's configuration
+	// grants, such as "network.host".
+	Entitlements []string
+	// Mode says whether images are looked up anew: "default", "pull", "local".
+	Mode string
+}
+
+func (j *Job) allows(entitlement string) error {
+	if j != nil && slices.Contains(j.Entitlements, entitlement) {
+		return nil
+	}
+	return fmt.Errorf("%s is not allowed: pass --allow %s, and have the daemon's configuration grant it", entitlement, entitlement)
+}
+
+// sessions is the session.Group of the jobs that a piece of work is done for.
+type sessions struct{ ctx context.Context }
+
+func (s sessions) Sessions() (cs []*session.Caller) {
+	for _, v := range solver.Values(s.ctx) {
+		if j, ok := v.(*Job); ok {
+			cs = append(cs, j.Sessions...)
+		}
+	}
+	return cs
+}
+
+// withSessions returns ctx with the sessions of the jobs it works for.
+func withSessions(ctx context.Context) context.Context {
+	return session.WithGroup(ctx, sessions{ctx})
+}
+
+// Edge makes what a graph is to produce known to the solver. Entitlements that
+// the graph needs and job lacks are an error.
+func (w *Worker) Edge(g *llb.Graph, job *Job) (solver.Edge, error) {
+	b := binder{worker: w, job: job, done: map[*llb.Vertex]*vertex{}}
+	v, err := b.bind(g.Root.Vertex)
+	if err != nil {
+		return solver.Edge{}, err
+	}
+	return solver.Edge{Vertex: v, Index: g.Root.Index}, nil
+}
+
+type binder struct {
+	worker *Worker
+	job    *Job
+	done   map[*llb.Vertex]*vertex
+}
+
+func (b *binder) bind(v *llb.Vertex) (*vertex, error) {
+	if sv, ok := b.done[v]; ok {
+		return sv, nil
+	}
+	sv := &vertex{v: v}
+	for _, e := range v.Inputs {
+		in, err := b.bind(e.Vertex)
+		if err != nil {
+			return nil, err
+		}
+		sv.inputs = append(sv.inputs, solver.Edge{Vertex: in, Index: e.Index})
+	}
+	var err error
+	if sv.op, err = b.worker.op(v, b.job); err != nil {
+		return nil, &solver.Error{Vertex: v.Digest(), Name: sv.Name(), Err: err}
+	}
+	b.done[v] = sv
+	return sv, nil
+}
+
+// vertex is an llb vertex as the solver sees it.
+type vertex struct {
+	v      *llb.Vertex
+	op     solver.Op
+	inputs []solver.Edge
+}
+
+func (v *vertex) Digest() digest.Digest { return v.v.Digest() }
+func (v *vertex) Op() solver.Op         { return v.op }
+func (v *vertex) Inputs() []solver.Edge { return v.inputs }
+func (v *vertex) Name() string          { return v.v.Name() }
+
+func (v *vertex) Group() *progress.Group {
+	if g := v.v.Meta.Group; g != nil {
+		return &progress.Group{ID: g.ID, Name: g.Name, Weak: g.Weak}
+	}
+	return nil
+}
+
+func (w *Worker) op(v *llb.Vertex, job *Job) (solver.Op, error) {
+	b := base{w, v}
+	switch o := v.Op.(type) {
+	case *llb.SourceOp:
+		scheme, _, _ := strings.Cut(o.Identifier, "://")
+		for _, s := range w.Sources {
+			if slices.Contains(s.Schemes(), scheme) {
+				return &sourceOp{base: b, op: o, source: s, mode: job.Mode}, nil
+			}
+		}
+		return nil, fmt.Errorf("no source takes %q: its scheme must be one of %s", o.Identifier, strings.Join(w.schemes(), ", "))
+	case *llb.ExecOp:
+		return newExecOp(b, o, job)
+	case *llb.FileOp:
+		return &fileOp{b, o}, nil
+	case *llb.MergeOp:
+		return &mergeOp{b, o}, nil
+	case *llb.DiffOp:
+		return &diffOp{b, o}, nil
+	case *llb.PassthroughOp:
+		return &passthroughOp{b, o}, nil
+	case *llb.BuildOp:
+		return nil, fmt.Errorf("a build inside a build is not supported by this version")
+	}
+	return nil, fmt.Errorf("unknown operation %T", v.Op)
+}
+
+func (w *Worker) schemes() (all []string) {
+	for _, s := range w.Sources {
+		all = append(all, s.Schemes()...)
+	}
+	return all
+}
+
+// slot waits for the right to carry out a file operation.
+func (w *Worker) slot(ctx context.Context) (release func(), err error) {
+	if w.Slots == nil {
+		return func() {}, nil
+	}
+	select {
+	case w.Slots <- struct{}{}:
+		return func() { <-w.Slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// base is what all operations have.
+type base struct {
+	worker *Worker
+	vertex *llb.Vertex
+}
+
+// IgnoreCache tells whether the user wants the operation run anew.
+func (b base) IgnoreCache() bool { return b.vertex.Meta.IgnoreCache }
+
+func (b base) platform() ocispecs.Platform {
+	if b.vertex.Platform != nil {
+		return *b.vertex.Platform
+	}
+	return b.worker.Platforms[0]
+}
+
+// refs are results as layers.
+func refs(rs []solver.Result) []*layer.Ref {
+	out := make([]*layer.Ref, len(rs))
+	for i, r := range rs {
+		out[i], _ = r.(*layer.Ref)
+	}
+	return out
+}
