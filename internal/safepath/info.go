@@ -144,3 +144,12 @@ func (r *Root) Readlink(name string) (string, error) {
 	}
 	return target, nil
 }
+
+// Free tells how many bytes the file system of the root can still take.
+func (r *Root) Free() (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(r.fd(), &st); err != nil {
+		return 0, pathError("statfs", "/", err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
