@@ -8,8 +8,9 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/kiln-build/kiln/llb/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // Constraints are properties that any step may have. Those given to

@@ -10,10 +10,11 @@ import (
 	"sync"
 
 	"github.com/containerd/platforms"
-	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // maxDefinition is how much ReadFrom reads: as much as a daemon takes in one message.

@@ -12,9 +12,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // vector is a definition as BuildKit's client library makes it.

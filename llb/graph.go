@@ -14,9 +14,10 @@ package llb
 import (
 	"sync/atomic"
 
-	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // Graph is a build: everything that one edge needs.

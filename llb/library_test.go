@@ -10,9 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // TestLibrary compares whole definitions, with metadata, order and source maps,

@@ -66,10 +66,9 @@ func (e Edge) verify() error {
 }
 
 func verifyPlatform(p *ocispecs.Platform) error {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 	for _, part := range []string{p.OS, p.Architecture, p.Variant} {
-		if strings.ContainsFunc(part, func(r rune) bool {
-			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r))
-		}) {
+		if strings.ContainsFunc(part, func(r rune) bool { return !strings.ContainsRune(allowed, r) }) {
 			return fmt.Errorf("platform part %q has characters other than letters, digits, '_', '.' and '-'", part)
 		}
 	}

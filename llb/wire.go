@@ -8,10 +8,11 @@ import (
 	"math"
 	"slices"
 
-	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // maxSourceDepth is how many definitions may lie in each other: a source file

@@ -8,9 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kiln-build/kiln/llb/pb"
 	digest "github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // define encodes operations; an input's digest is the number of an earlier one.

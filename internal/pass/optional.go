@@ -5,8 +5,9 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/kiln-build/kiln/llb"
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/llb"
 )
 
 // simplify replaces a merge of one part by that part, a merge of nothing and a

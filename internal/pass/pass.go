@@ -14,8 +14,9 @@ package pass
 import (
 	"fmt"
 
-	"github.com/kiln-build/kiln/llb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/llb"
 )
 
 // Options is what passes need to know about the build.

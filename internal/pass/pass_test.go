@@ -10,9 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kiln-build/kiln/llb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/kiln-build/kiln/llb"
 )
 
 var update = flag.Bool("update", false, "write the results into testdata")

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/containerd/platforms"
+
 	"github.com/kiln-build/kiln/llb"
 )
 
