@@ -73,4 +73,3 @@ func (e *EnvList) ToArray() []string {
 	}
 	return list
 }
-
