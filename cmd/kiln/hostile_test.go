@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
+	ggcr "github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -88,7 +88,7 @@ func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	image, err := index.Image(manifest.Manifests[0].Digest)
 	ts.Check(err)
-	ts.Check(remote.Write(ref, image))
+	ts.Check(ggcr.Write(ref, image))
 	ts.Check(faults.arm(fault, image))
 	ts.Setenv(args[0], host)
 }
