@@ -86,7 +86,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // the keys of WIRE.md section 13.3.
 func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, error) {
 	if req.Sink == nil {
-		req.Sink = progress.Discard
+		req.Sink = progress.Discard()
 	}
 	br, err := b.newBridge(ctx, req)
 	if err != nil {

@@ -40,10 +40,10 @@ type Config struct {
 	Collector *gc.Collector
 	// CacheMounts are the directories of RUN --mount=type=cache.
 	CacheMounts Keeper
-	Platforms []ocispecs.Platform // the native one first
-	WorkerID  string
-	Labels    map[string]string // of the worker (WIRE.md section 18)
-	Version   string
+	Platforms   []ocispecs.Platform // the native one first
+	WorkerID    string
+	Labels      map[string]string // of the worker (WIRE.md section 18)
+	Version     string
 	// IdleTimeout has the daemon leave after so long without a build or a
 	// client; 0 keeps it.
 	IdleTimeout time.Duration

@@ -79,6 +79,9 @@ func statusResponses(es []progress.Event) (all []*control.StatusResponse) {
 	const most = 1 << 20
 	cur, size := &control.StatusResponse{}, 0
 	for _, e := range es {
+		if size > 0 && outOfOrder(cur, e) || size > most {
+			all, cur, size = append(all, cur), &control.StatusResponse{}, 0
+		}
 		switch {
 		case e.Vertex != nil:
 			cur.Vertexes = append(cur.Vertexes, wireVertex(e.Vertex))
@@ -92,14 +95,26 @@ func statusResponses(es []progress.Event) (all []*control.StatusResponse) {
 		case e.Warning != nil:
 			cur.Warnings = append(cur.Warnings, wireWarning(e.Warning))
 		}
-		if size += 200; size > most {
-			all, cur, size = append(all, cur), &control.StatusResponse{}, 0
-		}
+		size += 200
 	}
 	if size > 0 {
 		all = append(all, cur)
 	}
 	return all
+}
+
+// outOfOrder tells whether a message, which is read kind by kind, would tell of
+// e before what came before it.
+func outOfOrder(cur *control.StatusResponse, e progress.Event) bool {
+	switch {
+	case e.Vertex != nil:
+		return len(cur.Statuses)+len(cur.Logs)+len(cur.Warnings) > 0
+	case e.Status != nil:
+		return len(cur.Logs)+len(cur.Warnings) > 0
+	case e.Log != nil:
+		return len(cur.Warnings) > 0
+	}
+	return false
 }
 
 func wireVertex(v *progress.Vertex) *control.Vertex {

@@ -3,11 +3,12 @@ package gc
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/solver"
 	"github.com/kiln-build/kiln/internal/store"
 )
 
@@ -76,6 +77,7 @@ func (c *Collector) Disk(ctx context.Context) (Disk, error) {
 // forgetResults drops results that have lost a layer. Loading one would be a
 // miss anyway; this keeps the database small.
 func (c *Collector) forgetResults(ctx context.Context) error {
+	start := time.Now() // a layer made meanwhile must not count as lost
 	usage, err := c.Layers.DiskUsage(ctx)
 	if err != nil {
 		return err
@@ -84,18 +86,7 @@ func (c *Collector) forgetResults(ctx context.Context) error {
 	for _, u := range usage {
 		kept[u.ID] = true
 	}
-	var stale []solver.Key
-	err = c.Store.Results(func(key solver.Key, r store.Result) error {
-		for _, o := range r.Outputs {
-			if !kept[o.Layer] {
-				stale = append(stale, key)
-				break
-			}
-		}
-		return nil
+	return c.Store.ForgetResults(func(r store.Result) bool {
+		return r.SavedAt.Before(start) && slices.ContainsFunc(r.Outputs, func(o store.Output) bool { return !kept[o.Layer] })
 	})
-	if err != nil {
-		return fmt.Errorf("list results: %w", err)
-	}
-	return c.Store.DeleteResults(stale...)
 }

@@ -52,7 +52,7 @@ func (o *fileOp) dep(i int) solver.Dep {
 	}
 	return solver.Dep{
 		// The memo of a content digest is found by all that selects the content.
-		Selector: string(digest.FromString(fmt.Sprintf("%q", sels))),
+		Selector: string(digest.FromString(fmt.Sprintf("%#v", sels))),
 		Digest: func(ctx context.Context, r solver.Result) (string, error) {
 			ref, _ := r.(*layer.Ref)
 			d, err := o.worker.Layers.Checksum(withSessions(ctx), ref, sels)

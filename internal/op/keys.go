@@ -182,20 +182,17 @@ type ownerJSON struct {
 	Group *userJSON `json:"group,omitempty"`
 }
 
-// userJSON is a oneof; its member's name is capitalised and wrapped in "User".
-type userJSON struct{ User any }
+// userJSON is a oneof, wrapped in "User".
+type userJSON struct{ User oneUserJSON }
 
-type byNameJSON struct {
-	ByName namedJSON
+type oneUserJSON struct {
+	ByName *namedJSON `json:"byName,omitempty"`
+	ByID   uint32     `json:"byId,omitempty"`
 }
 
 type namedJSON struct {
 	Name  string `json:"name,omitempty"`
 	Input int    `json:"input,omitempty"`
-}
-
-type byIDJSON struct {
-	ByID uint32 `json:",omitempty"`
 }
 
 type mkfileJSON struct {
@@ -236,9 +233,9 @@ func newOwnerJSON(c *llb.Ownership) *ownerJSON {
 		case o == nil:
 			return nil
 		case o.Name != "":
-			return &userJSON{byNameJSON{namedJSON{Name: o.Name, Input: o.Input}}}
+			return &userJSON{oneUserJSON{ByName: &namedJSON{o.Name, o.Input}}}
 		default:
-			return &userJSON{byIDJSON{o.ID}}
+			return &userJSON{oneUserJSON{ByID: o.ID}}
 		}
 	}
 	return &ownerJSON{user(c.User), user(c.Group)}

@@ -89,5 +89,5 @@ type SinkFunc func(Event)
 // Emit calls f.
 func (f SinkFunc) Emit(e Event) { f(e) }
 
-// Discard is a sink that forgets.
-var Discard Sink = SinkFunc(func(Event) {})
+// Discard returns a sink that forgets.
+func Discard() Sink { return SinkFunc(func(Event) {}) }

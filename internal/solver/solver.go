@@ -70,7 +70,7 @@ func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
 	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values}
 	if j.sink == nil {
-		j.sink = progress.Discard
+		j.sink = progress.Discard()
 	}
 	return j
 }

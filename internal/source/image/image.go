@@ -213,6 +213,10 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 	}
 	if r.mode != "pull" && s.cfg.Images != nil {
 		if d, ok := s.cfg.Images.Image(name); ok {
+			// Whoever pins the name asks next by digest, which no registry may know.
+			if err := s.remember(d.Digest.String(), d); err != nil {
+				return d, err
+			}
 			s.forBuild(ctx, name+" "+r.mode, d)
 			return d, nil
 		}
@@ -230,15 +234,22 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 	if isPinned && d.Digest != pinned.Digest() {
 		return d, fmt.Errorf("image %s: the registry answered with digest %s", name, d.Digest)
 	}
-	b, err := json.Marshal(d)
-	if err == nil {
-		err = s.cfg.Memo.PutValue(namespaceNames, memo, b)
-	}
-	if err != nil {
-		return d, fmt.Errorf("remember image %s: %w", name, err)
+	if err := s.remember(memo, d); err != nil {
+		return d, err
 	}
 	s.forBuild(ctx, name+" "+r.mode, d)
 	return d, nil
+}
+
+func (s *Source) remember(key string, d ocispecs.Descriptor) error {
+	b, err := json.Marshal(d)
+	if err == nil {
+		err = s.cfg.Memo.PutValue(namespaceNames, key, b)
+	}
+	if err != nil {
+		return fmt.Errorf("remember image %s: %w", key, err)
+	}
+	return nil
 }
 
 func (s *Source) remembered(key string) (ocispecs.Descriptor, bool) {
