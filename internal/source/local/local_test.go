@@ -160,11 +160,12 @@ func look(t testing.TB, dir string) map[string]string {
 				return err
 			}
 			text += fmt.Sprint(info.ModTime().UnixNano(), " ", string(b))
-			if st := info.Sys().(*syscall.Stat_t); st.Nlink > 1 {
-				if inodes[st.Ino] == "" {
-					inodes[st.Ino] = name
-				}
-				text += " linked to " + inodes[st.Ino]
+			// The count of links would be wrong: overlay counts those of lower layers.
+			ino := info.Sys().(*syscall.Stat_t).Ino
+			if first := inodes[ino]; first != "" {
+				text += " linked to " + first
+			} else {
+				inodes[ino] = name
 			}
 		case info.Mode()&fs.ModeSymlink != 0:
 			target, err := os.Readlink(p)
