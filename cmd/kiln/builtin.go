@@ -150,7 +150,7 @@ func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.
 		return nil, nil, err
 	}
 	layers, err := layer.NewStore(ctx, layer.Config{
-		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db, Fetcher: reg,
+		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db, Fetcher: layoutsource.Fetcher{Next: reg},
 		References: func(ctx context.Context) (map[digest.Digest]bool, error) { return db.References(ctx, blobs) },
 	})
 	if err != nil {
@@ -186,7 +186,7 @@ func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessi
 
 func newExporters(layers *layerStore, db *store.Store, reg *registry.Client) map[string]exporter.Exporter {
 	return map[string]exporter.Exporter{
-		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: reg}),
+		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: layoutsource.Fetcher{Next: reg}}),
 		"oci":    ociexporter.New(layers),
 		"docker": dockerexporter.New(layers),
 		"local":  localexporter.New(layers),
