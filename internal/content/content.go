@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -27,7 +28,10 @@ var ErrWrongContent = errors.New("wrong content")
 // Open opens the blobs below root, and forgets those that a crash has left half
 // written.
 func Open(ctx context.Context, root string) (content.Store, error) {
-	if err := os.MkdirAll(root, 0o711); err != nil {
+	// The folder of the blobs, which the store makes only for the first one, is
+	// made here so that an empty store can be listed.
+	blobs := filepath.Join(root, "blobs", digest.Canonical.String())
+	if err := errors.Join(os.MkdirAll(root, 0o711), os.MkdirAll(blobs, 0o755)); err != nil {
 		return nil, fmt.Errorf("create content root: %w", err)
 	}
 	s, err := local.NewStore(root)

@@ -62,19 +62,19 @@ func (s *Store) Mount(ctx context.Context, r *Ref) (dir string, release func() e
 	if err := s.pin(r); err != nil {
 		return "", nil, fmt.Errorf("mount layer: %w", err)
 	}
+	var done func() error
 	lowers, err := s.lowers(ctx, r)
 	if err == nil {
-		dir, release, err = r.mount.acquire(
+		dir, done, err = r.mount.acquire(
 			func() (string, error) { return s.mountAt(s.readOnly(lowers)) }, s.unmount)
 	}
 	if err != nil {
 		s.unpin(r)
 		return "", nil, fmt.Errorf("mount layer %s: %w", r.id, err)
 	}
-	unmount := release // the result of the same name is what is made of it
 	return dir, sync.OnceValue(func() error {
 		defer s.unpin(r)
-		return unmount()
+		return done()
 	}), nil
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/plugins/snapshots/native"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -164,6 +165,9 @@ func (s *Store) FrozenDirs(ctx context.Context) (frozen map[string]string, other
 		frozen[info.Name] = filepath.Join(s.root, rel)
 		return nil
 	})
+	if errdefs.IsNotFound(err) {
+		err = nil // the database of a new store has nothing to walk
+	}
 	return frozen, others, err
 }
 
