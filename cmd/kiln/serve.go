@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/log"
+
 	"github.com/kiln-build/kiln/internal/namespace"
 )
 
@@ -22,6 +24,9 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) error {
 		level = slog.LevelDebug
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
+	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
+		return err
+	}
 	for _, n := range ns.Notices {
 		slog.Warn(n)
 	}

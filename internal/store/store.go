@@ -14,6 +14,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -72,15 +73,20 @@ type Store struct {
 	done  chan struct{}
 }
 
+// lockWait is how long a daemon waits for the root of one that is on its way out.
+const lockWait = 5 * time.Second
+
 // Open opens the database below root and takes the root's lock, which
-// says [ErrLocked] if another process has it.
+// says [ErrLocked] if another process keeps it.
 func Open(root string) (*Store, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("create root: %w", err)
 	}
 	lock := flock.New(filepath.Join(root, lockName))
-	switch ok, err := lock.TryLock(); {
-	case err != nil:
+	ctx, cancel := context.WithTimeout(context.Background(), lockWait)
+	defer cancel()
+	switch ok, err := lock.TryLockContext(ctx, 20*time.Millisecond); {
+	case err != nil && ctx.Err() == nil:
 		return nil, fmt.Errorf("lock %s: %w", lock.Path(), err)
 	case !ok:
 		return nil, fmt.Errorf("%w: another daemon has locked %s; stop it, or choose another root", ErrLocked, lock.Path())
