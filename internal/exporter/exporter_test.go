@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"reflect"
@@ -284,7 +285,7 @@ func archive(t *testing.T, docker bool) ([]byte, map[string][]byte) {
 	r := tar.NewReader(bytes.NewReader(b.Bytes()))
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return b.Bytes(), files
 		} else if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -96,7 +97,7 @@ func (r *verifiedReader) Read(p []byte) (int, error) {
 	case err != nil:
 		r.err = explain("pull", r.origin, err)
 	}
-	if r.err != nil && r.err != io.EOF {
+	if r.err != nil && !errors.Is(r.err, io.EOF) {
 		return 0, r.err
 	}
 	return n, r.err

@@ -71,6 +71,11 @@ func Run(t *testing.T, fresh func(t *testing.T) Subject) {
 			first, told = got, response
 		}
 	})
+	runRefusals(t, fresh)
+}
+
+// runRefusals tests what must come to nothing.
+func runRefusals(t *testing.T, fresh func(t *testing.T) Subject) {
 	t.Run("bad option", func(t *testing.T) {
 		s := fresh(t)
 		client, output := s.Connect(t)

@@ -3,6 +3,7 @@ package tar_test
 import (
 	stdtar "archive/tar"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -91,7 +92,7 @@ func exported(t *testing.T, dir directory, in exporter.Input, attrs map[string]s
 	got := map[string]*stdtar.Header{}
 	for r := stdtar.NewReader(f); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return got
 		} else if err != nil {
 			t.Fatal(err)

@@ -264,8 +264,10 @@ func TestBadServers(t *testing.T) {
 		"hostile name": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Disposition", `attachment; filename="../../etc/passwd"`)
 		}, "not allowed"},
-		"redirects for ever": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }, "redirects"},
-		"redirect to a file": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) }, "file"},
+		"redirects for ever": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, "redirects"},
+		"redirect to a file": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+		}, "file"},
 	} {
 		web.set("", tc.h)
 		_, ref, err := get(t.Context(), s, op(web.url+"/"+strings.ReplaceAll(name, " ", "-")))
@@ -294,7 +296,7 @@ func TestSecrets(t *testing.T) {
 	}
 	ctx := sessiontest.Context(t.Context(), sessiontest.Connect(t, provider))
 	s := newSource(layers, db)
-	web.set("", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.url+"/y", 302) })
+	web.set("", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.url+"/y", http.StatusFound) })
 	if _, _, err := get(ctx, s, op(web.url+"/x")); err != nil {
 		t.Fatal(err)
 	}

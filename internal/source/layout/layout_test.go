@@ -3,6 +3,7 @@ package layout_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -103,7 +104,7 @@ func TestResolveFetchAndPull(t *testing.T) {
 	if b, err := io.ReadAll(rc); err != nil || string(b) != "layer" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if _, err := (layout.Fetcher{Next: nowhere{}}).Fetch(ctx, "docker.io/library/x", rec.blobs[0].Desc); err != os.ErrNotExist {
+	if _, err := (layout.Fetcher{Next: nowhere{}}).Fetch(ctx, "docker.io/library/x", rec.blobs[0].Desc); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("other origins are for the next fetcher: got %v", err)
 	}
 	// What was read once needs no client.

@@ -79,7 +79,7 @@ func (in *intake) Stat(st *files.Stat) (bool, error) {
 	if before != nil && in.isGone(before.Path) {
 		before = nil
 	}
-	if before != nil && before.same(&now) && !(now.isLink() && in.again[now.Linkname]) {
+	if before != nil && before.same(&now) && (!now.isLink() || !in.again[now.Linkname]) {
 		now.Sum = before.Sum
 		in.entries = append(in.entries, now)
 		return false, nil
@@ -120,7 +120,7 @@ func (in *intake) change(before *entry, i int) error {
 	e.new = true
 	in.again[e.Path] = true
 	in.touched[path.Dir(e.Path)] = true
-	if before != nil && !(before.isDir() && e.isDir()) {
+	if before != nil && (!before.isDir() || !e.isDir()) {
 		if before.isDir() {
 			in.gone = before.Path
 		}
