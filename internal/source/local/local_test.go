@@ -441,3 +441,25 @@ func BenchmarkContext(b *testing.B) {
 		}
 	})
 }
+
+func BenchmarkLargeFile(b *testing.B) {
+	r := newRig(b, 0)
+	f, err := os.Create(filepath.Join(r.dir, "large"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	rng := rand.NewChaCha8([32]byte{})
+	buf := make([]byte, 1<<20)
+	for range 500 {
+		_, _ = rng.Read(buf) // never fails
+		if _, err := f.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		r.fetch(b, op("local.differ", "none"))
+	}
+}
