@@ -95,7 +95,7 @@ func scriptTidy(ts *testscript.TestScript, _ bool, _ []string) {
 	var left []string
 	for range 500 {
 		left = leftovers(ts.Getenv("RUN"), state(ts).daemon)
-		for _, dir := range []string{"tmp/runs", "run", "layers/mounts", "content/ingest"} {
+		for _, dir := range []string{"tmp/runs", "run/run", "run/runtime", "layers/mounts", "content/ingest"} {
 			entries, err := os.ReadDir(filepath.Join(root, dir))
 			if err != nil && !errors.Is(err, os.ErrNotExist) {
 				ts.Fatalf("%v", err)
