@@ -39,7 +39,7 @@ func Copy(ctx context.Context, dst, src *safepath.Root, a *llb.DoCopy, owner *Ow
 	}
 	names := []string{withTail(a.Src)}
 	if a.Wildcard {
-		if names, err = glob(src, a.Src); err != nil {
+		if names, err = glob(src, a.Src, a.FollowSymlink); err != nil {
 			return failed("copy", a.Src, err)
 		}
 		if len(names) == 0 && !a.AllowEmptyWildcard {
@@ -58,6 +58,9 @@ func Copy(ctx context.Context, dst, src *safepath.Root, a *llb.DoCopy, owner *Ow
 		if err := c.from(name); err != nil {
 			return err
 		}
+	}
+	if err := c.finishParents(); err != nil {
+		return err
 	}
 	for _, r := range c.required {
 		if !r.seen.Load() {
@@ -91,6 +94,8 @@ type copier struct {
 
 	include, exclude *patternmatcher.PatternMatcher
 	required         []*requirement
+
+	parents []string // of the destination, made on the way there
 
 	mu    sync.Mutex
 	links map[inode]*linked
@@ -204,7 +209,7 @@ func (c *copier) target(name string, isDir bool) (string, error) {
 	if base := dest[strings.LastIndexByte(dest, '/')+1:]; base != "" && base != "." {
 		down = path.Dir(dest)
 	}
-	if err := mkdirAll(c.dst, down, c.made, c.owner, c.time); err != nil {
+	if err := c.parent(down); err != nil {
 		return "", err
 	}
 	to, err := c.dst.Resolve(dest)
@@ -223,7 +228,28 @@ func (c *copier) target(name string, isDir bool) (string, error) {
 	if isDir && c.action.DirContents && !exists {
 		down = to
 	}
-	return to, mkdirAll(c.dst, down, c.made, c.owner, c.time)
+	return to, c.parent(down)
+}
+
+// parent makes a directory of the destination, if it is not there.
+func (c *copier) parent(name string) error {
+	made, err := mkdirAll(c.dst, name, c.made, c.owner, c.time)
+	c.parents = append(c.parents, made...)
+	return err
+}
+
+// finishParents sets the times of the directories made for the destination
+// again: what was copied into them changed them.
+func (c *copier) finishParents() error {
+	if c.time == nil {
+		return nil
+	}
+	for _, name := range c.parents {
+		if err := c.dst.Utimes(name, *c.time, *c.time); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return failed("copy to", name, err)
+		}
+	}
+	return nil
 }
 
 // dir is a directory being copied. What is in it comes through its handles.

@@ -105,6 +105,8 @@ func TestCopy(t *testing.T) {
 		{"wildcard with one directory", nil, dockerfile("d?r", "/d/"), nil, append(dirTree("d"), "d/"), ""},
 		{"wildcard in the middle", nil, dockerfile("d*/x", "/d/"), nil, []string{"d/", "d/x=dir/x"}, ""},
 		{"wildcard, nothing", nil, dockerfile("*.none", "/d/"), nil, nil, ""},
+		{"wildcard in a linked directory", nil, dockerfile("dlink/*.go", "/"), nil, []string{"y.go=dir/y.go"}, ""},
+		{"wildcard below nothing", nil, dockerfile("/nope/*", "/d/"), nil, nil, `"/nope": not found`},
 		{"wildcard, nothing, not allowed", nil, with(dockerfile("*.none", "/d/"), func(c *llb.DoCopy) { c.AllowEmptyWildcard = false }), nil, nil, `"/*.none": not found`},
 		{"stars without wildcard", nil, with(dockerfile("*.txt", "/"), func(c *llb.DoCopy) { c.Wildcard = false }), nil, nil, `"/*.txt": not found`},
 		{"bad pattern", nil, dockerfile("[", "/"), nil, nil, "syntax error in pattern"},
@@ -163,6 +165,13 @@ func TestCopyTimes(t *testing.T) {
 			with(dockerfile("/", "/inc"), func(c *llb.DoCopy) { c.Timestamp, c.Include = stamp, []string{"dir/sub/*"} }),
 		} {
 			must(t, Copy(t.Context(), dst, src, &do, nil))
+		}
+		do := with(dockerfile("dir/x", "/p/q/r/x"), func(c *llb.DoCopy) { c.Timestamp = 5_000_000_007 })
+		must(t, Copy(t.Context(), dst, src, &do, nil))
+		for _, p := range []string{"p", "p/q", "p/q/r", "p/q/r/x"} {
+			if got := mtime(t, filepath.Join(dir, p)); got.UnixNano() != do.Timestamp {
+				t.Errorf("time of %s is %v", p, got)
+			}
 		}
 		for _, p := range []string{"d", "d/x", "d/sub", "d/sub/z", "d/up", "d/empty", "inc", "inc/dir", "inc/dir/sub/z"} {
 			if got := mtime(t, filepath.Join(dir, p)); !got.Equal(want) {
@@ -319,5 +328,24 @@ func TestModes(t *testing.T) {
 		if m, err := parseMode(bad); err == nil {
 			t.Errorf("%q was taken for %v", bad, m)
 		}
+	}
+}
+
+func BenchmarkCopy(b *testing.B) {
+	src, dir := root(b)
+	content := make([]byte, 4096)
+	for i := range 10_000 {
+		sub := filepath.Join(dir, fmt.Sprintf("d%02d", i%100))
+		if i < 100 {
+			must(b, os.Mkdir(sub, 0o755))
+		}
+		must(b, os.WriteFile(filepath.Join(sub, fmt.Sprint(i)), content, 0o644))
+	}
+	do := dockerfile("/", "/")
+	for range b.N {
+		b.StopTimer()
+		dst, _ := root(b)
+		b.StartTimer()
+		must(b, Copy(b.Context(), dst, src, &do, nil))
 	}
 }

@@ -89,31 +89,32 @@ func dress(root *safepath.Root, name string, owner *Owner, at *time.Time) error 
 	return nil
 }
 
-// mkdirAll makes a directory and its parents with exactly these permissions.
-func mkdirAll(root *safepath.Root, name string, perm fs.FileMode, owner *Owner, at *time.Time) error {
+// mkdirAll makes a directory and its parents with exactly these permissions,
+// and tells which it made.
+func mkdirAll(root *safepath.Root, name string, perm fs.FileMode, owner *Owner, at *time.Time) (made []string, err error) {
 	if fi, err := root.Stat(name); err == nil && fi.IsDir() {
-		return nil
+		return nil, nil
 	}
-	made, err := root.MkdirAll(name, perm)
-	if err != nil {
-		return failed("make directory", name, err)
+	if made, err = root.MkdirAll(name, perm); err != nil {
+		return nil, failed("make directory", name, err)
 	}
 	for i := len(made) - 1; i >= 0; i-- { // children first: they change their parents' times
 		if err := root.Lchmod(made[i], perm); err != nil {
-			return failed("make directory", name, err)
+			return nil, failed("make directory", name, err)
 		}
 		if err := dress(root, made[i], owner, at); err != nil {
-			return failed("make directory", name, err)
+			return nil, failed("make directory", name, err)
 		}
 	}
-	return nil
+	return made, nil
 }
 
 // Mkdir makes a directory. One that exists is left as it is.
 func Mkdir(root *safepath.Root, a *llb.DoMkdir, owner *Owner) error {
 	perm := fs.FileMode(a.Mode) & fs.ModePerm
 	if a.Parents {
-		return mkdirAll(root, a.Path, perm, owner, timeOf(a.Timestamp))
+		_, err := mkdirAll(root, a.Path, perm, owner, timeOf(a.Timestamp))
+		return err
 	}
 	name, err := root.Resolve(a.Path)
 	if err != nil {
@@ -191,7 +192,11 @@ func Rm(root *safepath.Root, a *llb.DoRm) error {
 	names := []string{path.Join("/", a.Path)}
 	if a.Wildcard {
 		var err error
-		if names, err = glob(root, a.Path); err != nil {
+		names, err = glob(root, a.Path, false)
+		if a.AllowNotFound && errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
 			return failed("remove", a.Path, err)
 		}
 	}

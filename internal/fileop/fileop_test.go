@@ -289,11 +289,14 @@ func TestRm(t *testing.T) {
 		{llb.DoRm{Path: "out"}, without("out"), ""},
 		{llb.DoRm{Path: "up/"}, without("up"), ""},
 		{llb.DoRm{Path: "/a/*.go", Wildcard: true}, without("a/d.go", "a/e.go"), ""},
-		{llb.DoRm{Path: "/la/*.go", Wildcard: true}, without("a/d.go", "a/e.go"), ""},
+		{llb.DoRm{Path: "/la/*.go", Wildcard: true}, all, ""},
+		{llb.DoRm{Path: "/la/b/*", Wildcard: true}, without("a/b/c"), ""},
 		{llb.DoRm{Path: "*/b", Wildcard: true}, without("a/b", "a/b/c"), ""},
 		{llb.DoRm{Path: "/none*", Wildcard: true}, all, ""},
 		{llb.DoRm{Path: "/none"}, all, `"/none": not found`},
 		{llb.DoRm{Path: "/none", Wildcard: true}, all, `"/none": not found`},
+		{llb.DoRm{Path: "/none/*", Wildcard: true}, all, `"/none": not found`},
+		{llb.DoRm{Path: "/none/*", Wildcard: true, AllowNotFound: true}, all, ""},
 		{llb.DoRm{Path: "/none/x", AllowNotFound: true}, all, ""},
 		{llb.DoRm{Path: ".."}, all, "cannot be removed"},
 		{llb.DoRm{Path: "../.."}, all, "cannot be removed"},
@@ -340,5 +343,5 @@ func nlink(t *testing.T, p string) uint64 {
 	t.Helper()
 	fi, err := os.Lstat(p)
 	must(t, err)
-	return uint64(fi.Sys().(*syscall.Stat_t).Nlink)
+	return fi.Sys().(*syscall.Stat_t).Nlink
 }

@@ -7,14 +7,18 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // glob finds what matches a pattern as path.Match does, in the order of names.
 // Nothing is looked for below a match. Symlinks are followed in the part of
-// the pattern that has no wildcards, and nowhere else. A pattern without
-// wildcards matches itself, whether it exists or not.
-func glob(root *safepath.Root, pattern string) ([]string, error) {
+// the pattern that has no wildcards, at its end only if asked to, and nowhere
+// else. A pattern without
+// wildcards matches itself, whether it exists or not; the part of a pattern
+// that has none must exist.
+func glob(root *safepath.Root, pattern string, follow bool) ([]string, error) {
 	pattern = path.Join("/", pattern)
 	base, rest := split(pattern)
 	if rest == "" {
@@ -23,9 +27,16 @@ func glob(root *safepath.Root, pattern string) ([]string, error) {
 	if _, err := path.Match(rest, ""); err != nil {
 		return nil, fmt.Errorf("pattern %q: %w", pattern, err)
 	}
-	dir, err := root.Sub(base)
+	open := root.LSub
+	if follow {
+		open = root.Sub
+	}
+	dir, err := open(base)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, &notFoundError{base}
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) && !follow {
+		return nil, nil // a file, or a symlink, has nothing in it
 	}
 	if err != nil {
 		return nil, err

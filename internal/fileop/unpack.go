@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +50,7 @@ func (c *copier) unpack(name string) (bool, error) {
 	}
 	c.copied(path.Clean(name))
 	dest := withTail(c.action.Dest)
-	if err := mkdirAll(c.dst, dest, 0o755, c.owner, c.time); err != nil {
+	if _, err := mkdirAll(c.dst, dest, 0o755, c.owner, c.time); err != nil {
 		return false, err
 	}
 	root, err := c.dst.Sub(dest)
@@ -152,7 +153,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		}
 		return nil // which stays as it is
 	}
-	if err := mkdirAll(u.root, path.Dir(name), 0o755, u.owner, nil); err != nil {
+	if _, err := mkdirAll(u.root, path.Dir(name), 0o755, u.owner, nil); err != nil {
 		return err
 	}
 	fi, err := u.root.Lstat(name)
@@ -229,8 +230,29 @@ func (u *unpacker) file(h *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{f}, &untilDone{u.ctx, content}, make([]byte, 128<<10))
+	w := &holeWriter{f: f}
+	_, err = io.CopyBuffer(w, &untilDone{u.ctx, content}, make([]byte, 128<<10))
+	if err == nil {
+		err = f.Truncate(w.end)
+	}
 	return errors.Join(err, f.Close())
+}
+
+// holeWriter leaves holes for zeros, so that an archive of nothing, which may
+// say in few bytes that it is huge, fills no disk. The file begins empty.
+type holeWriter struct {
+	f   *os.File
+	end int64
+}
+
+func (w *holeWriter) Write(b []byte) (int, error) {
+	if slices.IndexFunc(b, func(c byte) bool { return c != 0 }) >= 0 {
+		if n, err := w.f.WriteAt(b, w.end); err != nil {
+			return n, err
+		}
+	}
+	w.end += int64(len(b))
+	return len(b), nil
 }
 
 // untilDone is a reader that ends with its context.

@@ -180,6 +180,20 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
+func TestUnpackLeavesHoles(t *testing.T) {
+	content := strings.Repeat("\x00", 40<<20) + "end"
+	dst, dir := root(t)
+	must(t, Unpack(t.Context(), dst, bytes.NewReader(pack(t, archive(t, file("f", content)), zipped)), nil))
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(dir, "f"), &st))
+	if st.Size != int64(len(content)) || st.Blocks*512 > 1<<20 {
+		t.Errorf("the file has %d bytes and takes %d", st.Size, st.Blocks*512)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "f")); string(b) != content {
+		t.Errorf("it differs, %v", err)
+	}
+}
+
 func TestUnpackXattrs(t *testing.T) {
 	h := file("f", "x")
 	h.PAXRecords = map[string]string{paxXattr + "user.k": "v", paxXattr + "trusted.overlay.opaque": "y", paxXattr + "nonsense": "x"}

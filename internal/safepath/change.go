@@ -17,7 +17,7 @@ func (r *Root) at(op, name string, call func(dir int, base string) error) error 
 	}
 	defer dir.close()
 	for {
-		if err = call(dir.fd, base); err != unix.EINTR {
+		if err = call(dir.fd, base); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}

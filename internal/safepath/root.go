@@ -182,7 +182,7 @@ func (r *Root) openat2(rel string, flags int, perm uint32) (int, error) {
 	const tries = 32 // EAGAIN: a rename somewhere while ".." was resolved
 	for i := 0; ; i++ {
 		fd, err := unix.Openat2(r.fd(), rel, &how)
-		if err == unix.EINTR || err == unix.EAGAIN && i < tries {
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && i < tries {
 			continue
 		}
 		return fd, err
@@ -255,7 +255,7 @@ func pathError(op, name string, err error) error {
 func ignoreEINTR(f func() (int, error)) (int, error) {
 	for {
 		n, err := f()
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}
