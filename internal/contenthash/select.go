@@ -17,6 +17,7 @@ import (
 // [fs.ErrNotExist].
 type NotFoundError struct{ Path string }
 
+// Error is the message that users of Docker know.
 func (e *NotFoundError) Error() string { return strconv.Quote(e.Path) + ": not found" }
 
 // Is makes errors.Is find fs.ErrNotExist.
