@@ -164,33 +164,41 @@ func (n *node) identify() (identity, error) {
 		return identity{}, n.fail("", err)
 	}
 	id := identity{fresh: n.op.IgnoreCache(), keep: cm.Keep}
-	inputs, err := gather(n.inputs, func(_ int, in input) (identity, error) {
-		return in.node.identity.get(n.job.ctx, in.node.identify)
-	})
+	// All inputs at once: to learn the content of one can take as long as to
+	// make it, and must not wait for what another turns out to be.
+	parts, err := gather(n.inputs, func(i int, in input) (keyPart, error) { return n.part(in, cm.Dep(i)) })
 	if err != nil {
 		return identity{}, err
 	}
-	parts, err := gather(n.inputs, func(i int, in input) (string, error) {
-		if dep := cm.Dep(i); dep.Digest != nil {
-			return n.contentPart(in, inputs[i], dep)
-		} else {
-			return definitionPart(inputs[i].key, in.index, dep.Selector), nil
-		}
-	})
-	if err != nil {
-		return identity{}, err
-	}
-	for i := range inputs {
-		if cm.Dep(i).Digest != nil {
-			continue
-		}
-		id.fresh = id.fresh || inputs[i].fresh
-		if inputs[i].keep == KeepJob {
+	texts := make([]string, len(parts))
+	for i, p := range parts {
+		texts[i] = p.text
+		id.fresh = id.fresh || p.fresh
+		if p.job {
 			id.keep = KeepJob
 		}
 	}
-	id.key = newKey(cm.Digest, parts)
+	id.key = newKey(cm.Digest, texts)
 	return id, nil
+}
+
+// keyPart is what one input adds to a node's identity.
+type keyPart struct {
+	text  string
+	fresh bool // the input must be made anew, and so must what is built on it
+	job   bool // the input holds for this job alone
+}
+
+func (n *node) part(in input, dep Dep) (keyPart, error) {
+	id, err := in.node.identity.get(n.job.ctx, in.node.identify)
+	if err != nil {
+		return keyPart{}, err
+	}
+	if dep.Digest == nil {
+		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob}, nil
+	}
+	text, err := n.contentPart(in, id, dep)
+	return keyPart{text: text}, err
 }
 
 // contentPart digests an input's content, evaluating the input only if no one
