@@ -311,5 +311,5 @@ func (b *below) descend(root *os.File, components []string) (dir *os.File, cover
 type markFinder struct{}
 
 func (markFinder) put(string, int, string, *unix.Stat_t) error { return nil }
-func (markFinder) remove(string) error                          { return errMarked }
-func (markFinder) opaque(string) error                          { return errMarked }
+func (markFinder) remove(string) error                         { return errMarked }
+func (markFinder) opaque(string) error                         { return errMarked }
