@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -14,12 +13,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/moby/sys/mountinfo"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	blobs "github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/snapshot"
@@ -400,13 +399,4 @@ func (w *world) debris() {
 	}
 }
 
-func mustBeDevice(p string) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(p, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFCHR {
-		return fmt.Errorf("%s has mode %#o", p, st.Mode)
-	}
-	return nil
-}
+var epochZero = time.Unix(0, 0)
