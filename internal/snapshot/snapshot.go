@@ -127,7 +127,10 @@ func (s *Store) Close() error {
 			return fmt.Errorf("sync snapshot database: %w", err)
 		}
 	}
-	return os.Remove(s.marker())
+	if err := os.Remove(s.marker()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("mark snapshots as closed: %w", err)
+	}
+	return nil
 }
 
 // Dir is the directory of an active snapshot that has no parent or, in a

@@ -1,0 +1,162 @@
+// Package snapshottest is the suite that every kind of snapshot store passes:
+// containerd's own, and what Kiln adds.
+package snapshottest
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	_ "github.com/containerd/containerd/v2/pkg/testutil" // defines the flag that lets tests mount
+
+	"github.com/kiln-build/kiln/internal/snapshot"
+)
+
+// Run runs the suite on stores of a kind. It needs to be root.
+func Run(t *testing.T, kind string) {
+	if err := flag.Set("test.root", "true"); err != nil {
+		t.Fatalf("let containerd's suite mount: %v", err)
+	}
+	testsuite.SnapshotterSuite(t, kind, func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+		s, err := snapshot.Open(root, kind)
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, s.Close, nil
+	})
+	t.Run("FrozenDirs", func(t *testing.T) { frozenDirs(t, kind) })
+	t.Run("SurvivesKill", func(t *testing.T) { survivesKill(t, kind) })
+	t.Run("MachineWentDown", func(t *testing.T) {
+		startsAfresh(t, kind, func(root string) error {
+			return os.WriteFile(filepath.Join(root, kind, "open"), []byte("another boot"), 0o600)
+		})
+	})
+	t.Run("DatabaseDamaged", func(t *testing.T) {
+		startsAfresh(t, kind, func(root string) error {
+			db := filepath.Join(root, kind, "metadata.db")
+			data, err := os.ReadFile(db)
+			if err != nil {
+				return err
+			}
+			for i := range data[8192:] { // all but the two pages that say where the rest is
+				data[8192+i] ^= 0x55
+			}
+			return os.WriteFile(db, data, 0o600)
+		})
+	})
+	t.Run("DatabaseCut", func(t *testing.T) {
+		startsAfresh(t, kind, func(root string) error {
+			return os.Truncate(filepath.Join(root, kind, "metadata.db"), 12288)
+		})
+	})
+}
+
+func open(t *testing.T, root, kind string) *snapshot.Store {
+	t.Helper()
+	s, err := snapshot.Open(root, kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Kind != kind {
+		t.Fatalf("kind is %q, want %q", s.Kind, kind)
+	}
+	return s
+}
+
+// freeze makes a snapshot with one file.
+func freeze(t *testing.T, s *snapshot.Store, name string) (dir string) {
+	t.Helper()
+	ctx := context.Background()
+	if _, err := s.Prepare(ctx, name+"-key", ""); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := s.Dir(ctx, name+"-key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte(name), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Freeze(ctx, name, name+"-key", dir); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func frozenDirs(t *testing.T, kind string) {
+	root := t.TempDir()
+	s := open(t, root, kind)
+	ctx := context.Background()
+	if frozen, others, err := s.FrozenDirs(ctx); err != nil || len(frozen)+len(others) > 0 {
+		t.Fatalf("a new store has %v and %v (%v)", frozen, others, err)
+	}
+	dir := freeze(t, s, "one")
+	if _, err := s.Prepare(ctx, "under way", ""); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		frozen, others, err := s.FrozenDirs(ctx)
+		if err != nil || len(frozen) != 1 || frozen["one"] != dir || len(others) != 1 || others[0] != "under way" {
+			t.Errorf("frozen are %v, others %v (%v)", frozen, others, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, root, kind)
+		if s.Recovered() != "" {
+			t.Errorf("after an orderly end: %s", s.Recovered())
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// survivesKill opens what another process, as it were, did not close.
+func survivesKill(t *testing.T, kind string) {
+	root := t.TempDir()
+	dir := freeze(t, open(t, root, kind), "one")
+	if err := copyTree(root, root+"-copy"); err != nil { // the lock of the first stays with it
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(root + "-copy")
+	s := open(t, root+"-copy", kind)
+	defer s.Close()
+	frozen, _, err := s.FrozenDirs(context.Background())
+	if err != nil || len(frozen) != 1 || s.Recovered() != "" {
+		t.Fatalf("frozen are %v (%v), %q", frozen, err, s.Recovered())
+	}
+	rel, _ := filepath.Rel(root, dir)
+	if data, err := os.ReadFile(filepath.Join(root+"-copy", rel, "file")); err != nil || string(data) != "one" {
+		t.Errorf("file is %q (%v)", data, err)
+	}
+}
+
+func copyTree(from, to string) error { return os.CopyFS(to, os.DirFS(from)) }
+
+func startsAfresh(t *testing.T, kind string, harm func(root string) error) {
+	root := t.TempDir() + "-used"
+	defer os.RemoveAll(root)
+	copied := root + "-copy"
+	defer os.RemoveAll(copied)
+	first := open(t, root, kind)
+	defer first.Close()
+	for _, name := range []string{"one", "two", "three"} {
+		freeze(t, first, name)
+	}
+	if err := errors.Join(copyTree(root, copied), harm(copied)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, copied, kind)
+	defer s.Close()
+	frozen, others, err := s.FrozenDirs(context.Background())
+	if err != nil || len(frozen)+len(others) > 0 || s.Recovered() == "" {
+		t.Errorf("frozen are %v, others %v (%v), %q", frozen, others, err, s.Recovered())
+	}
+	freeze(t, s, "one")
+}
