@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/kiln-build/kiln/conformance/peer"
@@ -67,8 +66,12 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 		return measured{}, err
 	}
 	began := time.Now()
-	err = cmd.Run()
-	m := measured{wall: time.Since(began)}
+	if err := cmd.Start(); err != nil {
+		return measured{}, err
+	}
+	peak := watchPeak(cmd.Process.Pid)
+	err = cmd.Wait()
+	m := measured{wall: time.Since(began), clientPeak: peak()}
 	if ctx.Err() == context.DeadlineExceeded {
 		return m, fmt.Errorf("%s %w", e.Name, errHang)
 	}
@@ -79,8 +82,33 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 	if m.daemonPeak, err = e.memory("VmHWM"); err != nil {
 		return m, err
 	}
-	m.clientPeak = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
 	return m, nil
+}
+
+// watchPeak looks at a process's peak of memory until the function that it
+// returns is called, which returns the last that was seen, in bytes. What the
+// kernel tells of a process that has ended would not do: it counts the memory
+// of this program, from before the other was executed.
+func watchPeak(pid int) func() int64 {
+	done, result := make(chan struct{}), make(chan int64)
+	go func() {
+		var last int64
+		for {
+			if n, err := statusField(pid, "VmHWM"); err == nil {
+				last = n
+			}
+			select {
+			case <-done:
+				result <- last
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+		}
+	}()
+	return func() int64 {
+		close(done)
+		return <-result
+	}
 }
 
 // pids are the daemon's processes: Kiln's has a double outside its namespaces.
@@ -128,19 +156,25 @@ func (e *engine) memory(field string) (sum int64, err error) {
 		return 0, err
 	}
 	for _, pid := range pids {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		n, err := statusField(pid, field)
 		if err != nil {
 			return 0, err
 		}
-		_, value, ok := strings.Cut(string(text), "\n"+field+":")
-		if !ok {
-			return 0, fmt.Errorf("no %s for %s", field, e.Name)
-		}
-		kb, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += kb << 10
+		sum += n
 	}
 	return sum, nil
+}
+
+// statusField returns a size from a process's /proc status, in bytes.
+func statusField(pid int, field string) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, value, ok := strings.Cut(string(text), "\n"+field+":")
+	if !ok {
+		return 0, fmt.Errorf("process %d has no %s", pid, field)
+	}
+	kb, err := strconv.ParseInt(strings.Fields(value)[0], 10, 64)
+	return kb << 10, err
 }

@@ -175,6 +175,7 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 		}
 		for i := range engines {
 			e := engines[(i+round)%len(engines)] // take turns in going first
+			syscall.Sync()                       // what another wrote is not this one's to wait for
 			r.engine = e
 			r.out = filepath.Join(in, "out-"+e.Name)
 			if err := c.run(ctx, r); err != nil {
