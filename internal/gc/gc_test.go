@@ -1,0 +1,162 @@
+package gc
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/solver"
+	"github.com/kiln-build/kiln/internal/store"
+)
+
+func TestPlan(t *testing.T) {
+	const gb = 1 << 30
+	for name, tc := range map[string]struct {
+		policy Policy
+		disk   Disk
+		act    bool
+		keep   int64
+	}{
+		"no limits":            {Policy{}, Disk{Total: 100 * gb, Free: 90 * gb, Used: gb}, true, 0},
+		"nothing there":        {Policy{MaxUsed: gb}, Disk{Total: 100 * gb, Free: 100 * gb}, false, 0},
+		"below the limit":      {Policy{MaxUsed: 2 * gb}, Disk{Total: 100 * gb, Free: 9 * gb, Used: 2 * gb}, false, 0},
+		"above the limit":      {Policy{MaxUsed: 2 * gb}, Disk{Total: 100 * gb, Free: 9 * gb, Used: 3 * gb}, true, 2 * gb},
+		"disk is full":         {Policy{MinFree: 10 * gb}, Disk{Total: 100 * gb, Free: 4 * gb, Used: 20 * gb}, true, 14 * gb},
+		"disk has room":        {Policy{MinFree: 10 * gb}, Disk{Total: 100 * gb, Free: 11 * gb, Used: 20 * gb}, false, 0},
+		"others filled it":     {Policy{MinFree: 10 * gb}, Disk{Total: 100 * gb, Free: 0, Used: 3 * gb}, true, 0},
+		"but some is ours":     {Policy{MinFree: 10 * gb, Reserved: 2 * gb}, Disk{Total: 100 * gb, Free: 0, Used: 3 * gb}, true, 2 * gb},
+		"and that is all":      {Policy{MinFree: 10 * gb, Reserved: 3 * gb}, Disk{Total: 100 * gb, Free: 0, Used: 3 * gb}, false, 0},
+		"the tighter one":      {Policy{MaxUsed: 15 * gb, MinFree: 10 * gb}, Disk{Total: 100 * gb, Free: 4 * gb, Used: 20 * gb}, true, 14 * gb},
+		"only a floor":         {Policy{Reserved: 5 * gb}, Disk{Total: 100 * gb, Free: 50 * gb, Used: 20 * gb}, true, 5 * gb},
+		"floor above the rest": {Policy{MaxUsed: gb, Reserved: 5 * gb}, Disk{Total: 100 * gb, Free: 50 * gb, Used: 20 * gb}, true, 5 * gb},
+	} {
+		plan, err := tc.policy.Plan(tc.disk)
+		if err != nil || plan.Act != tc.act || plan.Options.KeepBytes != tc.keep {
+			t.Errorf("%s: plan is %+v (%v), want act %v, keep %d", name, plan, err, tc.act, tc.keep)
+		}
+	}
+	plan, err := Policy{All: true, KeepFor: time.Hour, Filters: []string{"type==x"}}.Plan(Disk{})
+	if err != nil || !plan.Options.All || plan.Options.KeepDuration != time.Hour || plan.Options.Filter(layer.Record{Type: "y"}) {
+		t.Errorf("plan is %+v (%v)", plan, err)
+	}
+	if _, err := (Policy{Filters: []string{"size>5"}}).Plan(Disk{}); err == nil {
+		t.Error("a filter that is none is taken")
+	}
+}
+
+func TestDefaultPolicies(t *testing.T) {
+	for _, d := range []Disk{{}, {Total: 1e9, Free: 1e8, Used: 8e8}, {Total: 1e12, Free: 5e11, Used: 2e11}} {
+		policies := DefaultPolicies(d)
+		for i, p := range policies {
+			plan, err := p.Plan(d)
+			if err != nil {
+				t.Errorf("policy %d: %v", i, err)
+			}
+			if last := i == len(policies)-1; last && d.Used > 1e11 && (!plan.Act || plan.Options.KeepBytes != 1e11) {
+				t.Errorf("of %+v, %+v is kept", d, plan)
+			}
+		}
+	}
+}
+
+func TestFilters(t *testing.T) {
+	r := layer.Record{ID: "abc123", Parent: "p", Type: "regular", Description: "RUN apt-get update"}
+	for text, want := range map[string]bool{
+		"type==regular":                true,
+		"type==source.local":           false,
+		"type!=source.local":           true,
+		"type!=regular":                false,
+		"id==abc123":                   true,
+		"id==abc*":                     true,
+		"id==x*":                       false,
+		"id~=^abc[0-9]+$":              true,
+		"parent==p":                    true,
+		"description~=apt-get":         true,
+		"type==x,type==regular":        true,
+		"type==x,id!=abc123,parent==q": false,
+	} {
+		f, err := ParseFilter(text)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+		} else if f(r) != want {
+			t.Errorf("%q is %v", text, !want)
+		}
+	}
+	for _, text := range []string{"", "type", "type=x", "size==5", "id~=[", "id==[", "type==a,", "==x"} {
+		if _, err := ParseFilter(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+	all, err := ParseFilters([]string{"type==regular", "id==x"})
+	if err != nil || all(r) {
+		t.Errorf("one of two filters is enough (%v)", err)
+	}
+	if none, err := ParseFilters(nil); none != nil || err != nil {
+		t.Error("no filters are a filter")
+	}
+}
+
+// fakeLayers removes what it is told to.
+type fakeLayers struct {
+	usage  []layer.Usage
+	prunes []layer.PruneOptions
+	fail   error
+}
+
+func (f *fakeLayers) DiskUsage(context.Context) ([]layer.Usage, error) { return f.usage, nil }
+
+func (f *fakeLayers) Prune(_ context.Context, o layer.PruneOptions, report func(layer.Usage)) error {
+	f.prunes = append(f.prunes, o)
+	f.usage = slices.DeleteFunc(f.usage, func(u layer.Usage) bool {
+		gone := o.Filter == nil || o.Filter(u.Record)
+		if gone {
+			report(u)
+		}
+		return gone
+	})
+	return f.fail
+}
+
+func TestRun(t *testing.T) {
+	st, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	saved := time.Now().Add(-time.Minute)
+	for key, outputs := range map[solver.Key][]store.Output{
+		"old": {{Layer: "old"}}, "both": {{Layer: "new"}, {Layer: "old"}}, "new": {{Layer: "new"}}, "empty": {{}},
+	} {
+		if err := st.PutResult(key, store.Result{Outputs: outputs, SavedAt: saved}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	layers := &fakeLayers{usage: []layer.Usage{
+		{Record: layer.Record{ID: "old"}, Size: 100}, {Record: layer.Record{ID: "new"}, Size: 10},
+	}}
+	c := Collector{Root: t.TempDir(), Layers: layers, Store: st}
+	var gone []string
+	report := func(u layer.Usage) { gone = append(gone, u.ID) }
+	policies := []Policy{{MaxUsed: 1000}, {MaxUsed: 50, Filters: []string{"id==old"}}, {MaxUsed: 50}}
+	if err := c.Run(context.Background(), policies, report); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(gone, []string{"old"}) || len(layers.prunes) != 1 || layers.prunes[0].KeepBytes != 50 {
+		t.Errorf("gone are %v by %+v", gone, layers.prunes)
+	}
+	for key, want := range map[solver.Key]bool{"old": false, "both": false, "new": true, "empty": true} {
+		if _, ok := st.Result(key); ok != want {
+			t.Errorf("result %q is kept: %v", key, ok)
+		}
+	}
+	layers.fail = errors.New("disk is on fire")
+	if err := c.Run(context.Background(), []Policy{{}}, nil); !errors.Is(err, layers.fail) {
+		t.Errorf("error is %v", err)
+	}
+	if err := (&Collector{Root: "/nowhere", Layers: layers, Store: st}).Run(context.Background(), policies, nil); err == nil {
+		t.Error("a disk that is not there is no error")
+	}
+}
