@@ -120,10 +120,11 @@ func (f *faultyRegistry) arm(fault string, image v1.Image) error {
 var statusFault = regexp.MustCompile(`^(auth-)?([1-5]\d\d)$`)
 
 func (f *faultyRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	layer := f.layers[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]
+	// That a layer exists, which a HEAD asks, is always told.
+	layer := r.Method == http.MethodGet && f.layers[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]
 	status := statusFault.FindStringSubmatch(f.fault)
 	switch {
-	case f.fault == "" || status == nil && (!layer || r.Method != http.MethodGet):
+	case f.fault == "" || status == nil && !layer:
 		f.next.ServeHTTP(w, r)
 	case status != nil && (layer || status[1] != ""):
 		var code int
