@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -127,8 +128,10 @@ func (f *faultyRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case f.fault == "" || status == nil && !layer:
 		f.next.ServeHTTP(w, r)
 	case status != nil && (layer || status[1] != ""):
-		var code int
-		fmt.Sscan(status[2], &code)
+		code, err := strconv.Atoi(status[2])
+		if err != nil {
+			code = http.StatusInternalServerError
+		}
 		w.WriteHeader(code)
 	case status != nil:
 		f.next.ServeHTTP(w, r)
