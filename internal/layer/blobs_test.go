@@ -119,7 +119,7 @@ func TestBlobsKeepAllKindsOfFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer release()
+		defer w.released(release)
 		var suid, twin, link, null unix.Stat_t
 		for name, st := range map[string]*unix.Stat_t{"suid": &suid, "twin": &twin, "link": &link, "null": &null} {
 			if err := unix.Lstat(filepath.Join(dir, name), st); err != nil {
@@ -362,7 +362,7 @@ func TestFullDiskEndsCompression(t *testing.T) {
 		}
 		z := newCompressor(context.Background(), c, make(chan struct{}, 2), &brokenWriter{room})
 		data := make([]byte, 1<<20)
-		rand.NewChaCha8([32]byte{}).Read(data)
+		_, _ = rand.NewChaCha8([32]byte{}).Read(data)
 		err = nil
 		for i := 0; i < 20 && err == nil; i++ {
 			_, err = z.Write(data)

@@ -311,7 +311,7 @@ func contentsDiffer(a, b io.Reader) (bool, error) {
 			return true, nil
 		}
 		for _, err := range []error{ea, eb} {
-			if err != nil && err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				return false, err
 			}
 		}

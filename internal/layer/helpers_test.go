@@ -400,3 +400,10 @@ func (w *world) debris() {
 }
 
 var epochZero = time.Unix(0, 0)
+
+func (w *world) released(release func() error) {
+	w.t.Helper()
+	if err := release(); err != nil {
+		w.t.Error(err)
+	}
+}

@@ -133,7 +133,7 @@ func TestRootDirectoryKeepsMode(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer release()
+		defer w.released(release)
 		var st unix.Stat_t
 		if err := unix.Stat(dir, &st); err != nil {
 			t.Fatal(err)
