@@ -47,8 +47,10 @@ type Export struct {
 	Type  string
 	Attrs map[string]string
 	// One of these takes what comes back, for the types that send something:
-	// Dir the files of local, the others archives.
+	// Dir the files of local, Layout an image of type oci with tar=false, the
+	// others archives.
 	Dir    string
+	Layout string
 	File   string
 	Writer io.Writer
 	// DeleteOthers removes what is in Dir and not in the result.
@@ -73,6 +75,18 @@ func LayoutDigest(dir, tag string) (string, error) {
 type services struct {
 	list    []session.Attachable
 	closers []io.Closer
+	stores  map[string]content.Store // of blobs, by id
+	outputs []*sessioncontent.Output
+}
+
+// finish completes the outputs that the daemon only writes blobs to.
+func (s *services) finish(response map[string]string) error {
+	for _, o := range s.outputs {
+		if err := o.Finish(response["containerimage.descriptor"]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // close lets go of what was opened for reading only, so that an error is none.
@@ -83,7 +97,7 @@ func (s *services) close() {
 }
 
 func (a *Attach) services(exports []Export) (_ *services, err error) {
-	s := &services{}
+	s := &services{stores: map[string]content.Store{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -120,24 +134,39 @@ func (a *Attach) services(exports []Export) (_ *services, err error) {
 	if err := s.layouts(a.Layouts); err != nil {
 		return nil, err
 	}
-	return s, s.targets(exports)
+	if err := s.targets(exports); err != nil {
+		return nil, err
+	}
+	if len(s.stores) > 0 {
+		s.list = append(s.list, sessioncontent.NewProvider(s.stores))
+	}
+	return s, nil
 }
 
 // layouts attaches OCI layouts; their stores are called "oci:" and the id.
 func (s *services) layouts(dirs map[string]string) error {
-	if len(dirs) == 0 {
-		return nil
-	}
-	stores := map[string]content.Store{}
 	for id, dir := range dirs {
 		l, err := sessioncontent.OpenLayout(dir)
 		if err != nil {
 			return err
 		}
 		s.closers = append(s.closers, l)
-		stores["oci:"+id] = l
+		s.stores["oci:"+id] = l
 	}
-	s.list = append(s.list, sessioncontent.NewProvider(stores))
+	return nil
+}
+
+// layoutOutput attaches a directory that an image is written to, blob by blob.
+func (s *services) layoutOutput(dir string) error {
+	if _, taken := s.stores[sessioncontent.ExportStore]; taken {
+		return errors.New("only one output can be a layout (tar=false): leave out the others")
+	}
+	o, err := sessioncontent.NewOutput(dir)
+	if err != nil {
+		return err
+	}
+	s.outputs = append(s.outputs, o)
+	s.stores[sessioncontent.ExportStore] = o
 	return nil
 }
 
@@ -151,6 +180,10 @@ func (s *services) targets(exports []Export) error {
 				return fmt.Errorf("output of type %s is a stream of bytes: it needs a file, not the directory %s", e.Type, e.Dir)
 			}
 			targets[i] = files.DirTarget{Name: e.Dir, Delete: e.DeleteOthers}
+		case e.Layout != "":
+			if err := s.layoutOutput(e.Layout); err != nil {
+				return err
+			}
 		case e.Type == "local":
 			return errors.New("output of type local needs a directory")
 		case e.File != "":

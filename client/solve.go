@@ -98,6 +98,9 @@ func (c *Client) Solve(ctx context.Context, opt SolveOpt, sink Sink) (*Result, e
 	if err != nil {
 		return nil, err
 	}
+	if err := attached.finish(resp.GetExporterResponse()); err != nil {
+		return nil, err
+	}
 	return &Result{Ref: ref, Response: resp.GetExporterResponse()}, nil
 }
 

@@ -116,6 +116,13 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 			return nil, usagef(cmd, "-o %s: mode %s: want copy or delete", s, m)
 		}
 	case "oci", "docker", "tar":
+		if x.Type != "tar" && attrs["tar"] == "false" {
+			if dest == "" || dest == "-" {
+				return nil, usagef(cmd, "-o %s: want the directory dest=DIR for a layout", s)
+			}
+			x.Layout = dest
+			break
+		}
 		if dest != "" && dest != "-" {
 			x.File = dest
 			break

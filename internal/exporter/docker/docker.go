@@ -13,8 +13,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session/export"
 )
 
-// exportStore is the client's content store for archives (WIRE.md section 7.9).
-const exportStore = "export"
+// sessioncontent.ExportStore is the client's content store for archives (WIRE.md section 7.9).
 
 // New returns an exporter of images whose layers are in layers.
 func New(layers exporter.Layers) exporter.Exporter {
@@ -25,7 +24,7 @@ func New(layers exporter.Layers) exporter.Exporter {
 			return export.Open(ctx, to.Session, to.ID, response)
 		},
 		Store: func(to exporter.Target) (content.Store, error) {
-			return sessioncontent.Store(to.Session, exportStore)
+			return sessioncontent.Store(to.Session, sessioncontent.ExportStore)
 		},
 	}
 }

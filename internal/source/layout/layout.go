@@ -8,6 +8,7 @@ package layout
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -257,19 +258,54 @@ func (f Fetcher) Fetch(ctx context.Context, origin string, desc ocispecs.Descrip
 	if !ok {
 		return f.Next.Fetch(ctx, origin, desc)
 	}
-	var rc io.ReadCloser
-	err := withStore(ctx, id, func(ctx context.Context, store content.Store) error {
-		r, err := store.ReaderAt(ctx, desc)
-		if err != nil {
-			return err
-		}
-		rc = &sectionCloser{io.NewSectionReader(r, 0, r.Size()), r}
-		return nil
-	})
-	return rc, err
+	r := &blobReader{ctx: ctx, id: id, desc: desc}
+	if err := r.open(); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
-type sectionCloser struct {
-	*io.SectionReader
-	io.Closer
+// reopenings is how often a blob is asked for again when the client that sent
+// it has left and another offers it, too.
+const reopenings = 3
+
+// blobReader reads a blob from one client after the other, going on where the
+// last one stopped.
+type blobReader struct {
+	ctx    context.Context
+	id     string
+	desc   ocispecs.Descriptor
+	blob   content.ReaderAt
+	offset int64
+	opened int
 }
+
+func (r *blobReader) open() error {
+	r.opened++
+	return withStore(r.ctx, r.id, func(ctx context.Context, store content.Store) (err error) {
+		r.blob, err = store.ReaderAt(ctx, r.desc)
+		return err
+	})
+}
+
+// Read goes on with another client if the one at hand fails.
+func (r *blobReader) Read(p []byte) (int, error) {
+	for {
+		n, err := r.blob.ReadAt(p, r.offset)
+		r.offset += int64(n)
+		if n > 0 {
+			return n, nil // an error will come again
+		}
+		if err == nil || errors.Is(err, io.EOF) || r.ctx.Err() != nil || r.opened > reopenings {
+			return 0, err
+		}
+		_ = r.blob.Close() // it is of no more use, whatever it says
+		if again := r.open(); again != nil {
+			r.opened = reopenings + 1
+			return 0, errors.Join(err, again)
+		}
+	}
+}
+
+// Close lets go of the blob.
+func (r *blobReader) Close() error { return r.blob.Close() }
