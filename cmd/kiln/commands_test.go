@@ -132,31 +132,29 @@ func scriptStopOwnDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(stopDaemonsOf(ts.Getenv("ROOT")))
 }
 
+// daemonsOf lists the ids of daemons on a root.
+func daemonsOf(root string) (pids []int) {
+	for _, p := range processes() {
+		if pid, err := strconv.Atoi(p.pid); err == nil && strings.Contains(p.command, " --root "+root+" ") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // stopDaemonsOf ends daemons on a root that are not ours to wait for.
 func stopDaemonsOf(root string) error {
-	stopped := 0
-	for range 3000 {
-		running := false
-		for _, p := range processes() {
-			if !strings.Contains(p.command, " --root "+root+" ") {
-				continue
-			}
-			running = true
-			pid, err := strconv.Atoi(p.pid)
-			if err != nil {
-				return err
-			}
-			if stopped == 0 {
-				if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-					return err
-				}
-			}
+	pids := daemonsOf(root)
+	if len(pids) == 0 {
+		return fmt.Errorf("no daemon runs on %s", root)
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
 		}
-		stopped++
-		if !running {
-			if stopped == 1 {
-				return fmt.Errorf("no daemon runs on %s", root)
-			}
+	}
+	for range 3000 {
+		if len(daemonsOf(root)) == 0 {
 			return nil
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -131,6 +131,13 @@ func (s *scriptState) close(t testscript.T) {
 	if err := s.stop(); err != nil {
 		t.Log("stop daemon:", err)
 	}
+	// A script that fails does not come to stop a daemon that it has had started.
+	root := filepath.Join(s.run, "root")
+	if len(daemonsOf(root)) > 0 {
+		if err := stopDaemonsOf(root); err != nil {
+			t.Log(err)
+		}
+	}
 	if left := leftovers(s.run, nil); len(left) > 0 {
 		t.Log("left behind after the daemon's end:", strings.Join(left, "\n"))
 		defer t.FailNow()
@@ -287,7 +294,7 @@ func buildBase(t *testing.T) (_ string, err error) {
 // start starts a daemon on the folder's root and waits for its socket.
 func (s *scriptState) start(kiln string, env []string, executor string, flags ...string) error {
 	socket := filepath.Join(s.run, "sock")
-	args := append([]string{"daemon", "--root", filepath.Join(s.run, "root"), "--addr", "unix://" + socket, "--executor", executor}, flags...)
+	args := append([]string{"daemon", "--root", filepath.Join(s.run, "root"), "--addr", "unix://" + socket, "--executor", executor, "--idle-timeout", "2m"}, flags...) // none outlives a killed test for long
 	log, err := os.OpenFile(filepath.Join(s.run, "daemon.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
