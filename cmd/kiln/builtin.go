@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -92,6 +93,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		return nil, nil, err
 	}
 	parts.add(db.Close)
+	logRecovery(db.Recovered())
 	reg := registry.New(registry.Config{UserAgent: "kiln/" + version})
 	layers, snapshots, err := openLayers(ctx, s, db, reg, parts)
 	if err != nil {
@@ -145,6 +147,7 @@ func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.
 		return nil, nil, err
 	}
 	parts.add(snapshots.Close)
+	logRecovery(snapshots.Recovered())
 	blobs, err := content.Open(ctx, filepath.Join(s.root, "content"))
 	if err != nil {
 		return nil, nil, err
@@ -158,6 +161,13 @@ func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.
 	}
 	parts.add(layers.Close)
 	return &layerStore{layers, blobs}, snapshots, nil
+}
+
+// logRecovery tells of what a crash of the machine cost, if anything.
+func logRecovery(sentence string) {
+	if sentence != "" {
+		slog.Warn(sentence)
+	}
 }
 
 func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Executor, error) {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -91,6 +93,9 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 	if err != nil {
 		return nil, usagef(cmd, "-o: %v", err)
 	}
+	if err := knownAttrs(attrs); err != nil {
+		return nil, usagef(cmd, "-o %s: %v", s, err)
+	}
 	x := &client.Export{Type: attrs["type"], Attrs: attrs}
 	dest := attrs["dest"]
 	delete(attrs, "type")
@@ -135,4 +140,30 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 		return nil, usagef(cmd, "-o %s: unknown type %q: want image, registry, oci, docker, local, tar or cacheonly", s, x.Type)
 	}
 	return x, nil
+}
+
+// imageAttrs and filesAttrs are what outputs can be told (WIRE.md section 13.2).
+const (
+	imageAttrs = "name push push-by-digest registry.insecure unpack dangling-name-prefix danging-name-empty-only " +
+		"name-canonical store oci-mediatypes oci-artifact attestation-inline prefer-nondist-layers source-date-epoch " +
+		"compression compression-level force-compression rewrite-timestamp"
+	filesAttrs = "platform-split attestation-prefix mode src source-date-epoch"
+)
+
+// knownAttrs refuses an attribute that the output's type does not have. The
+// daemon takes any, for the sake of other clients; a person misspells them.
+func knownAttrs(attrs map[string]string) error {
+	known := strings.Fields("type dest " + imageAttrs)
+	switch attrs["type"] {
+	case "local", "tar":
+		known = strings.Fields("type dest " + filesAttrs)
+	case "oci", "docker":
+		known = append(known, "tar")
+	}
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		if !slices.Contains(known, k) && !(strings.HasPrefix(k, "annotation") && slices.Contains(known, "name")) {
+			return fmt.Errorf("unknown attribute %q: want one of %s", k, strings.Join(known, ", "))
+		}
+	}
+	return nil
 }

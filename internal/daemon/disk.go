@@ -40,7 +40,7 @@ func (s *controlService) DiskUsage(ctx context.Context, r *control.DiskUsageRequ
 	resp := &control.DiskUsageResponse{}
 	for _, u := range append(usage, mounts...) {
 		young := r.AgeLimit > 0 && time.Since(u.LastUsed) < time.Duration(r.AgeLimit)
-		if (match == nil || match(u.Record)) && !young {
+		if match(u) && !young {
 			resp.Record = append(resp.Record, wireUsage(u))
 		}
 	}
@@ -75,13 +75,13 @@ func (s *controlService) Prune(r *control.PruneRequest, stream grpc.ServerStream
 }
 
 // pruneMounts deletes cache mounts that are not used.
-func (s *controlService) pruneMounts(keep time.Duration, match func(layer.Record) bool, stream grpc.ServerStreamingServer[control.UsageRecord]) error {
+func (s *controlService) pruneMounts(keep time.Duration, match func(layer.Usage) bool, stream grpc.ServerStreamingServer[control.UsageRecord]) error {
 	mounts, err := s.config.CacheMounts.Usage()
 	if err != nil {
 		return err
 	}
 	for _, u := range mounts {
-		if match != nil && !match(u.Record) || keep > 0 && time.Since(u.LastUsed) < keep {
+		if !match(u) || keep > 0 && time.Since(u.LastUsed) < keep {
 			continue
 		}
 		removed, err := s.config.CacheMounts.Remove(u.ID)

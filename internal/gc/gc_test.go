@@ -63,39 +63,46 @@ func TestDefaultPolicies(t *testing.T) {
 }
 
 func TestFilters(t *testing.T) {
-	r := layer.Record{ID: "abc123", Parent: "p", Type: "regular", Description: "RUN apt-get update"}
+	u := layer.Usage{
+		Record:  layer.Record{ID: "abc123", Parent: "p", Type: "regular", Description: "RUN apt-get update"},
+		Parents: []string{"p"}, Shared: true,
+	}
 	for text, want := range map[string]bool{
-		"type==regular":                true,
-		"type==source.local":           false,
-		"type!=source.local":           true,
-		"type!=regular":                false,
-		"id==abc123":                   true,
-		"id==abc*":                     true,
-		"id==x*":                       false,
-		"id~=^abc[0-9]+$":              true,
-		"parent==p":                    true,
-		"description~=apt-get":         true,
-		"type==x,type==regular":        true,
-		"type==x,id!=abc123,parent==q": false,
+		"type==regular":            true,
+		"type==source.local":       false,
+		"type!=source.local":       true,
+		"type!=regular":            false,
+		"id==abc123":               true,
+		"":                         true,
+		"shared":                   true,
+		"private":                  false,
+		"inuse":                    false,
+		"immutable":                true,
+		"id~=^abc[0-9]+$":          true,
+		"parents==p":               true,
+		"description~=apt-get":     true,
+		"type==x,type==regular":    false,
+		"type==regular,id==abc123": true,
 	} {
-		f, err := ParseFilter(text)
+		f, err := ParseFilters([]string{text})
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
-		} else if f(r) != want {
+		} else if f(u) != want {
 			t.Errorf("%q is %v", text, !want)
 		}
 	}
-	for _, text := range []string{"", "type", "type=x", "size==5", "id~=[", "id==[", "type==a,", "==x"} {
-		if _, err := ParseFilter(text); err == nil {
+	for _, text := range []string{"type=x", "id~=[", "type==a,", "==x"} {
+		if _, err := ParseFilters([]string{text}); err == nil {
 			t.Errorf("%q is taken", text)
 		}
 	}
-	all, err := ParseFilters([]string{"type==regular", "id==x"})
-	if err != nil || all(r) {
-		t.Errorf("one of two filters is enough (%v)", err)
+	some, err := ParseFilters([]string{"type==regular", "id==x"})
+	if err != nil || !some(u) {
+		t.Errorf("one of two filters is not enough (%v)", err)
 	}
-	if none, err := ParseFilters(nil); none != nil || err != nil {
-		t.Error("no filters are a filter")
+	all, err := ParseFilters(nil)
+	if err != nil || !all(u) {
+		t.Errorf("without filters not all holds (%v)", err)
 	}
 }
 

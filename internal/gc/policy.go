@@ -6,13 +6,14 @@
 package gc
 
 import (
+	"cmp"
 	"fmt"
 	"math"
-	"path"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
+
+	"github.com/containerd/containerd/v2/pkg/filters"
 
 	"github.com/kiln-build/kiln/internal/layer"
 )
@@ -21,7 +22,7 @@ import (
 // for KeepDuration, and room is needed or no limit is set.
 type Policy struct {
 	All     bool          // also internal layers and frontend images
-	Filters []string      // each must hold, see [ParseFilter]
+	Filters []string      // one must hold, see [ParseFilters]
 	KeepFor time.Duration // 0 spares nothing
 	// Limits in bytes, 0 for none. With none set, everything goes that may.
 	MaxUsed  int64 // the cache should take no more
@@ -43,9 +44,16 @@ type Plan struct {
 
 // Plan decides. It does nothing but compute.
 func (p Policy) Plan(d Disk) (Plan, error) {
-	filter, err := ParseFilters(p.Filters)
+	match, err := ParseFilters(p.Filters)
 	if err != nil {
 		return Plan{}, err
+	}
+	filter := func(r layer.Record) bool {
+		u := layer.Usage{Record: r}
+		if r.Parent != "" {
+			u.Parents = []string{r.Parent}
+		}
+		return match(u)
 	}
 	plan := Plan{Act: true, Options: layer.PruneOptions{All: p.All, KeepDuration: p.KeepFor, Filter: filter}}
 	if p.MaxUsed == 0 && p.Reserved == 0 && p.MinFree == 0 {
@@ -77,81 +85,74 @@ func DefaultPolicies(d Disk) []Policy {
 	share := func(percent int64, most float64) int64 { return min(d.Total/100*percent, int64(most)) }
 	limits := Policy{Reserved: share(10, 10*gb), MaxUsed: share(60, 100*gb), MinFree: share(20, 20*gb)}
 	first, second, last := limits, limits, limits
-	first.Filters = []string{"type==source.local,type==exec.cachemount"}
+	first.Filters = []string{"type==source.local", "type==" + typeCacheMount}
 	first.KeepFor, first.Reserved, first.MaxUsed, first.MinFree = 48*time.Hour, 0, 512e6, 0
 	second.KeepFor = 60 * 24 * time.Hour
 	last.All = true
 	return []Policy{first, second, limits, last}
 }
 
-// ParseFilters returns a function that says whether all filters hold; nil for none.
-func ParseFilters(filters []string) (func(layer.Record) bool, error) {
-	var all []func(layer.Record) bool
-	for _, f := range filters {
-		one, err := ParseFilter(f)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, one)
+// ParseFilters returns a function that says whether one of the filters holds;
+// without filters all holds. The syntax is containerd's, which BuildKit's
+// clients send (WIRE.md section 5.4): FIELD, FIELD==VALUE, FIELD!=VALUE or
+// FIELD~=REGEXP, with commas between those that must all hold. Fields are id,
+// parents, description, type, inuse, shared, mutable, immutable and private.
+func ParseFilters(texts []string) (func(layer.Usage) bool, error) {
+	f, err := filters.ParseAll(texts...)
+	if err == nil {
+		err = checkPatterns(texts)
 	}
-	if len(all) == 0 {
-		return nil, nil
+	if err != nil {
+		return nil, fmt.Errorf("filter %q: %w", texts, err)
 	}
-	return func(r layer.Record) bool {
-		return !slices.ContainsFunc(all, func(f func(layer.Record) bool) bool { return !f(r) })
-	}, nil
+	return func(u layer.Usage) bool { return f.Match(filters.AdapterFunc(field(u))) }, nil
 }
 
-// ParseFilter reads alternatives divided by commas, each FIELD==VALUE,
-// FIELD!=VALUE or FIELD~=REGEXP. Fields are id, parent, type and description;
-// a VALUE of id may have the wildcards of [path.Match].
-func ParseFilter(text string) (func(layer.Record) bool, error) {
-	var any []func(layer.Record) bool
-	for _, term := range strings.Split(text, ",") {
-		f, err := parseTerm(term)
-		if err != nil {
-			return nil, fmt.Errorf("filter %q: %w", text, err)
+// checkPatterns finds bad regular expressions, which filters take as matching
+// nothing.
+func checkPatterns(texts []string) error {
+	for _, text := range texts {
+		for term := range strings.SplitSeq(text, ",") {
+			if _, re, ok := strings.Cut(term, "~="); ok {
+				if _, err := regexp.Compile(strings.Trim(re, `"/|`)); err != nil {
+					return err
+				}
+			}
 		}
-		any = append(any, f)
 	}
-	return func(r layer.Record) bool {
-		return slices.ContainsFunc(any, func(f func(layer.Record) bool) bool { return f(r) })
-	}, nil
+	return nil
 }
 
-func parseTerm(term string) (func(layer.Record) bool, error) {
-	at := strings.IndexAny(term, "=!~")
-	if at < 0 || at+2 > len(term) || term[at+1] != '=' {
-		return nil, fmt.Errorf("%q is no condition: want FIELD==VALUE, FIELD!=VALUE or FIELD~=REGEXP", term)
-	}
-	name, operator, value := term[:at], term[at:at+2], term[at+2:]
-	field, ok := fields[name]
-	if !ok {
-		return nil, fmt.Errorf("field %q is unknown: want id, parent, type or description", name)
-	}
-	if operator == "~=" {
-		re, err := regexp.Compile(value)
-		if err != nil {
-			return nil, err
+// field looks a field of u up, as filters want it: a flag is there or not.
+func field(u layer.Usage) func(path []string) (string, bool) {
+	mutable := u.Type == typeCacheMount
+	return func(path []string) (string, bool) {
+		if len(path) != 1 {
+			return "", false
 		}
-		return func(r layer.Record) bool { return re.MatchString(field(r)) }, nil
-	}
-	if _, err := path.Match(value, ""); err != nil {
-		return nil, fmt.Errorf("pattern %q: %w", value, err)
-	}
-	return func(r layer.Record) bool {
-		got := field(r)
-		same := got == value
-		if name == "id" && !same {
-			same, _ = path.Match(value, got) // the pattern was checked
+		switch path[0] {
+		case "id":
+			return u.ID, true
+		case "parents":
+			return strings.Join(u.Parents, ";"), len(u.Parents) > 0
+		case "description":
+			return u.Description, u.Description != ""
+		case "type":
+			return cmp.Or(u.Type, "regular"), true
+		case "inuse":
+			return "", u.InUse
+		case "mutable":
+			return "", mutable
+		case "immutable":
+			return "", !mutable
+		case "shared":
+			return "", u.Shared
+		case "private":
+			return "", !u.Shared
 		}
-		return same == (operator == "==")
-	}, nil
+		return "", false
+	}
 }
 
-var fields = map[string]func(layer.Record) string{
-	"id":          func(r layer.Record) string { return r.ID },
-	"parent":      func(r layer.Record) string { return r.Parent },
-	"type":        func(r layer.Record) string { return r.Type },
-	"description": func(r layer.Record) string { return r.Description },
-}
+// typeCacheMount is the type of what RUN --mount=type=cache keeps.
+const typeCacheMount = "exec.cachemount"
