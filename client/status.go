@@ -17,11 +17,30 @@ type (
 	Sink  = progress.Sink
 )
 
-// emit hands a message of the status stream over (WIRE.md section 10).
+// emit hands a message of the status stream over (WIRE.md section 10). What the
+// message tells of a step comes before the step's end, although the message may
+// list the end first.
 func emit(sink Sink, r *control.StatusResponse) {
-	for _, v := range r.GetVertexes() {
+	last := map[string]int{}
+	for i, v := range r.GetVertexes() {
+		last[v.GetDigest()] = i
+	}
+	var ends []*control.Vertex
+	for i, v := range r.GetVertexes() {
+		if v.GetCompleted() != nil && last[v.GetDigest()] == i {
+			ends = append(ends, v)
+			continue
+		}
 		sink.Emit(Event{Vertex: vertex(v)})
 	}
+	emitParts(sink, r)
+	for _, v := range ends {
+		sink.Emit(Event{Vertex: vertex(v)})
+	}
+}
+
+// emitParts hands over all but the steps.
+func emitParts(sink Sink, r *control.StatusResponse) {
 	for _, s := range r.GetStatuses() {
 		sink.Emit(Event{Status: &progress.Status{
 			ID: s.GetID(), Vertex: digest.Digest(s.GetVertex()), Name: s.GetName(),

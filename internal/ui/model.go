@@ -201,11 +201,7 @@ func (t *task) duration(now time.Time) time.Duration {
 
 // text is the task's name and how far it is.
 func (t *task) text() string {
-	name := t.ID
-	if t.Name != "" {
-		name = t.Name
-	}
-	name = clean(name)
+	name := clean(t.ID)
 	switch {
 	case t.Total > 0:
 		return name + " " + bytesText(t.Current) + " / " + bytesText(t.Total)

@@ -35,8 +35,9 @@ type plain struct {
 type block struct {
 	step   *step
 	lines  []string
+	end    string // the line that ends it, while the step is done
+	ended  string // the end that was written last
 	queued bool
-	closed bool // its end was written or is among lines
 	open   bool // its header was written since it became current
 	told   map[string]taskTold
 }
@@ -51,7 +52,8 @@ func newPlain(out io.Writer, now func() time.Time) *plain {
 	return &plain{out: out, now: now, model: newModel(), blocks: map[*step]*block{}}
 }
 
-// Emit takes an event.
+// Emit takes an event. It is written with the next tick, so that what belongs
+// together but arrives out of order is written together.
 func (p *plain) Emit(e progress.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,37 +78,35 @@ func (p *plain) Emit(e progress.Event) {
 	if e.Vertex != nil {
 		b.vertex()
 	}
-	if s.number > 0 && (len(b.lines) > 0 || e.Vertex != nil) && !b.queued {
+	if s.number > 0 && b.news() && !b.queued {
 		b.queued = true
 		p.waiting = append(p.waiting, b)
 	}
-	p.flush()
+}
+
+// news tells whether there is something to write: lines, an end, or a begin.
+func (b *block) news() bool {
+	return len(b.lines) > 0 || b.end != b.ended || b.end == "" && !b.open
 }
 
 func (b *block) add(format string, args ...any) {
 	b.lines = append(b.lines, fmt.Sprintf(format, args...))
 }
 
-// vertex adds a step's end.
+// vertex notes a step's end.
 func (b *block) vertex() {
 	s := b.step
-	if !s.done() {
-		b.closed = false // it runs, maybe again
-		return
-	}
-	if b.closed {
-		return
-	}
-	b.closed = true
 	switch {
+	case !s.done():
+		b.end, b.ended = "", "" // it runs, maybe again
 	case s.canceled():
-		b.add("CANCELED")
+		b.end = "CANCELED"
 	case s.failure != "":
-		b.add("ERROR: %s", s.failure)
+		b.end = "ERROR: " + s.failure
 	case s.cached:
-		b.add("CACHED")
+		b.end = "CACHED"
 	default:
-		b.add("DONE %.1fs", s.duration(*s.completed).Seconds())
+		b.end = fmt.Sprintf("DONE %.1fs", s.duration(*s.completed).Seconds())
 	}
 }
 
@@ -140,7 +140,7 @@ func (p *plain) tick() {
 func (p *plain) flush() {
 	for len(p.waiting) > 0 {
 		b := p.waiting[0]
-		if p.current != nil && p.current != b && !p.current.ended() {
+		if p.current != nil && p.current != b {
 			// The current one comes first, but not for ever.
 			if p.current.queued {
 				p.promote(p.current)
@@ -156,9 +156,6 @@ func (p *plain) flush() {
 		p.block(b)
 	}
 }
-
-// ended tells whether all of a step was written.
-func (b *block) ended() bool { return b.closed && len(b.lines) == 0 }
 
 // promote moves a block to the head of the queue.
 func (p *plain) promote(b *block) {
@@ -184,9 +181,9 @@ func (p *plain) block(b *block) {
 		p.write("#%d %s\n", b.step.number, l)
 	}
 	b.lines = nil
-	if b.closed {
-		p.write("\n")
-		b.open, p.current = false, nil
+	if b.end != "" {
+		p.write("#%d %s\n\n", b.step.number, b.end)
+		b.ended, b.open, p.current = b.end, false, nil
 	}
 }
 

@@ -80,7 +80,7 @@ func New(o Options) (Display, error) {
 	switch mode {
 	case Plain:
 		p := newPlain(o.Out, time.Now)
-		return newTicking(p, time.Second/2, p.tick), nil
+		return newTicking(p, time.Second/10, p.tick), nil
 	case RawJSON:
 		return &rawJSON{out: o.Out}, nil
 	case Quiet:

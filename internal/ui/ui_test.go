@@ -34,6 +34,9 @@ func at(seconds float64) *time.Time {
 func id(name string) digest.Digest { return digest.FromString(name) }
 
 func (s *script) emit(seconds float64, e progress.Event) {
+	if p, ok := s.sink.(*plain); ok && at(seconds).After(s.clock) {
+		p.tick()
+	}
 	s.clock = *at(seconds)
 	s.sink.Emit(e)
 }
@@ -142,6 +145,37 @@ func TestPlain(t *testing.T) {
 `
 	if got := out.String(); got != want+failureText {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want+failureText)
+	}
+}
+
+// What comes late of a step that is over is still told, and its end once only
+// where nothing is new.
+func TestPlainLate(t *testing.T) {
+	var out bytes.Buffer
+	s := &script{}
+	p := newPlain(&out, s.now)
+	s.sink = p
+	s.start(0, "a")
+	s.end(0, 1, "a", nil)
+	s.task(1, "a", "load", 10, 0, true) // at the same time: it belongs before the end
+	s.end(0, 1, "a", nil)
+	p.tick()
+	s.end(0, 1, "a", nil)
+	s.log(2, "a", "late\n")
+	if err := p.Finish(nil); err != nil {
+		t.Fatal(err)
+	}
+	const want = `#1 a
+#1 load 10B 0.0s done
+#1 DONE 1.0s
+
+#1 a
+#1 2.000 late
+#1 DONE 1.0s
+
+`
+	if got := out.String(); got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 }
 

@@ -61,7 +61,7 @@ func Send(ctx context.Context, caller *session.Caller, tree Tree, opt SendOption
 	chunk := max(smallChunk, min(caller.Chunk(), session.LargeChunk))
 	packets := packetsOf{stream}
 	err = send(ctx, packets, tree, chunk, opt.Sent)
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, errStreamEnded) {
 		err = finishSend(stream, packets)
 	}
 	switch {
@@ -81,7 +81,7 @@ func finishSend(stream grpc.ClientStream, packets packetsOf) error {
 		return err
 	}
 	for {
-		if _, err := packets.Recv(); err == io.EOF {
+		if _, err := packets.Recv(); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

@@ -208,7 +208,7 @@ func (r *receiver) send() {
 func (r *receiver) read() error {
 	for id := uint32(0); ; {
 		p, err := r.stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return io.ErrUnexpectedEOF
 		} else if err != nil {
 			return err

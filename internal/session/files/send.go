@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -54,7 +55,7 @@ func send(ctx context.Context, stream packetStream, tree Tree, chunk int, sent f
 	s.cond.L = &s.mu
 	var work sync.WaitGroup
 	work.Go(func() {
-		if err := s.walk(ctx); err != nil && err != io.EOF {
+		if err := s.walk(ctx); err != nil && !errors.Is(err, errStreamEnded) {
 			s.finish(err)
 		}
 	})
@@ -95,12 +96,19 @@ func (s *sender) finish(err error) {
 	close(s.done)
 }
 
-// put sends one packet. It is called concurrently. The error io.EOF says that
-// the stream has ended, for a reason that reading tells.
+// errStreamEnded says that a packet could not be sent since the stream has ended,
+// for a reason that reading tells.
+var errStreamEnded = errors.New("the stream has ended")
+
+// put sends one packet. It is called concurrently.
 func (s *sender) put(p *fsutil.Packet) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
-	return s.stream.Send(p)
+	err := s.stream.Send(p)
+	if errors.Is(err, io.EOF) {
+		return errStreamEnded
+	}
+	return err
 }
 
 // walk lists the tree.
@@ -125,7 +133,7 @@ func (s *sender) walk(ctx context.Context) error {
 func (s *sender) read() error {
 	for {
 		p, err := s.stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return io.ErrUnexpectedEOF
 		} else if err != nil {
 			return err
@@ -167,7 +175,7 @@ func (s *sender) serve() {
 			s.finish(fmt.Errorf("request for entry %d, which is no file, or was sent before", id))
 			return
 		}
-		if err := s.file(id, name, buf); err == io.EOF {
+		if err := s.file(id, name, buf); errors.Is(err, errStreamEnded) {
 			return
 		} else if err != nil {
 			s.finish(fmt.Errorf("send %q: %w", name, err))
