@@ -238,6 +238,9 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.mu.Unlock()
+	for _, g := range []*flights{&s.merges, &s.flats, &s.makes, &s.unpacks, &s.pulls} {
+		g.close()
+	}
 	close(s.stop)
 	<-s.done
 	return s.saveUsesNow()
