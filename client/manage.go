@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -72,7 +73,7 @@ func (c *Client) Prune(ctx context.Context, opt PruneOpt, f func(Usage)) error {
 	}
 	for {
 		r, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return c.wrap(err)

@@ -140,7 +140,7 @@ func (c *Client) follow(ctx context.Context, ref string, sink Sink, news chan<- 
 	}
 	for {
 		r, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

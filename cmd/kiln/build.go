@@ -9,9 +9,10 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v3"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/kiln-build/kiln/client"
 	"github.com/kiln-build/kiln/internal/ui"
-	"google.golang.org/grpc/codes"
 )
 
 const buildDescription = `Builds what a Dockerfile says. PATH is the build context: the files that COPY and

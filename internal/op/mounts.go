@@ -201,7 +201,7 @@ func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref, select
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer func() { _ = release() }() // read-only: nothing can be lost
 	root, err := safepath.Open(src)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -54,7 +55,7 @@ func (c *streamConn) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
 		n := min(len(rest), maxWrite)
 		if err := c.stream.Send(&control.BytesMessage{Data: rest[:n]}); err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrClosedPipe
 			}
 			return len(p) - len(rest), err

@@ -83,7 +83,10 @@ func TestSilentClient(t *testing.T) {
 	m := session.NewManager()
 	_, ended := serve(t, m, session.Meta{ID: "a", HealthTimeout: 1})
 	select {
-	case <-ended:
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
 	case <-time.After(30 * time.Second):
 		t.Fatal("the session is still open")
 	}

@@ -64,7 +64,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0 && !w.unwanted; {
 		n := min(len(rest), maxChunk)
 		err := w.stream.Send(&filesync.BytesMessage{Data: rest[:n]})
-		if err == io.EOF { // the client ended it: receiving tells why
+		if errors.Is(err, io.EOF) { // the client ended it: receiving tells why
 			err = w.wait()
 		}
 		if err != nil {
@@ -96,7 +96,7 @@ func (w *Writer) wait() error {
 		_, err := w.stream.Recv()
 		switch {
 		case err == nil:
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return nil
 		case status.Code(err) == codes.AlreadyExists:
 			w.unwanted = true

@@ -62,7 +62,7 @@ func (t WriterTarget) Receive(stream grpc.ServerStream) error { return copyStrea
 func copyStream(w io.Writer, stream grpc.ServerStream) error {
 	for {
 		m := new(filesync.BytesMessage)
-		if err := stream.RecvMsg(m); err == io.EOF {
+		if err := stream.RecvMsg(m); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("receive: %w", err)

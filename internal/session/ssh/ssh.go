@@ -96,7 +96,7 @@ func pipe(stream messages, conn net.Conn, closeSend func() error) error {
 	go func() { // stream to conn
 		for {
 			m, err := stream.Recv()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				end(nil)
 				return
 			}
@@ -120,7 +120,7 @@ func pipe(stream messages, conn net.Conn, closeSend func() error) error {
 				}
 			}
 			if err != nil {
-				if err == io.EOF || errors.Is(err, net.ErrClosed) {
+				if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 					err = nil
 				}
 				end(errors.Join(err, closeSend()))

@@ -77,7 +77,7 @@ func (p *Provider) Pull(stream grpc.BidiStreamingServer[upload.BytesMessage, upl
 				return err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return status.Errorf(codes.Unknown, "read upload: %v", err)
@@ -107,7 +107,7 @@ func pull(ctx context.Context, c *session.Caller, path string) (io.ReadCloser, e
 	if r.stream, err = upload.NewUploadClient(c.Conn()).Pull(ctx); err == nil {
 		if err = r.stream.CloseSend(); err == nil {
 			// The first message tells whether this client has it.
-			if err = r.fill(); err == io.EOF {
+			if err = r.fill(); errors.Is(err, io.EOF) {
 				err = nil
 			}
 		}
@@ -131,7 +131,7 @@ type reader struct {
 // fill waits for the next message.
 func (r *reader) fill() error {
 	m, err := r.stream.Recv()
-	if err != nil && err != io.EOF && r.session.Err() != nil {
+	if err != nil && !errors.Is(err, io.EOF) && r.session.Err() != nil {
 		err = errors.New("the client's session ended")
 	}
 	r.rest, r.err = m.GetData(), err
