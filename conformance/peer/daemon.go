@@ -42,10 +42,11 @@ func NewKiln(program string, base Base, dir string) *Daemon {
 		for _, a := range b.Args {
 			args = append(args, "--build-arg", a)
 		}
-		if b.Output != "" {
-			args = append(args, "-o", b.Output)
+		output := b.Output
+		if output == "" {
+			output = "type=cacheonly" // else it makes an image, which buildctl does not
 		}
-		return append(args, b.Context)
+		return append(args, "-o", output, b.Context)
 	}
 	return d
 }
