@@ -87,6 +87,64 @@ func (c *named) Commit() error {
 
 func (c *named) Abort() {}
 
+// useAll is a build that uses all that a client offers, and tells what it saw.
+func useAll(ctx context.Context, b *clienttest.Build) (map[string]string, error) {
+	now := timestamppb.Now()
+	b.Tell(&control.StatusResponse{
+		Vertexes: []*control.Vertex{{Digest: "sha256:1", Name: "step", Started: now}},
+		Logs:     []*control.VertexLog{{Vertex: "sha256:1", Stream: 1, Msg: []byte("hi"), Timestamp: now}},
+	})
+	ctx = sessiontest.Context(ctx, b.Client)
+	var got names
+	for _, name := range []string{"context", "dockerfile"} {
+		if err := files.Receive(ctx, b.Client, files.ReceiveOptions{Name: name}, &got); err != nil {
+			return nil, err
+		}
+	}
+	value, err := secret.Daemon{}.Secret(ctx, "s")
+	if err != nil {
+		return nil, err
+	}
+	_, password, err := auth.Credentials(ctx, "reg.example")
+	if err != nil {
+		return nil, err
+	}
+	r, err := upload.Open(ctx, "/up")
+	if err != nil {
+		return nil, err
+	}
+	uploaded, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := files.NewMemory(map[string][]byte{"result": []byte("made")}, files.Filter{})
+	if err != nil {
+		return nil, err
+	}
+	if err := files.Send(ctx, b.Client, tree, files.SendOptions{ExporterID: 0}); err != nil {
+		return nil, err
+	}
+	for id := 1; id <= 2; id++ {
+		w, err := export.Open(ctx, b.Client, id, nil)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := w.Write([]byte("archive")); err != nil {
+			return nil, err
+		}
+		if err := w.Close(); err != nil {
+			return nil, err
+		}
+	}
+	summary, err := json.Marshal([]string{
+		got.files["a.txt"], got.files["Dockerfile"], string(value), password, string(uploaded),
+		b.Client.SharedKey(), b.Request.GetFrontend(), b.Request.GetFrontendAttrs()["target"],
+		b.Request.GetExporters()[2].GetType(), b.Request.GetExporterDeprecated(),
+	})
+	b.Tell(&control.StatusResponse{Vertexes: []*control.Vertex{{Digest: "sha256:1", Name: "step", Started: now, Completed: now}}})
+	return map[string]string{"summary": string(summary)}, err
+}
+
 // One build that uses all that a client has to offer.
 func TestSolve(t *testing.T) {
 	dir, out := t.TempDir(), t.TempDir()
@@ -94,62 +152,7 @@ func TestSolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
-	d := clienttest.Start(t, func(ctx context.Context, b *clienttest.Build) (map[string]string, error) {
-		now := timestamppb.Now()
-		b.Tell(&control.StatusResponse{
-			Vertexes: []*control.Vertex{{Digest: "sha256:1", Name: "step", Started: now}},
-			Logs:     []*control.VertexLog{{Vertex: "sha256:1", Stream: 1, Msg: []byte("hi"), Timestamp: now}},
-		})
-		ctx = sessiontest.Context(ctx, b.Client)
-		var got names
-		for _, name := range []string{"context", "dockerfile"} {
-			if err := files.Receive(ctx, b.Client, files.ReceiveOptions{Name: name}, &got); err != nil {
-				return nil, err
-			}
-		}
-		value, err := secret.Daemon{}.Secret(ctx, "s")
-		if err != nil {
-			return nil, err
-		}
-		_, password, err := auth.Credentials(ctx, "reg.example")
-		if err != nil {
-			return nil, err
-		}
-		r, err := upload.Open(ctx, "/up")
-		if err != nil {
-			return nil, err
-		}
-		uploaded, err := io.ReadAll(r)
-		if err != nil {
-			return nil, err
-		}
-		tree, err := files.NewMemory(map[string][]byte{"result": []byte("made")}, files.Filter{})
-		if err != nil {
-			return nil, err
-		}
-		if err := files.Send(ctx, b.Client, tree, files.SendOptions{ExporterID: 0}); err != nil {
-			return nil, err
-		}
-		for id := 1; id <= 2; id++ {
-			w, err := export.Open(ctx, b.Client, id, nil)
-			if err != nil {
-				return nil, err
-			}
-			if _, err := w.Write([]byte("archive")); err != nil {
-				return nil, err
-			}
-			if err := w.Close(); err != nil {
-				return nil, err
-			}
-		}
-		summary, err := json.Marshal([]string{
-			got.files["a.txt"], got.files["Dockerfile"], string(value), password, string(uploaded),
-			b.Client.SharedKey(), b.Request.GetFrontend(), b.Request.GetFrontendAttrs()["target"],
-			b.Request.GetExporters()[2].GetType(), b.Request.GetExporterDeprecated(),
-		})
-		b.Tell(&control.StatusResponse{Vertexes: []*control.Vertex{{Digest: "sha256:1", Name: "step", Started: now, Completed: now}}})
-		return map[string]string{"summary": string(summary)}, err
-	})
+	d := clienttest.Start(t, useAll)
 	t.Setenv("KILN_TEST_SECRET", "secret")
 	config := t.TempDir()
 	if err := os.WriteFile(filepath.Join(config, "config.json"), []byte(`{"auths":{"reg.example":{"auth":"dXNlcjpwYXNz"}}}`), 0o600); err != nil {
