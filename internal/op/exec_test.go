@@ -1,0 +1,116 @@
+package op
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// An input counts by its content only where the process can see no more of it
+// than what is mounted (WIRE.md section 11.3).
+func TestExecInputsByContent(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		mount llb.Mount
+		want  bool
+	}{
+		{"root", llb.Mount{Dest: "/"}, false},
+		{"read only", llb.Mount{Dest: "/a", Selector: "/sub", ReadOnly: true}, true},
+		{"no output", llb.Mount{Dest: "/a", Selector: "/sub", Output: llb.None}, true},
+		{"whole, writable", llb.Mount{Dest: "/a", Output: 1}, true},
+		{"part, writable", llb.Mount{Dest: "/a", Selector: "/sub", Output: 1}, false},
+		{"told not to", llb.Mount{Dest: "/a", ReadOnly: true, ContentCache: llb.ContentOff}, false},
+	} {
+		o := &execOp{base{}, &llb.ExecOp{Mounts: []llb.Mount{c.mount}}}
+		if got := o.dep(0).Digest != nil; got != c.want {
+			t.Errorf("%s: by content %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestEntitlementsAreAsked(t *testing.T) {
+	host := &llb.ExecOp{Network: llb.NetHost}
+	insecure := &llb.ExecOp{Security: llb.SecurityInsecure}
+	for _, c := range []struct {
+		op    *llb.ExecOp
+		allow []string
+		word  string // of the error; "" wants none
+	}{
+		{host, nil, EntitlementNetworkHost},
+		{host, []string{EntitlementSecurityInsecure}, EntitlementNetworkHost},
+		{host, []string{EntitlementNetworkHost}, ""},
+		{insecure, nil, EntitlementSecurityInsecure},
+		{insecure, []string{EntitlementSecurityInsecure}, ""},
+		{&llb.ExecOp{Devices: []llb.CDIDevice{{Name: "vendor.com/gpu=0"}}}, nil, "vendor.com/gpu=0"},
+		{&llb.ExecOp{}, nil, ""},
+	} {
+		_, err := newExecOp(base{}, c.op, &Job{Entitlements: c.allow})
+		if (err == nil) != (c.word == "") || err != nil && !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%+v allowed %q: %v", c.op, c.allow, err)
+		}
+	}
+}
+
+func TestForeignPlatformIsRefused(t *testing.T) {
+	w := &Worker{Platforms: []ocispecs.Platform{{OS: "linux", Architecture: "amd64"}}}
+	run := func(arch string) error {
+		v := &llb.Vertex{Platform: &ocispecs.Platform{OS: "linux", Architecture: arch}}
+		return (&execOp{base{w, v}, &llb.ExecOp{}}).runnable()
+	}
+	if err := run("amd64"); err != nil {
+		t.Error(err)
+	}
+	if err := run("s390x"); err == nil || !strings.Contains(err.Error(), "linux/s390x") || !strings.Contains(err.Error(), "binfmt") {
+		t.Errorf("s390x: %v", err)
+	}
+}
+
+func TestProxyEnvHasBothCases(t *testing.T) {
+	got := proxyEnv(&llb.ProxyEnv{HTTPProxy: "http://p:1", NoProxy: "localhost"})
+	want := []string{"HTTP_PROXY=http://p:1", "http_proxy=http://p:1", "NO_PROXY=localhost", "no_proxy=localhost"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestProcessErrorNamesCommandAndCode(t *testing.T) {
+	err := error(&ProcessError{Args: []string{"/bin/sh", "-c", "exit 7"}, Err: &executor.ExitError{Code: 7}})
+	if want := `process "/bin/sh -c exit 7" did not complete successfully: exit code: 7`; err.Error() != want {
+		t.Errorf("got %q", err)
+	}
+	var exit *executor.ExitError
+	if !errors.As(err, &exit) || exit.Code != 7 {
+		t.Errorf("the code is lost: %v", exit)
+	}
+}
+
+// A file op's inputs count by what is read of them, unless they are written to.
+func TestFileInputsByContent(t *testing.T) {
+	named := &llb.Ownership{User: &llb.Owner{Name: "www", Input: 0}}
+	op := &llb.FileOp{Actions: []llb.FileStep{
+		{Input: 0, Secondary: 1, Do: &llb.DoCopy{Src: "/a*", Wildcard: true, Owner: named}},
+		{Input: 3, Secondary: 2, Do: &llb.DoCopy{Src: "b"}},
+	}}
+	o := &fileOp{base{}, op}
+	if o.dep(0).Digest != nil {
+		t.Error("what is written to counts by content")
+	}
+	if o.dep(1).Digest == nil || o.dep(2).Digest == nil {
+		t.Error("what is copied from counts by definition")
+	}
+	if o.dep(1).Selector == o.dep(2).Selector {
+		t.Error("two selections share a memo")
+	}
+	if got := reads(op.Actions[0], 0); len(got) != 1 || got[0].Path != "/etc/passwd" {
+		t.Errorf("the owner's name is read from %+v", got)
+	}
+	if got := reads(op.Actions[1], 2); len(got) != 1 || got[0].Path != "/b" || got[0].Wildcard {
+		t.Errorf("the copy reads %+v", got)
+	}
+}
