@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -153,9 +154,10 @@ func TestErrorsKeepWhatClientsNeed(t *testing.T) {
 	}
 	for err, code := range map[error]codes.Code{
 		context.Canceled: codes.Canceled,
-		fmt.Errorf("x: %w", context.DeadlineExceeded): codes.DeadlineExceeded,
-		status.Error(codes.Unimplemented, "no"):       codes.Unimplemented,
-		errors.New("plain"):                           codes.Unknown,
+		fmt.Errorf("x: %w", context.DeadlineExceeded):             codes.DeadlineExceeded,
+		status.Error(codes.Unimplemented, "no"):                   codes.Unimplemented,
+		errors.New("plain"):                                       codes.Unknown,
+		&frontend.UnsupportedError{Kind: "subrequest", Name: "x"}: codes.Unimplemented,
 	} {
 		if got := status.Code(wireError(err)); got != code {
 			t.Errorf("%v: code %v, want %v", err, got, code)

@@ -11,6 +11,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/errdefs"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/llb/pb"
@@ -40,6 +41,15 @@ func errorStatus(err error) *status.Status {
 	if errors.As(err, &exit) {
 		st.Details = appendDetail(st.Details, "gatewayapi.ExitMessage", struct{ Code uint32 }{uint32(exit.ExitCode())})
 	}
+	var lack *frontend.UnsupportedError
+	if errors.As(err, &lack) {
+		detail := map[string]string{"capability": "errdefs.FrontendCap", "subrequest": "errdefs.Subrequest"}[lack.Kind]
+		if detail != "" {
+			st.Details = appendDetail(st.Details, detail, struct {
+				Name string `json:"name"`
+			}{lack.Name})
+		}
+	}
 	var be *build.Error
 	if errors.As(err, &be) {
 		if be.Vertex != "" {
@@ -54,7 +64,10 @@ func errorStatus(err error) *status.Status {
 
 func errorCode(err error) codes.Code {
 	var st interface{ GRPCStatus() *grpcstatus.Status }
+	var lack *frontend.UnsupportedError
 	switch {
+	case errors.As(err, &lack):
+		return codes.Unimplemented
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled
 	case errors.Is(err, context.DeadlineExceeded):

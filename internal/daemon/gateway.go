@@ -104,6 +104,9 @@ func (r *running) wireResult(ctx context.Context, br *build.Bridge, res *fronten
 	if out.Metadata == nil {
 		out.Metadata = map[string][]byte{}
 	}
+	if err := notePlatforms(out.Metadata, res.Platforms); err != nil {
+		return nil, err
+	}
 	ids := map[string]string{}
 	for _, p := range res.Platforms {
 		if p.Config != nil {
@@ -141,6 +144,35 @@ func (r *running) wireResult(ctx context.Context, br *build.Bridge, res *fronten
 		out.Result = &gateway.Result_RefsDeprecated{RefsDeprecated: &gateway.RefMapDeprecated{Refs: ids}}
 	}
 	return out, nil
+}
+
+// platformList is the metadata refs.platforms (WIRE.md section 13.4).
+type platformList struct {
+	Platforms []platformEntry
+}
+
+type platformEntry struct {
+	ID       string
+	Platform ocispecs.Platform
+}
+
+// notePlatforms says in meta which platform each of several results is for.
+func notePlatforms(meta map[string][]byte, ps []frontend.PlatformResult) error {
+	var list platformList
+	for _, p := range ps {
+		if p.ID != "" {
+			list.Platforms = append(list.Platforms, platformEntry{p.ID, p.Platform})
+		}
+	}
+	if len(list.Platforms) == 0 || meta["refs.platforms"] != nil {
+		return nil
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encode platforms: %w", err)
+	}
+	meta["refs.platforms"] = b
+	return nil
 }
 
 func configKey(id string) string {
@@ -218,18 +250,13 @@ func (r *running) result(w *gateway.Result, native ocispecs.Platform) (*frontend
 	return res, nil
 }
 
-// resultPlatforms reads the metadata refs.platforms (WIRE.md section 13.4).
+// resultPlatforms reads the metadata refs.platforms.
 func resultPlatforms(b []byte, native ocispecs.Platform) (map[string]ocispecs.Platform, error) {
 	out := map[string]ocispecs.Platform{}
 	if len(b) == 0 {
 		return out, nil
 	}
-	var list struct {
-		Platforms []struct {
-			ID       string
-			Platform ocispecs.Platform
-		}
-	}
+	var list platformList
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "decode refs.platforms: %v", err)
 	}
