@@ -99,7 +99,7 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	opt, err := solveOptions(e, cmd)
+	opt, err := awaitOptions(ctx, e, cmd)
 	if err != nil {
 		return err
 	}
@@ -116,6 +116,26 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 		return err
 	}
 	return report(e, cmd, result)
+}
+
+// awaitOptions reads the flags, and maybe standard input: an interrupt does not
+// wait for that.
+func awaitOptions(ctx context.Context, e *env, cmd *cli.Command) (client.SolveOpt, error) {
+	type read struct {
+		opt client.SolveOpt
+		err error
+	}
+	done := make(chan read, 1)
+	go func() {
+		opt, err := solveOptions(e, cmd)
+		done <- read{opt, err}
+	}()
+	select {
+	case r := <-done:
+		return r.opt, r.err
+	case <-ctx.Done():
+		return client.SolveOpt{}, context.Cause(ctx)
+	}
 }
 
 // solve finds the daemon and builds.

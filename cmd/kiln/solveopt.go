@@ -174,7 +174,7 @@ func parseSize(s string) (int64, error) {
 	unit := strings.TrimSpace(strings.ToLower(s)[len(digits):])
 	by, ok := shift[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
 	v, err := strconv.ParseFloat(digits, 64)
-	if err != nil || !ok || v < 0 || v*float64(int64(1)<<by) > 1<<62 {
+	if err != nil || !ok || !(v >= 0) || v*float64(int64(1)<<by) > 1<<62 {
 		return 0, fmt.Errorf("size %q: want a number of bytes, also with k, m, g or t", s)
 	}
 	return int64(v * float64(int64(1)<<by)), nil
