@@ -23,7 +23,8 @@ const keepBuilds = 50
 type builds struct {
 	mu    sync.Mutex
 	byRef map[string]*running
-	ended []string      // refs, oldest first
+	past  []string      // refs of those that ended, oldest first
+	total int           // builds that ended
 	came  chan struct{} // closed and replaced whenever a build begins
 	busy  int           // builds under way
 	idle  time.Time     // since when there is none
@@ -85,14 +86,22 @@ func (b *builds) end(r *running) {
 	close(r.done)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ended = append(b.ended, r.ref)
-	if len(b.ended) > keepBuilds {
-		delete(b.byRef, b.ended[0])
-		b.ended = b.ended[1:]
+	b.total++
+	b.past = append(b.past, r.ref)
+	if len(b.past) > keepBuilds {
+		delete(b.byRef, b.past[0])
+		b.past = b.past[1:]
 	}
 	if b.busy--; b.busy == 0 {
 		b.idle = time.Now()
 	}
+}
+
+// ended is how many builds have ended.
+func (b *builds) ended() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.total
 }
 
 // idleFor is how long there has been no build.

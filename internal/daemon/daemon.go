@@ -85,6 +85,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	idle := make(chan struct{})
 	stop := make(chan struct{})
 	defer close(stop)
+	go s.collectGarbage(stop)
 	if s.config.IdleTimeout > 0 {
 		go s.watchIdle(idle, stop)
 	}
@@ -98,6 +99,37 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.grpc.Stop()
 	return nil
+}
+
+// collectEvery is how often what builds have left is held against the limits.
+const collectEvery = time.Minute
+
+// collectGarbage keeps the cache within its limits while the daemon serves. It
+// runs beside builds: nothing that one of them uses is ever removed.
+func (s *Server) collectGarbage(stop chan struct{}) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for seen := 0; ; {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		ended := s.builds.ended()
+		if ended == seen {
+			continue
+		}
+		seen = ended
+		disk, err := s.config.Collector.Disk(ctx)
+		if err == nil {
+			err = s.config.Collector.Run(ctx, gc.DefaultPolicies(disk), nil)
+		}
+		if err != nil {
+			slog.Error("collect garbage", "error", err)
+		}
+	}
 }
 
 // watchIdle closes idle once nobody has needed the daemon for long enough.
