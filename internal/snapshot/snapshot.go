@@ -103,6 +103,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return fmt.Errorf("open %s snapshots: %w", s.Kind, err)
 	}
+	spread(filepath.Join(s.root, "snapshots"))
 	return writeMarker(s.marker())
 }
 
