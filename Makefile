@@ -6,7 +6,6 @@ SHELL := bash
 
 ONLY ?=
 SEEDS ?= 100000
-MODULES := . tools/genproto tools/lint tools/registry tools/runc bench conformance
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
