@@ -25,14 +25,6 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 )
 
-// maxMessage is the size of the largest message, in bytes (WIRE.md section 0).
-const maxMessage = 16 << 20
-
-// window is how many bytes a peer may send ahead. Contexts of hundreds of
-// megabytes pass through one stream, and the default of 64 KiB would have it
-// wait for every few packets.
-const window = 8 << 20
-
 // Config is what a daemon is made of.
 type Config struct {
 	Builder   *build.Builder
@@ -62,12 +54,8 @@ type Server struct {
 // New returns a daemon that does not listen yet.
 func New(c Config) *Server {
 	s := &Server{config: c, builds: newBuilds()}
-	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(2*window),
-		grpc.WriteBufferSize(256<<10), grpc.ReadBufferSize(256<<10),
-		grpc.ChainUnaryInterceptor(recoverUnary), grpc.ChainStreamInterceptor(recoverStream),
-	)
+	s.grpc = grpc.NewServer(append(session.ServerOptions(),
+		grpc.ChainUnaryInterceptor(recoverUnary), grpc.ChainStreamInterceptor(recoverStream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
 	healthpb.RegisterHealthServer(s.grpc, health.NewServer())

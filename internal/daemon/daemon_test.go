@@ -18,6 +18,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -66,7 +67,7 @@ func TestStatusFitsMessages(t *testing.T) {
 		for _, l := range m.Logs {
 			size += len(l.Msg)
 		}
-		if size > maxMessage/2 {
+		if size > session.MaxMessage/2 {
 			t.Errorf("a message of %d bytes", size)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/safepath"
+	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/llb/pb"
 )
@@ -357,7 +358,7 @@ func (s *gatewayService) ReadFile(ctx context.Context, r *gateway.ReadFileReques
 		if r.Range != nil {
 			in = io.NewSectionReader(f, r.Range.Offset, r.Range.Length)
 		}
-		const most = maxMessage - 1024
+		const most = session.MaxMessage - 1024
 		resp.Data, err = io.ReadAll(io.LimitReader(in, most+1))
 		if err == nil && len(resp.Data) > most {
 			return fmt.Errorf("read %s: more than %d bytes, ask for a range", r.FilePath, most)
