@@ -9,19 +9,21 @@ import (
 var errClosed = errors.New("the layer store is closed")
 
 // flights run a function once for all who ask for the same key at the same
-// time. It is cancelled when the last of them has left.
+// time. It is cancelled when the last of them has left; who comes then begins
+// anew, but not before the cancelled one has ended: for one key, one function
+// runs at a time.
 type flights struct {
-	mu      sync.Mutex
-	closed  bool
-	calls   map[string]*flight   // those that a caller may join
-	running map[*flight]struct{} // also those that all callers have left
-	work    sync.WaitGroup       // one for each that runs
+	mu     sync.Mutex
+	closed bool
+	calls  map[string]*flight // the newest of each key
+	work   sync.WaitGroup     // one for each that has not ended
 }
 
 type flight struct {
 	done    chan struct{}
 	err     error
 	waiting int
+	left    bool // by all callers, and cancelled
 	cancel  context.CancelFunc
 }
 
@@ -32,8 +34,8 @@ func (g *flights) do(ctx context.Context, key string, f func(context.Context) er
 		return errClosed
 	}
 	c := g.calls[key]
-	if c == nil {
-		c = g.start(ctx, key, f)
+	if c == nil || c.left {
+		c = g.start(ctx, key, c, f)
 	}
 	c.waiting++
 	g.mu.Unlock()
@@ -44,7 +46,7 @@ func (g *flights) do(ctx context.Context, key string, f func(context.Context) er
 	case <-ctx.Done():
 		g.mu.Lock()
 		if c.waiting--; c.waiting == 0 {
-			g.forget(key, c) // a later caller begins anew
+			c.left = true
 			c.cancel()
 		}
 		g.mu.Unlock()
@@ -52,20 +54,27 @@ func (g *flights) do(ctx context.Context, key string, f func(context.Context) er
 	}
 }
 
-// start runs f for key. The caller holds mu.
-func (g *flights) start(ctx context.Context, key string, f func(context.Context) error) *flight {
+// start runs f for key once the flight before it, if any, has ended. The caller
+// holds mu.
+func (g *flights) start(ctx context.Context, key string, before *flight, f func(context.Context) error) *flight {
 	c := &flight{done: make(chan struct{})}
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c.cancel = cancel
 	if g.calls == nil {
-		g.calls, g.running = map[string]*flight{}, map[*flight]struct{}{}
+		g.calls = map[string]*flight{}
 	}
-	g.calls[key], g.running[c] = c, struct{}{}
+	g.calls[key] = c
 	g.work.Go(func() {
-		c.err = f(own)
+		if before != nil {
+			<-before.done
+		}
+		if c.err = own.Err(); c.err == nil {
+			c.err = f(own)
+		}
 		g.mu.Lock()
-		g.forget(key, c)
-		delete(g.running, c)
+		if g.calls[key] == c {
+			delete(g.calls, key)
+		}
 		g.mu.Unlock()
 		cancel()
 		close(c.done)
@@ -73,18 +82,12 @@ func (g *flights) start(ctx context.Context, key string, f func(context.Context)
 	return c
 }
 
-func (g *flights) forget(key string, c *flight) {
-	if g.calls[key] == c {
-		delete(g.calls, key)
-	}
-}
-
 // close cancels what runs, waits until it has ended, and lets nothing begin
 // any more.
 func (g *flights) close() {
 	g.mu.Lock()
 	g.closed = true
-	for c := range g.running {
+	for _, c := range g.calls {
 		c.cancel()
 	}
 	g.mu.Unlock()

@@ -372,9 +372,13 @@ func onBoth(t *testing.T, f func(t *testing.T, w *world)) {
 	}
 }
 
-// debris fails the test if something is left under way.
+// debris fails the test if something is left under way once what was cancelled
+// has ended.
 func (w *world) debris() {
 	w.t.Helper()
+	for _, g := range []*flights{&w.merges, &w.flats, &w.makes, &w.unpacks, &w.pulls} {
+		g.work.Wait()
+	}
 	for _, dir := range []string{w.dir.tmp, w.dir.mounts} {
 		left, err := os.ReadDir(dir)
 		if err != nil || len(left) > 0 {
