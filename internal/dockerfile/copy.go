@@ -161,6 +161,8 @@ func (l *lowering) checkCopy(step *copyStep) error {
 			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("source %q is empty", step.Copy.Sources[n].Value), "a path", "")
 		case !step.add && (isHTTP(src) || isGitURL(src) && !scpURL.MatchString(src)):
 			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("COPY has the URL %q as a source", src), "a path; ADD takes URLs", "")
+		case isHTTP(src) && !hasHost(src):
+			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("source %q is no URL with a host", src), "a URL such as https://example.com/file", "")
 		}
 	}
 	return nil
@@ -168,6 +170,11 @@ func (l *lowering) checkCopy(step *copyStep) error {
 
 func isHTTP(src string) bool {
 	return (strings.HasPrefix(src, "http://") || strings.HasPrefix(src, "https://")) && !isGitURL(src)
+}
+
+func hasHost(src string) bool {
+	u, err := url.Parse(src)
+	return err == nil && u.Host != ""
 }
 
 // copyOne is the copy of one source.

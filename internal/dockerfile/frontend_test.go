@@ -283,6 +283,7 @@ func FuzzBuild(f *testing.F) {
 		"FROM alpine\nRUN --mount=type=cache,target=/x,sharing=locked a\nCOPY --from=0 a b\n",
 		"ARG A=1\nFROM full AS x\nONBUILD RUN a\nFROM x\nEXPOSE $A 1-3/udp\nCOPY --parents ./a/./b /c\n",
 		"FROM scratch\nADD --checksum=x https://a/b /\nCOPY <<E /\n$X\nE\nHEALTHCHECK CMD [\"a\"]\nWORKDIR ../x",
+		"FROM scratch\nADD a https:// b",
 		"FROM onbuild\nENV a=b c=${a#*}\nUSER 4294967296\nCOPY --chown=$a --chmod=u+x,g=o --link a b",
 	} {
 		f.Add(text)
