@@ -27,6 +27,8 @@ type codec struct{ encoding.CodecV2 }
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
+	case *pieces:
+		return unmarshalPieces(data, m)
 	case *control.BytesMessage:
 		return unmarshalBytes(data, m, &m.Data)
 	case *filesync.BytesMessage:

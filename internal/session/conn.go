@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/mem"
+
 	"github.com/kiln-build/kiln/internal/api/control"
 )
 
@@ -24,7 +26,8 @@ const maxWrite = 1 << 20
 // effect: what bounds a session is the context of its stream.
 type streamConn struct {
 	stream ByteStream
-	rest   []byte // of the last message
+	rest   []byte          // of the last message
+	more   mem.BufferSlice // of the last message, after rest
 	write  sync.Mutex
 	once   sync.Once
 	close  func()
@@ -38,15 +41,40 @@ func NewConn(stream ByteStream, closeStream func()) net.Conn {
 
 func (c *streamConn) Read(p []byte) (int, error) {
 	for len(c.rest) == 0 {
-		m, err := c.stream.Recv()
-		if err != nil {
+		if err := c.next(); err != nil {
 			return 0, err
 		}
-		c.rest = m.GetData()
 	}
 	n := copy(p, c.rest)
 	c.rest = c.rest[n:]
 	return n, nil
+}
+
+// next goes on to the next piece of what has come, or waits for more.
+func (c *streamConn) next() error {
+	if len(c.more) > 0 {
+		c.more[0].Free()
+		if c.more = c.more[1:]; len(c.more) > 0 {
+			c.rest = c.more[0].ReadOnlyData()
+			return nil
+		}
+	}
+	raw, ok := c.stream.(interface{ RecvMsg(any) error })
+	if !ok {
+		m, err := c.stream.Recv()
+		c.rest = m.GetData()
+		return err
+	}
+	var m pieces
+	if err := raw.RecvMsg(&m); err != nil {
+		return err
+	}
+	if c.more = m.data; len(c.more) == 0 {
+		c.rest = m.GetData()
+		return nil
+	}
+	c.rest = m.piece(0)
+	return nil
 }
 
 func (c *streamConn) Write(p []byte) (int, error) {

@@ -3,11 +3,14 @@ package session_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -147,6 +150,55 @@ func TestCodec(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// wireStream is a stream of messages as they come, each in two buffers.
+type wireStream struct {
+	session.ByteStream
+	codec    encoding.CodecV2
+	messages [][]byte
+	cut      int
+}
+
+func (s *wireStream) RecvMsg(m any) error {
+	if len(s.messages) == 0 {
+		return io.EOF
+	}
+	raw := s.messages[0]
+	s.messages = s.messages[1:]
+	cut := min(s.cut, len(raw))
+	return s.codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(raw[:cut]), mem.SliceBuffer(raw[cut:])}, m)
+}
+
+// Content is read whole, however messages are split, whichever codec decodes
+// them, and with unknown fields.
+func TestContent(t *testing.T) {
+	var messages [][]byte
+	want := ""
+	for _, content := range []string{"one", "", "another one", strings.Repeat("long", 100)} {
+		raw, err := proto.Marshal(&control.BytesMessage{Data: []byte(content)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		messages = append(messages, raw, append([]byte("\xa2\x06\x01u"), raw...), append(slices.Clone(raw), "\xa2\x06\x01u"...))
+		want += strings.Repeat(content, 3)
+	}
+	for _, codec := range []encoding.CodecV2{session.Codec(), encoding.GetCodecV2("proto")} {
+		for cut := range 20 {
+			got, err := io.ReadAll(session.NewConn(&wireStream{codec: codec, messages: messages, cut: cut}, func() {}))
+			if err != nil || string(got) != want {
+				t.Errorf("cut at %d: read %q, %v", cut, got, err)
+			}
+			var out strings.Builder
+			err = session.CopyContent(&out, &wireStream{codec: codec, messages: messages, cut: cut})
+			if err != nil || out.String() != want {
+				t.Errorf("cut at %d: copied %q, %v", cut, out.String(), err)
+			}
+		}
+	}
+	if err := session.CopyContent(io.Discard, &wireStream{codec: session.Codec(), messages: [][]byte{{10, 255}}}); err == nil {
+		t.Error("half a message was taken")
 	}
 }
 

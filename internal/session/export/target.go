@@ -11,7 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/kiln-build/kiln/internal/api/filesync"
+	"github.com/kiln-build/kiln/internal/session"
 )
 
 // FileTarget is a file that takes an archive. It appears whole or not at all. If
@@ -59,16 +59,4 @@ type WriterTarget struct{ W io.Writer }
 // Receive writes what comes on stream.
 func (t WriterTarget) Receive(stream grpc.ServerStream) error { return copyStream(t.W, stream) }
 
-func copyStream(w io.Writer, stream grpc.ServerStream) error {
-	for {
-		m := new(filesync.BytesMessage)
-		if err := stream.RecvMsg(m); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("receive: %w", err)
-		}
-		if _, err := w.Write(m.GetData()); err != nil {
-			return err
-		}
-	}
-}
+func copyStream(w io.Writer, stream grpc.ServerStream) error { return session.CopyContent(w, stream) }
