@@ -237,9 +237,22 @@ func (c *received) Write(p []byte) (int, error) {
 		return 0, fmt.Errorf("file %q changed while it was sent: it has more than %d bytes now, build again", c.st.GetPath(), c.st.GetSize())
 	}
 	c.in.task.Add(int64(len(p)))
-	c.hash.Write(p)
-	return c.f.Write(p)
+	if len(p) < muchContent {
+		c.hash.Write(p)
+		return c.f.Write(p)
+	}
+	hashed := make(chan struct{})
+	go func() {
+		defer close(hashed)
+		c.hash.Write(p)
+	}()
+	n, err := c.f.Write(p)
+	<-hashed
+	return n, err
 }
+
+// muchContent is from how many bytes on content is hashed while it is written.
+const muchContent = 64 << 10
 
 // Commit sets owner, permissions and time.
 func (c *received) Commit() error {
