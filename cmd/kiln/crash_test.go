@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -102,6 +103,32 @@ func TestPlainUser(t *testing.T) {
 	})
 	if got := plain.id(); got != want {
 		t.Errorf("a plain user's image is %s, root's is %s", got, want)
+	}
+	plain.unreadable()
+}
+
+// unreadable builds a context that the user may not read: the error names what
+// it is about, and the next build works.
+func (b *builder) unreadable() {
+	b.t.Helper()
+	locked := filepath.Join(b.dir, "locked")
+	if err := os.Mkdir(locked, 0); err != nil { // root's, and closed
+		b.t.Fatal(err)
+	}
+	b.write("all.Dockerfile", "FROM scratch\nCOPY . /\n")
+	build := func() (string, error) {
+		out, err := b.command("build", "--progress=plain", "-f", "all.Dockerfile", "-o", "type=cacheonly", b.dir).CombinedOutput()
+		return string(out), err
+	}
+	out, err := build()
+	if err == nil || !strings.Contains(out, `open directory "locked": permission denied`) || strings.Contains(out, "rpc error") {
+		b.t.Errorf("a context with a directory that may not be read: %v\n%s", err, out)
+	}
+	if err := os.Remove(locked); err != nil {
+		b.t.Fatal(err)
+	}
+	if out, err := build(); err != nil {
+		b.t.Errorf("the build after that: %v\n%s", err, out)
 	}
 }
 

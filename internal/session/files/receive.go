@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -78,13 +79,34 @@ func Receive(ctx context.Context, caller *session.Caller, opt ReceiveOptions, ds
 		if caller.Context().Err() != nil {
 			err = errors.New("the client's session ended")
 		}
-		return fmt.Errorf("read directory %q of client: %w", opt.Name, err)
+		return fmt.Errorf("read directory %q of client: %w", opt.Name, remoteError{err})
 	}
 	if err := stream.CloseSend(); err != nil {
 		return fmt.Errorf("read directory %q of client: %w", opt.Name, err)
 	}
 	return nil
 }
+
+// remoteError is an error that came over the wire, told without the wire's own
+// words.
+type remoteError struct{ err error }
+
+// Error is what the other side said.
+func (e remoteError) Error() string {
+	text := e.err.Error()
+	for {
+		rest, ok := strings.CutPrefix(text, "rpc error: code = ")
+		if !ok {
+			return text
+		}
+		if _, text, ok = strings.Cut(rest, " desc = "); !ok {
+			return rest
+		}
+	}
+}
+
+// Unwrap is the error with its code.
+func (e remoteError) Unwrap() error { return e.err }
 
 const (
 	writers     = 4  // files written at a time
