@@ -88,6 +88,9 @@ func (s *Store) open() error {
 	if err := os.MkdirAll(s.root, 0o711); err != nil {
 		return fmt.Errorf("create snapshot root: %w", err)
 	}
+	if err := s.sweep(); err != nil {
+		return fmt.Errorf("sweep snapshots: %w", err)
+	}
 	var err error
 	if s.Kind == Native {
 		// Its database cannot be given; a copy per snapshot costs more than a sync.
@@ -103,8 +106,45 @@ func (s *Store) open() error {
 	if err != nil {
 		return fmt.Errorf("open %s snapshots: %w", s.Kind, err)
 	}
-	spread(filepath.Join(s.root, "snapshots"))
+	spread(s.directories())
 	return writeMarker(s.marker())
+}
+
+// sweep removes the directories that the database does not know. A process that
+// is killed leaves one where it has made the directory of a snapshot and not
+// yet committed its number: that number is given out again, and no snapshot
+// could be made any more.
+func (s *Store) sweep() error {
+	entries, err := os.ReadDir(s.directories())
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	ms, err := storage.NewMetaStore(s.database(), fastCommits)
+	if err != nil {
+		return fmt.Errorf("open database: %w", err)
+	}
+	known := map[string]string{}
+	err = ms.WithTransaction(context.Background(), false, func(ctx context.Context) error {
+		ids, err := storage.IDMap(ctx)
+		if err == nil {
+			known = ids
+		}
+		if errdefs.IsNotFound(err) {
+			return nil // nothing was ever committed
+		}
+		return err
+	})
+	if err = errors.Join(err, ms.Close()); err != nil {
+		return fmt.Errorf("read database: %w", err)
+	}
+	for _, e := range entries {
+		if _, ok := known[e.Name()]; !ok {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.directories(), e.Name())))
+		}
+	}
+	return err
 }
 
 func fastCommits(o *bolt.Options) error {
@@ -174,6 +214,8 @@ func (s *Store) FrozenDirs(ctx context.Context) (frozen map[string]string, other
 	}
 	return frozen, others, err
 }
+
+func (s *Store) directories() string { return filepath.Join(s.root, "snapshots") }
 
 func (s *Store) database() string { return filepath.Join(s.root, "metadata.db") }
 

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -125,6 +126,12 @@ func survivesKill(t *testing.T, kind string) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(root + "-copy")
+	// Directories were made, and their numbers never committed.
+	for n := range 9 {
+		if err := os.MkdirAll(filepath.Join(root+"-copy", kind, "snapshots", strconv.Itoa(n+2), "fs"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s := open(t, root+"-copy", kind)
 	defer s.Close()
 	frozen, _, err := s.FrozenDirs(context.Background())
@@ -134,6 +141,10 @@ func survivesKill(t *testing.T, kind string) {
 	rel, _ := filepath.Rel(root, dir)
 	if data, err := os.ReadFile(filepath.Join(root+"-copy", rel, "file")); err != nil || string(data) != "one" {
 		t.Errorf("file is %q (%v)", data, err)
+	}
+	freeze(t, s, "two")
+	if left, err := os.ReadDir(filepath.Join(root+"-copy", kind, "snapshots")); err != nil || len(left) != 2 {
+		t.Errorf("left are %v (%v), want two snapshots", left, err)
 	}
 }
 
