@@ -405,7 +405,7 @@ func TestWayOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ns.Close()
+	t.Cleanup(func() { ns.Close() }) // last: the link goes with the namespace
 	veth := netlink.NewVeth(netlink.NewLinkAttrs())
 	veth.Name, veth.PeerName, veth.PeerNamespace = "kilntestout", "eth0", netlink.NsFd(int(ns.Fd()))
 	if err := netlink.LinkAdd(veth); err != nil {
