@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -17,12 +16,6 @@ import (
 
 	"github.com/kiln-build/kiln/internal/namespace"
 )
-
-// gcPercent is how much memory, in percent of what is in use, may be garbage
-// before it is collected. A daemon lives beside what it builds: less than the
-// usual 100 takes a sixth off its peaks for a little more work. The environment's
-// GOGC overrules it.
-const gcPercent = 50
 
 // runDaemon runs the daemon until ctx ends or it has been idle for long enough.
 func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) error {
@@ -33,9 +26,6 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
 		return err
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
 	}
 	for _, n := range ns.Notices {
 		slog.Warn(n)
