@@ -146,7 +146,7 @@ func (rs *results) writeMarkdown(list []line) error {
 		"Medians of rounds in which both daemons took turns on the same input, with the same container\n"+
 		"runtime; ratio is Kiln / BuildKit, so less is better. `daemon-peak` and `client-peak` are the\n"+
 		"highest resident memory of the daemon's and the client's process during a build. A build that\n"+
-		"took longer than two minutes counts as hung and is left out of the medians. Both daemons\n"+
+		"took longer than the limit (two minutes, or what -limit says) counts as hung and is left out of the medians. Both daemons\n"+
 		"run with their defaults: BuildKit's containers share the host's network, Kiln's have their own.\n"+
 		"The graphs of 1,000 and 200 vertices are sent to both by `buildctl`.\n\n",
 		time.Now().UTC().Format(time.DateOnly), machine())
