@@ -15,8 +15,6 @@ import (
 	"github.com/kiln-build/kiln/internal/session/export"
 )
 
-// sessioncontent.ExportStore is the client's content store for archives (WIRE.md section 7.9).
-
 // New returns an exporter of images whose layers are in layers.
 func New(layers exporter.Layers) exporter.Exporter {
 	return exporter.Archiver{
