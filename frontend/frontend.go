@@ -87,6 +87,26 @@ type PlatformResult struct {
 	Platform ocispecs.Platform
 	Graph    *llb.Graph
 	Config   []byte // image config JSON, nil for the default
+	// Attestations are statements about the result, such as an SBOM.
+	Attestations []Attestation
+}
+
+// Attestation is a statement about a result, as a frontend made it (WIRE.md
+// section 14).
+type Attestation struct {
+	Bundle        bool              // Graph holds a folder of statements at Path, else one predicate
+	Meta          map[string][]byte // what the frontend adds
+	Graph         *llb.Graph        // nil if the content is elsewhere
+	Path          string            // in the graph's files
+	PredicateType string            // a URI
+	Subjects      []Subject         // none stands for the result itself
+}
+
+// Subject is what an attestation speaks of.
+type Subject struct {
+	Self    bool            // the result itself; else what Name and Digests say
+	Name    string          // a purl or a path
+	Digests []digest.Digest // of the subject
 }
 
 // SourceError is an error at a place in a build file.

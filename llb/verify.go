@@ -51,6 +51,9 @@ func (v *Vertex) verify() error {
 			return err
 		}
 	}
+	if _, nameless := v.Meta.Caps[""]; nameless {
+		return fmt.Errorf("%s needs a capability without a name", v.Op.Kind())
+	}
 	if form := v.encoded(); form.err != nil {
 		return fmt.Errorf("encode %s: %w", v.Op.Kind(), form.err)
 	}

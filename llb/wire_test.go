@@ -219,6 +219,7 @@ func TestVerifyRefusesGraphs(t *testing.T) {
 		"no operation": {Root: Edge{Vertex: &Vertex{}}},
 		"no vertex":    {Root: Edge{Vertex: &Vertex{Op: &MergeOp{Inputs: []int{0}}, Inputs: []Edge{{}}}}},
 		"scratch 1":    {Root: Edge{Index: 1}},
+		"cap no name":  {Root: Edge{Vertex: &Vertex{Op: source.Op, Meta: Metadata{Caps: map[string]bool{"": true}}}}},
 		"not UTF-8":    {Root: Edge{Vertex: &Vertex{Op: &SourceOp{Identifier: "local://\xff"}}}},
 		"file origin":  {Root: Edge{Vertex: source}, Sources: SourceIndex{Files: []SourceFile{{From: &Graph{Root: Edge{Index: 1}}}}}},
 	} {
