@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -60,6 +61,7 @@ type settings struct {
 	runtime      string // an OCI runtime; "" finds one
 	idle         time.Duration
 	entitlements []string
+	labels       map[string]string // of the worker, set by the user
 }
 
 // closers are undone in reverse order.
@@ -235,10 +237,12 @@ func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]
 	if err != nil {
 		host = "localhost"
 	}
-	return map[string]string{
+	labels := map[string]string{
 		prefix + "executor": s.executor, prefix + "snapshotter": snapshotter, prefix + "hostname": host,
 		prefix + "network": network, prefix + "oci.process-mode": "sandbox",
 	}
+	maps.Copy(labels, s.labels)
+	return labels
 }
 
 // cacheMountKeeper shows cache mounts to the daemon as what else is kept.

@@ -19,6 +19,7 @@ type daemonOptions struct {
 	debug       bool
 	// entitlements are what builds that ask for them are granted.
 	entitlements []string
+	labels       map[string]string // of the worker, besides those of ours
 }
 
 const daemonDescription = `Runs the daemon in the foreground. You need it only for a daemon of a set place

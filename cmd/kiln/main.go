@@ -48,22 +48,33 @@ func main() {
 	if isDaemon(os.Args) {
 		// The daemon runs in namespaces of its own, and has to enter them
 		// before anything else.
-		var err error
-		if e.namespaces, err = namespace.Enter(namespace.Options{}); err != nil {
-			fmt.Fprintln(e.stderr, "kiln: start daemon:", err)
+		if err := e.enterNamespaces(); err != nil {
+			fmt.Fprintf(e.stderr, "%s: start daemon: %v\n", calledAs(os.Args), err)
 			os.Exit(exitDaemon)
 		}
-		e.uid = e.namespaces.UID
 	}
 	ctx, stop := interruptible(context.Background(), os.Exit)
-	code := run(ctx, e, os.Args)
+	code := runAs(calledAs(os.Args))(ctx, e, os.Args)
 	stop()
 	os.Exit(code)
+}
+
+// runAs returns what the program is under a name: BuildKit's programs by
+// theirs, else kiln.
+func runAs(name string) func(ctx context.Context, e *env, args []string) int {
+	switch name {
+	case "buildkitd":
+		return runBuildkitd
+	}
+	return run
 }
 
 // isDaemon tells whether a command line runs the daemon, and does not merely ask
 // for its help.
 func isDaemon(args []string) bool {
+	if calledAs(args) == "buildkitd" {
+		return !asksOnly(args[1:])
+	}
 	if len(args) < 2 || args[1] != "daemon" {
 		return false
 	}

@@ -32,7 +32,7 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) error {
 	}
 	s, parts, err := newDaemon(ctx, settings{
 		root: o.root, executor: o.executor, snapshotter: o.snapshotter, runtime: o.runtime,
-		idle: o.idleTimeout, entitlements: o.entitlements,
+		idle: o.idleTimeout, entitlements: o.entitlements, labels: o.labels,
 	}, ns)
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
