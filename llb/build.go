@@ -1,6 +1,7 @@
 package llb
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -19,6 +20,59 @@ type BuildOp struct {
 // BuildDefinition names the input of a BuildOp that holds the definition, and
 // is the name of its file where the operation says no other.
 const BuildDefinition = "buildkit.llb.definition"
+
+// BuildInfo says how [Build] reads a definition.
+type BuildInfo struct {
+	Constraints
+	DefinitionFilename string // "" for BuildDefinition
+}
+
+// BuildOption sets something of a BuildInfo.
+type BuildOption func(*BuildInfo)
+
+// BuildFilename is the name of the file that holds the definition.
+func BuildFilename(name string) BuildOption {
+	return func(i *BuildInfo) { i.DefinitionFilename = name }
+}
+
+// BuildConstraints bound where and how the operation runs.
+func BuildConstraints(opts ...ConstraintsOpt) BuildOption {
+	return func(i *BuildInfo) {
+		for _, o := range opts {
+			o.SetConstraintsOption(&i.Constraints)
+		}
+	}
+}
+
+// Build makes of a State whose files hold a definition what that definition
+// says: llb.Image("maker").Run(...).Root().With(llb.Build()).
+func Build(opts ...BuildOption) StateOption {
+	info := &BuildInfo{}
+	for _, o := range opts {
+		o(info)
+	}
+	if info.Metadata.Caps == nil {
+		info.Metadata.Caps = map[string]bool{}
+	}
+	info.Metadata.Caps[CapBuildOpLLBFileName] = true
+	return func(s State) State {
+		n := &node{own: &info.Constraints, make: func(b *builder) (*Vertex, error) {
+			from, err := b.edge(s.out)
+			if err != nil {
+				return nil, err
+			}
+			if from.Vertex == nil {
+				return nil, errors.New("build: the empty file system holds no definition")
+			}
+			op := &BuildOp{Inputs: map[string]int{BuildDefinition: 0}}
+			if info.DefinitionFilename != "" {
+				op.Attrs = map[string]string{AttrBuildFilename: info.DefinitionFilename}
+			}
+			return b.finish(&Vertex{Op: op, Inputs: []Edge{from}}, &info.Constraints, b.platform(info.Platform)), nil
+		}}
+		return s.WithOutput(&nodeOutput{node: n})
+	}
+}
 
 // Kind returns "build".
 func (*BuildOp) Kind() string { return "build" }

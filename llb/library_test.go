@@ -165,6 +165,7 @@ func libraryStates(t *testing.T) map[string]State {
 		}).Run(Shlex("c")).Root(),
 		"with":  alpine.With(AddEnv("q", "r"), Dir("rel")).Run(With(User("z")), Args([]string{"a"})).Run(Args([]string{"b"})).Root(),
 		"insec": alpine.Network(NetModeHost).Security(SecurityModeInsecure).AddUlimit("x", 1, 1).Run(Args([]string{"b"}), AddExtraHost("h", net.IPv4(1, 1, 1, 1))).Root(),
+		"build": m2.With(Build(), Build(BuildFilename("f"))),
 		"dup":   Merge([]State{alpine.Run(Args([]string{"b"}), WithCustomName("n1"), loc(1)).Root(), alpine.Run(Args([]string{"b"}), IgnoreCache, loc(2)).Root()}),
 	}
 	s, err := base.WithImageConfig([]byte(`{"architecture":"arm64","os":"linux","variant":"v8","config":{"Env":["PATH=/x","E"],"WorkingDir":"/wd"}}`))
