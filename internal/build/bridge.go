@@ -33,6 +33,8 @@ type Bridge struct {
 	sessionID string
 	release   func()
 
+	policed policed
+
 	mu     sync.Mutex
 	graphs []*llb.Graph // what was solved, to find where steps were written
 }
@@ -58,8 +60,8 @@ func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]str
 }
 
 // Solve checks a graph and returns its result, to be made when it is read.
-func (br *Bridge) Solve(_ context.Context, g *llb.Graph) (frontend.Ref, error) {
-	edge, err := br.edge(g)
+func (br *Bridge) Solve(ctx context.Context, g *llb.Graph) (frontend.Ref, error) {
+	edge, err := br.edge(ctx, g)
 	if err != nil {
 		return nil, err
 	}
@@ -67,11 +69,15 @@ func (br *Bridge) Solve(_ context.Context, g *llb.Graph) (frontend.Ref, error) {
 }
 
 // edge makes a graph known to the build's job. No vertex is no edge.
-func (br *Bridge) edge(g *llb.Graph) (solver.Edge, error) {
+func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	if g == nil || g.Root.Vertex == nil {
 		return solver.Edge{}, nil
 	}
-	g, err := pass.Run(g, pass.Options{Worker: br.builder.Worker.Platforms[0], SessionID: br.sessionID, Caps: br.builder.Caps})
+	g, err := br.ApplyPolicies(ctx, g, nil)
+	if err != nil {
+		return solver.Edge{}, err
+	}
+	g, err = pass.Run(g, pass.Options{Worker: br.builder.Worker.Platforms[0], SessionID: br.sessionID, Caps: br.builder.Caps})
 	if err != nil {
 		return solver.Edge{}, err
 	}
@@ -85,7 +91,7 @@ func (br *Bridge) edge(g *llb.Graph) (solver.Edge, error) {
 }
 
 func (br *Bridge) solve(ctx context.Context, g *llb.Graph) (*layer.Ref, error) {
-	edge, err := br.edge(g)
+	edge, err := br.edge(ctx, g)
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +110,17 @@ func (br *Bridge) build(ctx context.Context, e solver.Edge) (*layer.Ref, error) 
 	return ref, nil
 }
 
-// ResolveSource pins a source and tells what is known of it.
+// ResolveSource pins a source and tells what is known of it, once the build's
+// policies let it be used.
 func (br *Bridge) ResolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
+	o, err := br.checkSource(ctx, o, opt.Platform, nil)
+	if err != nil {
+		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
+	}
+	return br.resolveSource(ctx, o, opt)
+}
+
+func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
 	so := source.Options{Platform: br.builder.Worker.Platforms[0], Mode: opt.Mode, WantConfig: true}
 	if opt.Platform != nil {
 		so.Platform = *opt.Platform

@@ -22,6 +22,7 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/pass"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/solver"
@@ -54,6 +55,8 @@ type Request struct {
 	Session *session.Caller // nil if the client offers no services
 	// Entitlements are what the user allows, such as "network.host".
 	Entitlements []string
+	Policies     []pass.Policy // what every source is held against
+	Policy       SourcePolicy  // who decides on each source after them; nil for nobody
 	Sink         progress.Sink
 }
 
