@@ -18,17 +18,24 @@ type Executor interface {
 	Start(ctx context.Context, spec Spec, io IO) (Container, error)
 }
 
-// Container is a running container.
-type Container interface {
-	// Wait waits for the first process to end. A process that ended with
-	// another code than 0 gives an *[ExitError].
+// Task is a process in a container.
+type Task interface {
+	// Wait waits for the process to end, and for all that it wrote to have been
+	// passed on. A process that ended with another code than 0 gives an
+	// *[ExitError].
 	Wait(ctx context.Context) error
-	// Exec runs a further process inside and waits for it to end.
-	Exec(ctx context.Context, p Process, io IO) error
-	// Signal sends a signal to the first process.
+	// Signal sends a signal to the process. One that has ended is no error.
 	Signal(ctx context.Context, sig int) error
-	// Resize sets the size of the first process's terminal.
+	// Resize sets the size of the process's terminal.
 	Resize(ctx context.Context, rows, cols uint32) error
+}
+
+// Container is a running container. As a [Task] it is its first process.
+type Container interface {
+	Task
+	// Exec starts a further process inside. It ends with the container, by
+	// SIGKILL; ending ctx kills it alone.
+	Exec(ctx context.Context, p Process, io IO) (Task, error)
 	// Close kills what still runs and removes the container.
 	Close() error
 }

@@ -258,15 +258,82 @@ func testExec(t *testing.T, e executor.Executor) {
 	c, _ := started(t, e, ctx, Spec(t, "echo up; sleep 1000"), nil)
 	var out Output
 	process := executor.Process{Args: []string{"/bin/sh", "-c", `echo "second $X"; exit 4`}, Env: []string{"PATH=/bin", "X=y"}, Cwd: "/"}
-	if err := c.Exec(ctx, process, executor.IO{Stdout: &out}); exitCode(err) != 4 || out.String() != "second y\n" {
+	if err := execute(t, c, ctx, process, executor.IO{Stdout: &out}); exitCode(err) != 4 || out.String() != "second y\n" {
 		t.Errorf("ended with %v and printed %q", err, out.String())
 	}
 	short, stop := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer stop()
 	process.Args = []string{"/bin/sleep", "1000"}
-	if err := c.Exec(short, process, executor.IO{}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := execute(t, c, short, process, executor.IO{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a cancelled process ended with %v, want %v", err, context.DeadlineExceeded)
 	}
+	process.Args = []string{"/bin/cat"}
+	stdin := io.NopCloser(strings.NewReader("typed\n"))
+	var echo Output
+	if err := execute(t, c, ctx, process, executor.IO{Stdin: stdin, Stdout: &echo}); err != nil || echo.String() != "typed\n" {
+		t.Errorf("a process with input ended with %v and printed %q", err, echo.String())
+	}
+}
+
+// testExecSignal: signals reach the process that they are for.
+func testExecSignal(t *testing.T, e executor.Executor) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, _ := started(t, e, ctx, Spec(t, "echo up; sleep 1000"), nil)
+	process := executor.Process{Args: []string{"/bin/sleep", "1000"}, Env: []string{"PATH=/bin"}, Cwd: "/"}
+	task, err := c.Exec(ctx, process, executor.IO{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := task.Signal(ctx, 9); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := task.Wait(ctx); exitCode(err) != 137 {
+			t.Errorf("a killed process ended with %v, want exit code 137", err)
+		}
+	}
+	if err := task.Signal(ctx, 9); err != nil {
+		t.Errorf("signal after the end: %v", err)
+	}
+	process.Args = []string{"/bin/true"}
+	if err := execute(t, c, ctx, process, executor.IO{}); err != nil {
+		t.Errorf("the container has ended too: %v", err)
+	}
+}
+
+// testExecEndsWithContainer: further processes are killed when the first ends,
+// and none is started after it.
+func testExecEndsWithContainer(t *testing.T, e executor.Executor) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	r, w := io.Pipe()
+	c, _ := started(t, e, ctx, Spec(t, "echo up; read line"), r)
+	process := executor.Process{Args: []string{"/bin/sleep", "1000"}, Env: []string{"PATH=/bin"}, Cwd: "/"}
+	task, err := c.Exec(ctx, process, executor.IO{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(w, "go")
+	if err := task.Wait(ctx); exitCode(err) != 137 {
+		t.Errorf("a process whose container ended: %v, want exit code 137", err)
+	}
+	if err := c.Wait(ctx); err != nil {
+		t.Errorf("the first process: %v", err)
+	}
+	if _, err := c.Exec(ctx, process, executor.IO{}); err == nil {
+		t.Error("a process was started in a container that has ended")
+	}
+}
+
+// execute runs a further process to its end.
+func execute(t testing.TB, c executor.Container, ctx context.Context, p executor.Process, stdio executor.IO) error {
+	t.Helper()
+	task, err := c.Exec(ctx, p, stdio)
+	if err != nil {
+		return err
+	}
+	return task.Wait(context.WithoutCancel(ctx))
 }
 
 func testBadSpec(t *testing.T, e executor.Executor) {

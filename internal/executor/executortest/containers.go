@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ func RunContainers(t *testing.T, open Open, has Containers) {
 		"MountOptions":  testMountOptions,
 		"Signals":       testSignals,
 		"Terminal":      testTerminal,
+		"ExecTerminal":  testExecTerminal,
 		"Capabilities":  testCapabilities,
 		"Seccomp":       testSeccomp,
 		"Hosts":         testHosts,
@@ -199,6 +201,37 @@ func testTerminal(t *testing.T, e executor.Executor) {
 		t.Fatalf("%v %s", err, out.String())
 	}
 	for _, want := range []string{"/dev/", "33 77", "read typed"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("printed %q, want %q in it", out.String(), want)
+		}
+	}
+}
+
+// testExecTerminal: a further process has a terminal of its own.
+func testExecTerminal(t *testing.T, e executor.Executor) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, _ := started(t, e, ctx, Spec(t, "echo up; sleep 1000"), nil)
+	r, w := io.Pipe()
+	var out Output
+	process := executor.Process{
+		Args: []string{"/bin/sh", "-c", "echo ready; read line; stty size; tty >/dev/null && echo \"read $line\"; exit 3"},
+		Env:  []string{"PATH=/bin"}, Cwd: "/", Tty: true,
+	}
+	task, err := c.Exec(ctx, process, executor.IO{Stdin: r, Stdout: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the process to print", func() bool { return strings.Contains(out.String(), "ready") })
+	if err := task.Resize(ctx, 33, 77); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // the size passes through the runtime
+	fmt.Fprintln(w, "typed")
+	if err := task.Wait(ctx); exitCode(err) != 3 {
+		t.Fatalf("ended with %v: %s", err, out.String())
+	}
+	for _, want := range []string{"33 77", "read typed"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("printed %q, want %q in it", out.String(), want)
 		}

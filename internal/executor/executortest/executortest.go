@@ -47,6 +47,8 @@ func Run(t *testing.T, open Open) {
 		"Concurrent":     testConcurrent,
 		"MissingProgram": testMissingProgram,
 		"Exec":           testExec,
+		"ExecSignal":     testExecSignal,
+		"ExecEnds":       testExecEndsWithContainer,
 		"BadSpec":        testBadSpec,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"mvdan.cc/sh/v3/expand"
 	"mvdan.cc/sh/v3/interp"
@@ -43,11 +44,11 @@ func New() *Executor { return &Executor{} }
 
 // container is a script that runs in goroutines of this process.
 type container struct {
-	view  *view
-	kill  context.CancelCauseFunc
-	ended <-chan struct{} // closed when the first process ends or is killed
-	done  chan struct{}   // closed when nothing of it runs any more
-	err   error           // read after done
+	view *view
+	kill context.CancelCauseFunc
+	life context.Context // ends when the first process ends or is killed
+	done chan struct{}   // closed when nothing of it runs any more
+	err  error           // read after done
 
 	mu     sync.Mutex
 	execs  sync.WaitGroup
@@ -79,7 +80,7 @@ func (e *Executor) Start(ctx context.Context, spec executor.Spec, stdio executor
 		return nil, fmt.Errorf("start container: %w", err)
 	}
 	own, kill := context.WithCancelCause(ctx)
-	c := &container{view: v, kill: kill, ended: own.Done(), done: make(chan struct{})}
+	c := &container{view: v, kill: kill, life: own, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
 		c.err = run(own, v, spec.Process, stdio)
@@ -143,30 +144,55 @@ func (c *container) Wait(ctx context.Context) error {
 	}
 }
 
+// task is a further script.
+type task struct {
+	kill context.CancelCauseFunc
+	done chan struct{}
+	err  error // read after done
+}
+
 // Exec runs a further script on the same files.
-func (c *container) Exec(ctx context.Context, p executor.Process, stdio executor.IO) error {
+func (c *container) Exec(ctx context.Context, p executor.Process, stdio executor.IO) (executor.Task, error) {
 	if err := checkProcess(p); err != nil {
-		return fmt.Errorf("run in container: %w", err)
+		return nil, fmt.Errorf("run in container: %w", err)
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.closed {
-		c.mu.Unlock()
-		return errors.New("run in container: it has ended")
+		return nil, errors.New("run in container: it has ended")
 	}
-	c.execs.Add(1)
-	c.mu.Unlock()
-	defer c.execs.Done()
-	own, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	go func() {
-		select {
-		case <-c.ended:
-			stop(errors.New("the container has ended"))
-		case <-own.Done():
-		}
-	}()
-	return run(own, c.view, p, stdio)
+	own, kill := context.WithCancelCause(ctx)
+	t := &task{kill: kill, done: make(chan struct{})}
+	forget := context.AfterFunc(c.life, func() { kill(errSignal(syscall.SIGKILL)) })
+	c.execs.Go(func() {
+		defer close(t.done)
+		t.err = run(own, c.view, p, stdio)
+		forget()
+		kill(nil)
+	})
+	return t, nil
 }
+
+// Wait waits for the script to end.
+func (t *task) Wait(ctx context.Context) error {
+	select {
+	case <-t.done:
+		return t.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Signal ends the script, as a signal without a handler does.
+func (t *task) Signal(_ context.Context, sig int) error {
+	if sig > 0 {
+		t.kill(errSignal(sig))
+	}
+	return nil
+}
+
+// Resize does nothing: there is no terminal.
+func (t *task) Resize(context.Context, uint32, uint32) error { return nil }
 
 // Signal ends the script, as a signal without a handler does.
 func (c *container) Signal(_ context.Context, sig int) error {

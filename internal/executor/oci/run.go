@@ -54,6 +54,10 @@ type container struct {
 
 	killMu sync.Mutex
 	killed error // why we killed it
+
+	execMu  sync.Mutex
+	noExecs bool // the container is being removed
+	execs   sync.WaitGroup
 }
 
 // Start starts a container. It returns once the runtime runs; an error of
@@ -265,6 +269,7 @@ func runtimeError(name string) string {
 // release removes what belongs to the container alone. The runtime has ended.
 func (c *container) release() error {
 	e := c.e
+	c.awaitExecs()
 	var errs []error
 	if c.stdio != nil {
 		c.stdio.ended()
