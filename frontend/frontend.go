@@ -55,13 +55,37 @@ type ResolveOpt struct {
 	Platform *ocispecs.Platform
 	Mode     string // "default", "pull" or "local"
 	LogName  string // what to show while resolving
+	Image    ImageQuery
+}
+
+// ImageQuery says what else to find out about an image.
+type ImageQuery struct {
+	NoConfig         bool // the config is not wanted
+	AttestationChain bool // what vouches for it is wanted
+	// Attestations asks for the statements of these predicate types with the chain.
+	Attestations []string
+}
+
+// AttestationChain is the documents that vouch for an image (WIRE.md section 6).
+// A digest is "" if there is no such document.
+type AttestationChain struct {
+	Root, ImageManifest, AttestationManifest digest.Digest
+	SignatureManifests                       []digest.Digest
+	Blobs                                    map[digest.Digest]Blob
+}
+
+// Blob is a document of a registry, with its bytes.
+type Blob struct {
+	Desc ocispecs.Descriptor
+	Data []byte
 }
 
 // SourceMeta is what is known of a source.
 type SourceMeta struct {
 	Op     *llb.SourceOp // pinned; policy may have changed it
 	Digest digest.Digest
-	Config []byte // an image's config, JSON
+	Config []byte            // an image's config, JSON
+	Chain  *AttestationChain // of an image, if it was asked for
 }
 
 // Warning is a remark on a build file.
