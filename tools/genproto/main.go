@@ -75,6 +75,9 @@ func findProtos(root string) ([]string, error) {
 	var names []string
 	for _, dir := range []string{"llb", filepath.Join("internal", "api")} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
+			if d != nil && d.IsDir() && d.Name() == "google" {
+				return fs.SkipDir // definitions that are Google's to generate
+			}
 			if err != nil || d.IsDir() || filepath.Ext(path) != ".proto" {
 				return err
 			}
