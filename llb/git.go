@@ -2,8 +2,6 @@ package llb
 
 import (
 	"errors"
-	"fmt"
-	"net/url"
 	"path"
 	"strings"
 )
@@ -143,23 +141,23 @@ func GitCheckoutBundle() GitOption {
 // BuildKit's library asks ssh servers for their keys if [KnownSSHHosts] gives
 // none. This one does no I/O: give them.
 func Git(url, fragment string, opts ...GitOption) State {
-	remote, problem := parseGitRemote(url)
-	if errors.Is(problem, errNoScheme) {
+	remote, problem := ParseGitURL(url)
+	if errors.Is(problem, ErrNoGitURL) {
 		url = "https://" + url
-		remote, problem = parseGitRemote(url)
+		remote, problem = ParseGitURL(url)
 	}
 	info := &GitInfo{AuthHeaderSecret: GitAuthHeaderKey, AuthTokenSecret: GitAuthTokenKey}
 	ref, subdir, _ := strings.Cut(fragment, ":")
 	info.Ref = ref
-	info.SubDir = strings.TrimPrefix(path.Join("/", subdir), "/")
+	info.SubDir = CleanGitSubdir(subdir)
 	for _, o := range opts {
 		o.SetGitOption(info)
 	}
 	id := url
 	if problem == nil {
-		url = remote.full
+		url = remote.Remote
 		// The same repository has the same id, whichever protocol it comes by.
-		id = remote.host + path.Join("/", remote.path)
+		id = remote.Host + path.Join("/", remote.Path)
 		if info.Ref != "" || info.SubDir != "" {
 			id += "#" + info.Ref
 		}
@@ -170,7 +168,7 @@ func Git(url, fragment string, opts ...GitOption) State {
 	if info.ownAuth {
 		info.addCap(CapSourceGitHTTPAuth)
 	}
-	return source("git://"+id, info.attrs(url, remote.scheme == "ssh"), &info.Constraints, nil)
+	return source("git://"+id, info.attrs(url, problem == nil && remote.Scheme == "ssh"), &info.Constraints, nil)
 }
 
 func (i *GitInfo) attrs(url string, ssh bool) map[string]string {
@@ -205,42 +203,4 @@ func (i *GitInfo) attrs(url string, ssh bool) map[string]string {
 	flag(AttrGitFetchByCommit, i.FetchByCommit)
 	flag(AttrGitCheckoutBundle, i.CheckoutBundle)
 	return attrs
-}
-
-// gitRemote is a repository's address. full lacks query and fragment.
-type gitRemote struct{ scheme, host, path, full string }
-
-// errNoScheme means that another try with a scheme may succeed.
-var errNoScheme = errors.New("git url has no scheme")
-
-func parseGitRemote(s string) (gitRemote, error) {
-	scheme, _, found := strings.Cut(s, "://")
-	if found && strings.Trim(scheme, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == "" && scheme != "" {
-		switch strings.ToLower(scheme) {
-		case "http", "https", "ssh", "git":
-		default:
-			return gitRemote{}, fmt.Errorf("git url scheme %q is not http, https, ssh or git", scheme)
-		}
-		u, err := url.Parse(s)
-		if err != nil {
-			return gitRemote{}, fmt.Errorf("parse git url: %w", err)
-		}
-		u.Fragment, u.RawFragment, u.RawQuery = "", "", ""
-		return gitRemote{u.Scheme, u.Host, u.Path, u.String()}, nil
-	}
-	return parseSCPRemote(s)
-}
-
-// parseSCPRemote reads user@host:path.
-func parseSCPRemote(s string) (gitRemote, error) {
-	user, rest, found := strings.Cut(s, "@")
-	host, file, found2 := strings.Cut(rest, ":")
-	const word = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-"
-	if !found || !found2 || user == "" || host == "" ||
-		strings.Trim(user, word+"_") != "" || strings.Trim(host, word+".") != "" {
-		return gitRemote{}, errNoScheme
-	}
-	file, _, _ = strings.Cut(file, "#")
-	file, _, _ = strings.Cut(file, "?")
-	return gitRemote{"ssh", host, file, user + "@" + host + ":" + file}, nil
 }
