@@ -166,3 +166,18 @@ func (s *Store) putJSON(bucket, key string, v any) error {
 	}
 	return s.put(bucket, key, data)
 }
+
+// Record returns the history's record of a build, by the build's ref.
+func (s *Store) Record(ref string) ([]byte, bool) { return s.get(bucketHistory, ref) }
+
+// PutRecord keeps the record of a build; the caller must not change data any more.
+func (s *Store) PutRecord(ref string, data []byte) error { return s.put(bucketHistory, ref, data) }
+
+// DeleteRecord forgets the record of a build.
+func (s *Store) DeleteRecord(ref string) error { return s.delete(bucketHistory, ref) }
+
+// Records calls f with every record of a build, in no order. f must not keep
+// the data.
+func (s *Store) Records(f func(data []byte) error) error {
+	return s.each(bucketHistory, func(_ string, value []byte) error { return f(value) })
+}

@@ -1,9 +1,10 @@
 // Package store is the metadata database: one bbolt file under the root that
 // is the source of truth for what is kept.
 //
-// It holds layers, results of steps, content digests, names of images and
-// small values of sources. All of it is cache: what is lost is a miss, never
-// an error, so a damaged file is moved aside and a new one begun.
+// It holds layers, results of steps, content digests, names of images, small
+// values of sources and the history's records. All but the last is cache: what
+// is lost is a miss, never an error, so a damaged file is moved aside and a new
+// one begun.
 //
 // Writes go to memory, can be read at once and reach the file about two
 // milliseconds later, everything that came meanwhile in one transaction.
@@ -48,9 +49,10 @@ const (
 	bucketDigests = "digests"
 	bucketImages  = "images"
 	bucketValues  = "values"
+	bucketHistory = "history"
 )
 
-var buckets = [...]string{bucketMeta, bucketLayers, bucketResults, bucketDigests, bucketImages, bucketValues}
+var buckets = [...]string{bucketMeta, bucketLayers, bucketResults, bucketDigests, bucketImages, bucketValues, bucketHistory}
 
 // Store is an opened database. Its methods may be called concurrently.
 type Store struct {

@@ -1,0 +1,51 @@
+package history
+
+import (
+	"slices"
+	"time"
+)
+
+// retainEvery is how often the age of records is held against the limits.
+const retainEvery = 2 * time.Minute
+
+// retain removes what is too old and too much, until the history is closed.
+func (h *History) retain() {
+	defer h.work.Done()
+	tick := time.NewTicker(retainEvery)
+	defer tick.Stop()
+	for {
+		h.collect(time.Now())
+		select {
+		case <-h.stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// collect removes the unpinned records that are both beyond the newest
+// MaxEntries and older than MaxAge. One that cannot be removed stays until the
+// next time.
+func (h *History) collect(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	type entry struct {
+		ref       string
+		completed time.Time
+	}
+	var all []entry
+	for ref, e := range h.ended {
+		if !e.pinned {
+			all = append(all, entry{ref, e.completed})
+		}
+	}
+	if len(all) <= h.retention.MaxEntries {
+		return
+	}
+	slices.SortFunc(all, func(a, b entry) int { return b.completed.Compare(a.completed) })
+	for _, e := range all[h.retention.MaxEntries:] {
+		if now.Sub(e.completed) > h.retention.MaxAge {
+			_ = h.remove(e.ref)
+		}
+	}
+}
