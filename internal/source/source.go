@@ -8,6 +8,8 @@ package source
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -34,6 +36,36 @@ type Options struct {
 	Mode     string // "default", "pull" or "local"; for images
 	// WantConfig asks for Pin.Config.
 	WantConfig bool
+	// WantChain asks for Pin.Chain; Attestations for the statements of these
+	// predicate types in it.
+	WantChain    bool
+	Attestations []string
+	// GitObjects asks for the objects in Pin.Git; Checksum for Pin.Checksum.
+	GitObjects bool
+	Checksum   *ChecksumQuery
+}
+
+// AttestationChain is the documents that vouch for an image. A digest is "" if
+// there is no such document.
+type AttestationChain struct {
+	Root, ImageManifest, AttestationManifest digest.Digest
+	SignatureManifests                       []digest.Digest
+	Blobs                                    map[digest.Digest]Blob
+}
+
+// Blob is a document of a registry, with its bytes.
+type Blob struct {
+	Desc ocispecs.Descriptor
+	Data []byte
+}
+
+// UnknownAttr is the error for an attribute that no source of its scheme has.
+// Names without a dot belong to nobody: a policy may leave its marks there.
+func UnknownAttr(key string) error {
+	if !strings.Contains(key, ".") {
+		return nil
+	}
+	return fmt.Errorf("attribute %q is not known", key)
 }
 
 // Pin is a source, pinned: fetching it gives the same files at any time.
@@ -43,9 +75,12 @@ type Pin struct {
 	// Key is the text that the cache key is made of (WIRE.md section 11.2). One
 	// that begins with "session:" holds for one session only and counts by content.
 	Key          string
-	Digest       digest.Digest // of the manifest, the file or the commit
-	Config       []byte        // image config JSON, if asked for
-	Name         string        // a file's name, for http
+	Digest       digest.Digest     // of the manifest, the file or the commit
+	Config       []byte            // image config JSON, if asked for
+	Chain        *AttestationChain // what vouches for an image, if asked for and there is any
+	Name         string            // a file's name, for http
 	LastModified *time.Time
-	Private      any // for the source that made the pin
+	Checksum     digest.Digest // of the file and Options.Checksum's suffix, for http
+	Git          *Git          // for git
+	Private      any           // for the source that made the pin
 }

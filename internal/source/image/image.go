@@ -41,6 +41,7 @@ type Layers interface {
 type Registry interface {
 	Resolve(ctx context.Context, ref string) (ocispecs.Descriptor, error)
 	ReadAll(ctx context.Context, origin string, desc ocispecs.Descriptor) ([]byte, error)
+	Referrers(ctx context.Context, origin string, d digest.Digest) ([]ocispecs.Descriptor, error)
 }
 
 // Images are the images that Kiln keeps by name.
@@ -109,7 +110,7 @@ func decode(op *llb.SourceOp, opt source.Options) (*request, error) {
 				err = fmt.Errorf("attribute %s=%q: expected a digest such as sha256:<64 hex digits>", k, v)
 			}
 		default:
-			err = fmt.Errorf("attribute %q is not known", k)
+			err = source.UnknownAttr(k)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("source %s: %w", op.Identifier, err)
@@ -143,7 +144,7 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 		return nil, err
 	}
 	if r.checksum != "" && root.Digest != r.checksum {
-		return nil, fmt.Errorf("image %s has digest %s, expected %s", r.ref, root.Digest, r.checksum)
+		return nil, fmt.Errorf("image digest %s for %s does not match expected checksum %s", root.Digest, r.ref, r.checksum)
 	}
 	pinned, err := reference.WithDigest(reference.TrimNamed(r.ref), root.Digest)
 	if err != nil {
@@ -171,6 +172,11 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 	}
 	if opt.WantConfig {
 		if pin.Config, err = read(ctx, img.Manifest.Config); err != nil {
+			return nil, err
+		}
+	}
+	if opt.WantChain {
+		if pin.Chain, err = s.chain(ctx, pinned.String(), img, opt.Attestations); err != nil {
 			return nil, err
 		}
 	}

@@ -92,7 +92,7 @@ func decode(op *llb.SourceOp) (*request, error) {
 				err = fmt.Errorf("attribute %s=%q: the identifier has digest %s", k, v, r.digest)
 			}
 		default:
-			err = fmt.Errorf("attribute %q is not known", k)
+			err = source.UnknownAttr(k)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("source %s: %w", op.Identifier, err)
@@ -248,9 +248,34 @@ func withStore(ctx context.Context, id string, f func(context.Context, content.S
 	return nil
 }
 
+// Blobs opens blobs, also those of which only the digest is known.
+type Blobs interface {
+	layer.Fetcher
+	OpenBlob(ctx context.Context, origin string, d digest.Digest) (io.ReadCloser, int64, error)
+}
+
 // Fetcher gets blobs of layouts from clients, and all others from Next. It is
 // a layer.Fetcher.
-type Fetcher struct{ Next layer.Fetcher }
+type Fetcher struct{ Next Blobs }
+
+// OpenBlob opens a blob by its digest and tells its size in bytes.
+func (f Fetcher) OpenBlob(ctx context.Context, origin string, d digest.Digest) (io.ReadCloser, int64, error) {
+	id, ok := strings.CutPrefix(origin, scheme)
+	if !ok {
+		return f.Next.OpenBlob(ctx, origin, d)
+	}
+	desc := ocispecs.Descriptor{Digest: d}
+	err := withStore(ctx, id, func(ctx context.Context, store content.Store) error {
+		info, err := store.Info(ctx, d)
+		desc.Size = info.Size
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	rc, err := f.Fetch(ctx, origin, desc)
+	return rc, desc.Size, err
+}
 
 // Fetch opens a blob.
 func (f Fetcher) Fetch(ctx context.Context, origin string, desc ocispecs.Descriptor) (io.ReadCloser, error) {

@@ -72,6 +72,10 @@ func (nowhere) Fetch(_ context.Context, origin string, _ ocispecs.Descriptor) (i
 	return nil, os.ErrNotExist
 }
 
+func (nowhere) OpenBlob(context.Context, string, digest.Digest) (io.ReadCloser, int64, error) {
+	return nil, 0, os.ErrNotExist
+}
+
 func TestResolveFetchAndPull(t *testing.T) {
 	l, d := newLayout(t)
 	c := sessiontest.Connect(t, sessioncontent.NewProvider(map[string]content.Store{"oci:base": l}))

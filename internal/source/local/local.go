@@ -140,7 +140,7 @@ func (r *request) attr(key, value string) error {
 	case "local.metadatatransfer", "local.metadatatransferexclude":
 		return fmt.Errorf("attribute %q: files without content are not supported", key)
 	default:
-		return fmt.Errorf("attribute %q is not known", key)
+		return source.UnknownAttr(key)
 	}
 	return nil
 }
