@@ -38,11 +38,13 @@ import (
 	"github.com/kiln-build/kiln/internal/op"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/session/policy"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/ssh"
 	"github.com/kiln-build/kiln/internal/snapshot"
 	"github.com/kiln-build/kiln/internal/solver"
 	"github.com/kiln-build/kiln/internal/source"
+	blobsource "github.com/kiln-build/kiln/internal/source/blob"
 	httpsource "github.com/kiln-build/kiln/internal/source/http"
 	imagesource "github.com/kiln-build/kiln/internal/source/image"
 	layoutsource "github.com/kiln-build/kiln/internal/source/layout"
@@ -131,7 +133,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		return nil, nil, err
 	}
 	return daemon.New(daemon.Config{
-		Builder: builder, Sessions: sessions, Platforms: native,
+		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Platforms: native,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db}, CacheMounts: cacheMountKeeper{mounts},
 		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	}), parts, nil
@@ -191,6 +193,7 @@ func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessi
 	return []source.Source{
 		imagesource.New(imagesource.Config{Layers: layers, Content: layers.blobs, Registry: reg, Images: db, Memo: db}),
 		layoutsource.New(layers, db, sessions),
+		blobsource.New(blobsource.Config{Layers: layers, Blobs: layoutsource.Fetcher{Next: reg}, Sessions: sessions, Memo: db}),
 		httpsource.New(httpsource.Config{Layers: layers, Memo: db, UserAgent: "kiln/" + version}),
 		localsource.New(localsource.Config{Layers: layers, Memo: db, Sessions: sessions, Trees: layers}),
 	}

@@ -113,15 +113,14 @@ func (br *Bridge) build(ctx context.Context, e solver.Edge) (*layer.Ref, error) 
 // ResolveSource pins a source and tells what is known of it, once the build's
 // policies let it be used.
 func (br *Bridge) ResolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
-	o, err := br.checkSource(ctx, o, opt.Platform, nil)
-	if err != nil {
-		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
-	}
-	return br.resolveSource(ctx, o, opt)
+	return br.ResolveSourceUnder(ctx, o, opt, nil)
 }
 
 func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
-	so := source.Options{Platform: br.builder.Worker.Platforms[0], Mode: opt.Mode, WantConfig: true}
+	so := source.Options{
+		Platform: br.builder.Worker.Platforms[0], Mode: opt.Mode, WantConfig: !opt.Image.NoConfig,
+		WantChain: opt.Image.AttestationChain, Attestations: opt.Image.Attestations,
+	}
 	if opt.Platform != nil {
 		so.Platform = *opt.Platform
 	}
@@ -140,7 +139,7 @@ func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt fronte
 	if err != nil {
 		return nil, err
 	}
-	return &frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config}, nil
+	return &frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config, Chain: attestationChain(pin.Chain)}, nil
 }
 
 // Warn tells the user of something that stops nothing.

@@ -10,13 +10,29 @@ import (
 	"strings"
 	"sync"
 
+	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/pass"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/llb"
 )
+
+// The static rules of a request are those of package pass.
+type (
+	Policy           = pass.Policy
+	PolicyRule       = pass.PolicyRule
+	PolicyAction     = pass.PolicyAction
+	PolicyMatch      = pass.PolicyMatch
+	PolicyConstraint = pass.PolicyConstraint
+	PolicyCondition  = pass.PolicyCondition
+	PolicyUpdate     = pass.PolicyUpdate
+)
+
+// PolicyDeny is the action that forbids a source.
+const PolicyDeny = pass.PolicyDeny
 
 // SourcePolicy decides on sources beyond the rules of a request, such as a
 // client over its session (WIRE.md section 16.2).
@@ -107,6 +123,29 @@ func (br *Bridge) ApplyPolicies(ctx context.Context, g *llb.Graph, more []pass.P
 		}
 	}
 	return pass.ReplaceSources(g, by)
+}
+
+// ResolveSourceUnder is ResolveSource with further policies for this one call.
+func (br *Bridge) ResolveSourceUnder(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt, more []pass.Policy) (*frontend.SourceMeta, error) {
+	o, err := br.checkSource(ctx, o, opt.Platform, more)
+	if err != nil {
+		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
+	}
+	return br.resolveSource(ctx, o, opt)
+}
+
+func attestationChain(c *source.AttestationChain) *frontend.AttestationChain {
+	if c == nil {
+		return nil
+	}
+	out := &frontend.AttestationChain{
+		Root: c.Root, ImageManifest: c.ImageManifest, AttestationManifest: c.AttestationManifest,
+		SignatureManifests: c.SignatureManifests, Blobs: map[digest.Digest]frontend.Blob{},
+	}
+	for d, b := range c.Blobs {
+		out.Blobs[d] = frontend.Blob(b)
+	}
+	return out
 }
 
 // checkSource returns what policies make of a source: op itself if they let it be.

@@ -14,7 +14,7 @@ import (
 var frontendCaps = []string{
 	"solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return", "returnmap",
 	"readdir", "statfile", "proto.refarray", "frontend.inputs", "gateway.solve.metadata", "gateway.solve.evaluate",
-	"gateway.evaluate", "gateway.warnings", "source.metaresolver",
+	"gateway.evaluate", "gateway.warnings", "source.metaresolver", "source.metaresolver.image.attestations",
 }
 
 // lacking are the capabilities of the language that this daemon does not have.
@@ -22,14 +22,15 @@ var lacking = []string{
 	llb.CapSourceGit, llb.CapSourceGitKeepDir, llb.CapSourceGitFullURL, llb.CapSourceGitHTTPAuth, llb.CapSourceGitKnownSSHHosts,
 	llb.CapSourceGitMountSSHSock, llb.CapSourceGitSubdir, llb.CapSourceGitChecksum, llb.CapSourceGitSkipSubmodules,
 	llb.CapSourceGitSignatureVerify, llb.CapSourceGitMTime, llb.CapSourceGitFetchByCommit, llb.CapSourceGitBundle,
-	llb.CapSourceGitCheckoutBundle, llb.CapSourceImageBlob, llb.CapSourceLocalMetadataTransfer, llb.CapSourceHTTPSignatureVerify,
+	llb.CapSourceGitCheckoutBundle, llb.CapSourceLocalMetadataTransfer, llb.CapSourceHTTPSignatureVerify,
 	llb.CapBuildOpLLBFileName, llb.CapExecMetaCDI, llb.CapExecMetaNetworkProxy,
 }
 
 // Caps are the capabilities that definitions may need of this daemon.
 func Caps() []string {
 	all := slices.DeleteFunc(llb.Caps(), func(id string) bool { return slices.Contains(lacking, id) })
-	return append(all, "exporter.image.annotations", "exporter.sourcedateepoch", "exporter.multiple")
+	return append(all, "exporter.image.annotations", "exporter.sourcedateepoch", "exporter.multiple",
+		"source.policy", "source.policy.session")
 }
 
 func wireCaps(ids []string) (out []*caps.APICap) {

@@ -75,6 +75,9 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 	if req.Inputs, err = graphs(r.FrontendInputs); err != nil {
 		return req, err
 	}
+	if err := s.policies(r, &req); err != nil {
+		return req, err
+	}
 	for _, e := range exporters(r) {
 		req.Exports = append(req.Exports, build.Export{Type: e.Type, Attrs: e.Attrs})
 	}

@@ -29,6 +29,7 @@ import (
 type Config struct {
 	Builder   *build.Builder
 	Sessions  *session.Manager
+	Policy    PolicyClient // asks clients about sources
 	Collector *gc.Collector
 	// CacheMounts are the directories of RUN --mount=type=cache.
 	CacheMounts Keeper

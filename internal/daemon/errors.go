@@ -50,6 +50,10 @@ func errorStatus(err error) *status.Status {
 			}{lack.Name})
 		}
 	}
+	var denied *build.DeniedError
+	if errors.As(err, &denied) && len(denied.Messages) > 0 {
+		st.Details = appendDetail(st.Details, "policysession.DecisionResponse", denial(denied))
+	}
 	var be *build.Error
 	if errors.As(err, &be) {
 		if be.Vertex != "" {

@@ -86,6 +86,13 @@ func (s *gatewayService) Solve(ctx context.Context, r *gateway.SolveRequest) (*g
 			if g, err = llb.Unmarshal(r.Definition); err != nil {
 				return nil, status.Errorf(codes.InvalidArgument, "decode definition: %v", err)
 			}
+			policies, err := readPolicies(r.SourcePolicies...)
+			if err != nil {
+				return nil, err
+			}
+			if g, err = br.ApplyPolicies(ctx, g, policies); err != nil {
+				return nil, br.Locate(err)
+			}
 		}
 		res = &frontend.Result{Platforms: []frontend.PlatformResult{{Platform: s.config.Platforms[0], Graph: g}}}
 	}
@@ -286,7 +293,11 @@ func (s *gatewayService) ResolveImageConfig(ctx context.Context, r *gateway.Reso
 			Attrs:      map[string]string{"oci.session": r.SessionID, "oci.store": r.StoreID},
 		}
 	}
-	m, err := br.ResolveSource(ctx, op, frontend.ResolveOpt{Platform: readPlatform(r.Platform), Mode: r.ResolveMode, LogName: r.LogName})
+	policies, err := readPolicies(r.SourcePolicies...)
+	if err != nil {
+		return nil, err
+	}
+	m, err := br.ResolveSourceUnder(ctx, op, frontend.ResolveOpt{Platform: readPlatform(r.Platform), Mode: r.ResolveMode, LogName: r.LogName}, policies)
 	if err != nil {
 		return nil, err
 	}
@@ -303,19 +314,15 @@ func (s *gatewayService) ResolveSourceMeta(ctx context.Context, r *gateway.Resol
 	if r.Source == nil {
 		return nil, status.Error(codes.InvalidArgument, "the request has no source")
 	}
-	op := &llb.SourceOp{Identifier: r.Source.Identifier, Attrs: r.Source.Attrs}
-	m, err := br.ResolveSource(ctx, op, frontend.ResolveOpt{Platform: readPlatform(r.Platform), Mode: r.ResolveMode, LogName: r.LogName})
+	policies, err := readPolicies(r.SourcePolicies...)
 	if err != nil {
 		return nil, err
 	}
-	resp := &gateway.ResolveSourceMetaResponse{Source: &pb.SourceOp{Identifier: m.Op.Identifier, Attrs: m.Op.Attrs}}
-	switch scheme, _, _ := strings.Cut(m.Op.Identifier, "://"); scheme {
-	case "docker-image", "oci-layout":
-		resp.Image = &gateway.ResolveSourceImageResponse{Digest: string(m.Digest), Config: m.Config}
-	case "http", "https":
-		resp.HTTP = &gateway.ResolveSourceHTTPResponse{Checksum: string(m.Digest)}
+	m, err := br.ResolveSourceUnder(ctx, readSourceOp(r.Source), readResolveOpt(r), policies)
+	if err != nil {
+		return nil, err
 	}
-	return resp, nil
+	return wireMeta(m), nil
 }
 
 // withRoot calls f with the files of the ref that a request names.
