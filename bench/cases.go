@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,7 +64,7 @@ func cases() []benchCase {
 			run: exportRun("type="+typ+",dest=", rows),
 		})
 	}
-	return append(list, graphCases()...)
+	return slices.Concat(list, graphCases(), wireCases())
 }
 
 // timed builds once and keeps what it took under row.

@@ -33,7 +33,8 @@ type engine struct {
 // buildSpec says what to build.
 type buildSpec struct {
 	peer.Build
-	llb []byte // a marshaled definition, in place of a context
+	llb        []byte   // a marshaled definition, in place of a context
+	ociLayouts []string // NAME=DIRECTORY, which the definition may use
 }
 
 // measured is what a build took.
@@ -47,6 +48,9 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 	args := e.BuildArgs(s.Build)
 	if s.llb != nil {
 		args = []string{e.buildctl, "--addr", e.Addr(), "build", "--progress=plain"}
+		for _, l := range s.ociLayouts {
+			args = append(args, "--oci-layout", l)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

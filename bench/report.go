@@ -61,7 +61,9 @@ func (rs *results) keep(ctx context.Context, e *engine, row string, m measured, 
 	case row != "scene":
 		rs.add(row, "s", e.Name, m.wall.Seconds())
 		rs.add(row+"/daemon-peak", "MB", e.Name, float64(m.daemonPeak)/1e6)
-		rs.add(row+"/client-peak", "MB", e.Name, float64(m.clientPeak)/1e6)
+		if m.clientPeak > 0 { // else the client is this program itself
+			rs.add(row+"/client-peak", "MB", e.Name, float64(m.clientPeak)/1e6)
+		}
 	}
 	return nil
 }
