@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -43,6 +44,9 @@ func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
 			return nil, err
 		}
 	}
+	if err := checkContentCache(o); err != nil {
+		return nil, err
+	}
 	for _, d := range o.Devices {
 		if !d.Optional {
 			return nil, fmt.Errorf("device %q: devices are not supported by this version", d.Name)
@@ -70,16 +74,13 @@ func (o *execOp) dep(i int) solver.Dep {
 	var paths []string
 	byContent := true
 	for _, m := range o.op.Mounts {
-		if m.Input != i {
+		if m.Input != i || m.Kind != llb.MountBind && m.Kind != llb.MountCache {
 			continue
 		}
-		selector := m.Selector
-		if selector == "" {
-			selector = "/"
-		}
-		paths = append(paths, selector)
-		sealed := m.ReadOnly || m.Output == llb.None || selector == "/"
-		byContent = byContent && m.Dest != "/" && sealed && m.ContentCache != llb.ContentOff
+		paths = append(paths, path.Join("/", m.Selector))
+		// The root counts by content only where that was asked for: it is large.
+		wanted := m.ContentCache == llb.ContentOn || m.ContentCache == llb.ContentDefault && m.Dest != "/"
+		byContent = byContent && wanted && sealed(m)
 	}
 	dep := solver.Dep{Selector: selectorDigest(paths)}
 	if byContent && len(paths) > 0 {
@@ -89,8 +90,7 @@ func (o *execOp) dep(i int) solver.Dep {
 				sels = append(sels, contenthash.Selector{Path: p, FollowLinks: true})
 			}
 			ref, _ := r.(*layer.Ref)
-			d, err := o.worker.Layers.Checksum(withSessions(ctx), ref, sels)
-			return string(d), err
+			return o.worker.checksum(ctx, i, ref, sels)
 		}
 	}
 	return dep
@@ -101,8 +101,13 @@ func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 		return nil, err
 	}
 	ctx = withSessions(ctx)
-	ms := &mountSet{worker: o.worker, inputs: refs(inputs), description: o.vertex.Name()}
-	defer func() { err = errors.Join(err, ms.discard()) }()
+	ms := &mountSet{worker: o.worker, inputs: refs(inputs), description: strings.Join(o.op.Args, " "), cwd: o.op.Cwd}
+	defer func() {
+		if err != nil {
+			err = o.failure(ctx, err, ms)
+		}
+		err = errors.Join(err, ms.discard())
+	}()
 	if err := ms.mountAll(ctx, o.op.Mounts); err != nil {
 		return nil, err
 	}
@@ -114,6 +119,58 @@ func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 		return nil, err
 	}
 	return ms.commit(ctx, o.vertex.Op.Outputs())
+}
+
+// failure adds to an error the file systems of the run. What the run could
+// write to is no longer the set's to discard.
+func (o *execOp) failure(ctx context.Context, err error, ms *mountSet) error {
+	if uerr := ms.unmount(); uerr != nil {
+		return errors.Join(err, uerr)
+	}
+	f := &Failure{Err: err, Action: None, Input: None}
+	for _, m := range o.op.Mounts {
+		var in *State
+		if m.Input != llb.None && (m.Kind == llb.MountBind || m.Kind == llb.MountCache) {
+			in = known(ms.inputs[m.Input])
+		}
+		f.Inputs = append(f.Inputs, in)
+	}
+	f.Mounts = slices.Clone(f.Inputs)
+	ctx = context.WithoutCancel(ctx)
+	for _, s := range ms.states {
+		kept, kerr := o.worker.keep(ctx, s.Mutable)
+		if kerr != nil {
+			f.Err = errors.Join(f.Err, kerr)
+		}
+		f.Mounts[s.mount] = kept
+	}
+	ms.states = nil
+	return f
+}
+
+// sealed reports whether nothing of a mount's input that is not mounted can
+// become part of a result.
+func sealed(m llb.Mount) bool {
+	return m.ReadOnly || m.Output == llb.None || path.Join("/", m.Selector) == "/"
+}
+
+// checkContentCache refuses to go by content where that would give wrong results.
+func checkContentCache(o *llb.ExecOp) error {
+	for _, m := range o.Mounts {
+		if m.ContentCache == llb.ContentOn && m.Kind == llb.MountBind && !sealed(m) {
+			return fmt.Errorf("invalid mount cache content at %s: a writable part of a file system, %q, cannot count by its content", m.Dest, m.Selector)
+		}
+	}
+	return nil
+}
+
+// checksum names the content of input i.
+func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []contenthash.Selector) (string, error) {
+	d, err := w.Layers.Checksum(withSessions(ctx), ref, sels)
+	if err != nil {
+		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: None, Input: i}
+	}
+	return string(d), nil
 }
 
 // runnable tells whether this machine can run programs of the platform.

@@ -55,8 +55,7 @@ func (o *fileOp) dep(i int) solver.Dep {
 		Selector: string(digest.FromString(fmt.Sprintf("%#v", sels))),
 		Digest: func(ctx context.Context, r solver.Result) (string, error) {
 			ref, _ := r.(*layer.Ref)
-			d, err := o.worker.Layers.Checksum(withSessions(ctx), ref, sels)
-			return string(d), err
+			return o.worker.checksum(ctx, i, ref, sels)
 		},
 	}
 }
@@ -96,10 +95,44 @@ func (o *fileOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 	defer func() { err = errors.Join(err, r.discard()) }()
 	for i := range o.op.Actions {
 		if err := r.act(i); err != nil {
-			return nil, err
+			return nil, r.failure(err, i)
 		}
 	}
 	return r.results()
+}
+
+// failure adds to the error of action i the file systems that it had. What it
+// was writing to is no longer the run's to discard.
+func (r *fileRun) failure(err error, i int) error {
+	first := len(r.op.vertex.Inputs)
+	f := &Failure{Err: err, Mounts: make([]*State, len(r.op.op.Actions)), Action: i, Input: None}
+	for _, s := range r.states[:first] {
+		f.Inputs = append(f.Inputs, known(s.ref))
+	}
+	ctx := context.WithoutCancel(r.ctx)
+	keep := func(n int) {
+		if n < first || n >= len(r.states) || f.Mounts[n-first] != nil {
+			return
+		}
+		s := r.states[n]
+		if s.committed {
+			f.Mounts[n-first] = known(s.ref)
+			return
+		}
+		if s.moved {
+			return
+		}
+		kept, kerr := (*State)(nil), s.unmount()
+		if kerr == nil {
+			kept, kerr = r.op.worker.keep(ctx, s.mutable)
+			s.committed = true // as good as: it is another's now
+		}
+		f.Err = errors.Join(f.Err, kerr)
+		f.Mounts[n-first] = kept
+	}
+	keep(first + i)
+	keep(r.op.op.Actions[i].Secondary)
+	return f
 }
 
 // fileRun carries a file op's actions out. Its states are the op's inputs

@@ -30,13 +30,22 @@ type mountSet struct {
 	worker      *Worker
 	inputs      []*layer.Ref
 	description string
+	cwd         string // what relative destinations are relative to
+	live        bool   // others than the process look at the mounts, too
 
 	root         string // where the root file system is mounted on this machine
 	rootReadOnly bool
 	binds        []executor.Mount
+	dirs         []string // of each mount, in the order asked for; "" for none
 	outputs      map[int]output
-	states       []*layer.Mutable
+	states       []mountState
 	undo         []func() error // in reverse order
+}
+
+// mountState is a state that the run may change, and the mount that shows it.
+type mountState struct {
+	mount int
+	*layer.Mutable
 }
 
 // output is a mount that the run's result is made of: a state that it may
@@ -52,61 +61,89 @@ func (s *mountSet) onUnmount(f func() error) { s.undo = append(s.undo, f) }
 // what is mounted below them.
 func (s *mountSet) mountAll(ctx context.Context, ms []llb.Mount) error {
 	s.outputs = map[int]output{}
+	s.dirs = make([]string, len(ms))
 	ms = slices.Clone(ms)
-	slices.SortStableFunc(ms, func(a, b llb.Mount) int { return strings.Compare(path.Clean(a.Dest), path.Clean(b.Dest)) })
-	for _, m := range ms {
-		if err := s.mount(ctx, m); err != nil {
-			return fmt.Errorf("mount %s: %w", m.Dest, err)
+	order := make([]int, len(ms))
+	for i := range ms {
+		order[i] = i
+		if ms[i].Dest = path.Clean(ms[i].Dest); !path.IsAbs(ms[i].Dest) {
+			ms[i].Dest = path.Join("/", s.cwd, ms[i].Dest)
 		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return strings.Compare(ms[a].Dest, ms[b].Dest) })
+	for _, i := range order {
+		dir, err := s.mount(ctx, i, ms[i])
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", ms[i].Dest, err)
+		}
+		s.dirs[i] = dir
 	}
 	return nil
 }
 
-func (s *mountSet) mount(ctx context.Context, m llb.Mount) error {
+// mount makes mount i ready and returns where its files are on this machine;
+// "" if there is nothing to be mounted.
+func (s *mountSet) mount(ctx context.Context, i int, m llb.Mount) (dir string, err error) {
+	if m.Dest == "/" && m.Kind != llb.MountBind {
+		return "", errors.New("the root file system must be a bind mount")
+	}
+	options := []string{"rbind"}
 	switch m.Kind {
 	case llb.MountBind:
-		return s.bind(ctx, m)
+		dir, err = s.bind(ctx, i, m)
 	case llb.MountCache:
-		return s.cache(ctx, m)
+		dir, err = s.cache(ctx, m)
 	case llb.MountTmpfs:
-		mt := executor.Mount{Type: "tmpfs", Source: "tmpfs", Dest: m.Dest, Options: []string{"nosuid"}}
-		if m.TmpfsSize > 0 {
-			mt.Options = append(mt.Options, fmt.Sprintf("size=%d", m.TmpfsSize))
+		if !s.live {
+			s.tmpfs(m)
+			return "", nil
 		}
-		s.binds = append(s.binds, mt)
-		return nil
+		dir, err = s.memory("mode=1777", m.TmpfsSize)
 	case llb.MountSecret:
-		return s.secret(ctx, m)
+		m.ReadOnly, options = true, []string{"bind", "nodev", "nosuid", "noexec"}
+		dir, err = s.secret(ctx, m)
 	case llb.MountSSH:
-		return s.ssh(ctx, m)
+		options = []string{"bind"}
+		dir, err = s.ssh(ctx, m)
+	default:
+		return "", fmt.Errorf("unknown kind of mount %d", m.Kind)
 	}
-	return fmt.Errorf("unknown kind of mount %d", m.Kind)
+	switch {
+	case err != nil || dir == "":
+		return "", err
+	case m.Dest == "/":
+		s.root, s.rootReadOnly = dir, m.ReadOnly
+	default:
+		s.binds = append(s.binds, executor.Mount{Type: "bind", Source: dir, Dest: m.Dest, ReadOnly: m.ReadOnly, Options: options})
+	}
+	return dir, nil
 }
 
-func (s *mountSet) bind(ctx context.Context, m llb.Mount) error {
+// tmpfs is a mount that the process alone sees.
+func (s *mountSet) tmpfs(m llb.Mount) {
+	mt := executor.Mount{Type: "tmpfs", Source: "tmpfs", Dest: m.Dest, ReadOnly: m.ReadOnly, Options: []string{"nosuid"}}
+	if m.TmpfsSize > 0 {
+		mt.Options = append(mt.Options, fmt.Sprintf("size=%d", m.TmpfsSize))
+	}
+	s.binds = append(s.binds, mt)
+}
+
+func (s *mountSet) bind(ctx context.Context, i int, m llb.Mount) (dir string, err error) {
 	var in *layer.Ref
 	if m.Input != llb.None {
 		in = s.inputs[m.Input]
 	}
-	dir, err := s.open(ctx, m, in)
-	if err != nil {
-		return err
+	if dir, err = s.open(ctx, i, m, in); err != nil {
+		return "", err
 	}
-	if m.Dest == "/" {
-		s.root, s.rootReadOnly = dir, m.ReadOnly
-		return nil
+	if m.Dest != "/" && m.Selector != "" && path.Clean(m.Selector) != "/" {
+		return s.sub(dir, m.Selector)
 	}
-	if m.Selector != "" && path.Clean(m.Selector) != "/" {
-		if dir, err = s.sub(dir, m.Selector); err != nil {
-			return err
-		}
-	}
-	s.binds = append(s.binds, executor.Mount{Type: "bind", Source: dir, Dest: m.Dest, ReadOnly: m.ReadOnly, Options: []string{"rbind"}})
-	return nil
+	return dir, nil
 }
 
 // open mounts an input, as it is or to be changed.
-func (s *mountSet) open(ctx context.Context, m llb.Mount, in *layer.Ref) (dir string, err error) {
+func (s *mountSet) open(ctx context.Context, i int, m llb.Mount, in *layer.Ref) (dir string, err error) {
 	var release func() error
 	if m.ReadOnly {
 		dir, release, err = s.worker.Layers.Mount(ctx, in)
@@ -115,10 +152,10 @@ func (s *mountSet) open(ctx context.Context, m llb.Mount, in *layer.Ref) (dir st
 		}
 	} else {
 		var state *layer.Mutable
-		if state, err = s.worker.Layers.New(ctx, in, layer.NewOptions{Description: s.description}); err != nil {
+		if state, err = s.worker.Layers.New(ctx, in, layer.NewOptions{Description: s.describe(m)}); err != nil {
 			return "", err
 		}
-		s.states = append(s.states, state)
+		s.states = append(s.states, mountState{i, state})
 		dir, release, err = state.Mount(ctx)
 		if m.Output != llb.None {
 			s.outputs[m.Output] = output{state: state}
@@ -129,6 +166,14 @@ func (s *mountSet) open(ctx context.Context, m llb.Mount, in *layer.Ref) (dir st
 	}
 	s.onUnmount(release)
 	return dir, nil
+}
+
+// describe says what a layer is that a mount makes, as disk usage shows it.
+func (s *mountSet) describe(m llb.Mount) string {
+	if s.description == "" {
+		return ""
+	}
+	return "mount " + m.Dest + " from exec " + s.description
 }
 
 // sub makes a path inside dir a mount point of its own. It is mounted by
@@ -177,7 +222,7 @@ func (s *mountSet) point(dir bool) (string, error) {
 	return target, nil
 }
 
-func (s *mountSet) cache(ctx context.Context, m llb.Mount) error {
+func (s *mountSet) cache(ctx context.Context, m llb.Mount) (dir string, err error) {
 	id := m.CacheID
 	if id == "" {
 		id = path.Clean(m.Dest)
@@ -188,11 +233,10 @@ func (s *mountSet) cache(ctx context.Context, m llb.Mount) error {
 	}
 	dir, release, err := s.worker.CacheMounts.acquire(ctx, id, m.CacheSharing, fill)
 	if err != nil {
-		return err
+		return "", err
 	}
 	s.onUnmount(func() error { release(); return nil })
-	s.binds = append(s.binds, executor.Mount{Type: "bind", Source: dir, Dest: m.Dest, ReadOnly: m.ReadOnly, Options: []string{"rbind"}})
-	return nil
+	return dir, nil
 }
 
 // seed copies what a cache mount is to begin with.
@@ -217,40 +261,43 @@ func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref, select
 	}, nil)
 }
 
-// memory makes a directory whose files are never written to disk.
-func (s *mountSet) memory() (string, error) {
+// memory makes a directory whose files are never written to disk. A size of 0
+// sets no limit.
+func (s *mountSet) memory(mode string, size int64) (string, error) {
 	dir, err := s.point(true)
 	if err != nil {
 		return "", err
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		return "", fmt.Errorf("mount memory for secrets: %w", err)
+	if size > 0 {
+		mode += fmt.Sprintf(",size=%d", size)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, mode); err != nil {
+		return "", fmt.Errorf("mount memory: %w", err)
 	}
 	s.onUnmount(func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
 	return dir, nil
 }
 
-func (s *mountSet) secret(ctx context.Context, m llb.Mount) error {
+// secret puts a secret into a file of memory; "" if it is optional and there
+// is none.
+func (s *mountSet) secret(ctx context.Context, m llb.Mount) (string, error) {
 	o := m.Secret
 	value, err := s.worker.secret(ctx, o.ID, o.Optional)
 	if err != nil || value == nil {
-		return err
+		return "", err
 	}
-	dir, err := s.memory()
+	dir, err := s.memory("mode=0700", 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	file := filepath.Join(dir, "secret")
 	if err := os.WriteFile(file, value, 0o600); err != nil {
-		return fmt.Errorf("write secret %q: %w", o.ID, err)
+		return "", fmt.Errorf("write secret %q: %w", o.ID, err)
 	}
 	if err := s.own(file, o); err != nil {
-		return fmt.Errorf("set owner of secret %q: %w", o.ID, err)
+		return "", fmt.Errorf("set owner of secret %q: %w", o.ID, err)
 	}
-	s.binds = append(s.binds, executor.Mount{
-		Type: "bind", Source: file, Dest: m.Dest, ReadOnly: true, Options: []string{"bind", "nodev", "nosuid", "noexec"},
-	})
-	return nil
+	return file, nil
 }
 
 func (s *mountSet) own(file string, o *llb.SecretMount) error {
@@ -260,14 +307,14 @@ func (s *mountSet) own(file string, o *llb.SecretMount) error {
 	return os.Chmod(file, fs.FileMode(o.Mode&0o777))
 }
 
-func (s *mountSet) ssh(ctx context.Context, m llb.Mount) error {
+func (s *mountSet) ssh(ctx context.Context, m llb.Mount) (string, error) {
 	o := *m.Secret
 	if o.ID == "" {
 		o.ID = "default"
 	}
-	dir, err := s.memory()
+	dir, err := s.memory("mode=0700", 0)
 	if err != nil {
-		return err
+		return "", err
 	}
 	socket := filepath.Join(dir, "agent.sock")
 	if s.worker.SSH == nil {
@@ -280,17 +327,16 @@ func (s *mountSet) ssh(ctx context.Context, m llb.Mount) error {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && o.Optional:
-		return nil
+		return "", nil
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("ssh agent %q: the client offers none; pass --ssh %s", o.ID, o.ID)
+		return "", fmt.Errorf("no SSH key %q forwarded from the client: unset ssh forward key %s, pass --ssh %s", o.ID, o.ID, o.ID)
 	case err != nil:
-		return err
+		return "", err
 	}
 	if err := s.own(socket, &o); err != nil {
-		return fmt.Errorf("set owner of ssh agent %q: %w", o.ID, err)
+		return "", fmt.Errorf("set owner of ssh agent %q: %w", o.ID, err)
 	}
-	s.binds = append(s.binds, executor.Mount{Type: "bind", Source: socket, Dest: m.Dest, Options: []string{"bind"}})
-	return nil
+	return socket, nil
 }
 
 // secret gets a secret's value; nil if it is optional and there is none.
@@ -365,5 +411,6 @@ func (s *mountSet) discard() error {
 	for _, m := range s.states {
 		errs = append(errs, m.Discard())
 	}
+	s.states = nil
 	return errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -62,6 +63,12 @@ type Job struct {
 	Entitlements []string
 	// Mode says whether images are looked up anew: "default", "pull", "local".
 	Mode string
+	// KeepFailed keeps what failed steps left until Close, see [Failure].
+	KeepFailed bool
+
+	mu     sync.Mutex
+	closed bool
+	failed []*State
 }
 
 func (j *Job) allows(entitlement string) error {
