@@ -18,8 +18,8 @@ type BuildConfig struct {
 // BuildStep is a vertex of a graph.
 type BuildStep struct {
 	ID     string          `json:"id,omitempty"`
-	Op     json.RawMessage `json:"op,omitempty"` // an Op message without inputs, see llb.Vertex.PortableJSON
-	Inputs []string        `json:"inputs"`       // "step3:0" is the first output of step3
+	Op     json.RawMessage `json:"op,omitempty"`     // an Op message without inputs, see llb.Vertex.PortableJSON
+	Inputs []string        `json:"inputs,omitempty"` // "step3:0" is the first output of step3
 }
 
 // noOp is the Op message that ends a definition: it only names the result.
