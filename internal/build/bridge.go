@@ -33,15 +33,19 @@ type Bridge struct {
 	sessionID string
 	release   func()
 
-	policed policed
+	policed    policed
+	ctx        context.Context // of the build
+	containers containers
 
 	mu     sync.Mutex
 	graphs []*llb.Graph // what was solved, to find where steps were written
 }
 
 func (br *Bridge) close() {
+	br.containers.close()
 	br.job.Close()
 	br.release()
+	_ = br.values.Close() // what it could not remove goes at the next start
 }
 
 // Sessions are the client sessions that serve the build.
@@ -65,7 +69,7 @@ func (br *Bridge) Solve(ctx context.Context, g *llb.Graph) (frontend.Ref, error)
 	if err != nil {
 		return nil, err
 	}
-	return &Ref{br, edge}, nil
+	return &Ref{br: br, edge: edge}, nil
 }
 
 // edge makes a graph known to the build's job. No vertex is no edge.
@@ -178,8 +182,9 @@ func (br *Bridge) sources(vertex digest.Digest) (found []Source) {
 
 // Ref is a result of a build, made when it is first read.
 type Ref struct {
-	br   *Bridge
-	edge solver.Edge
+	br    *Bridge
+	edge  solver.Edge
+	state *op.State // in place of edge: what a failed step left
 }
 
 // Evaluate makes the result.
@@ -189,7 +194,12 @@ func (r *Ref) Evaluate(ctx context.Context) error {
 }
 
 // Layer makes the result and returns it; nil is the empty file system.
-func (r *Ref) Layer(ctx context.Context) (*layer.Ref, error) { return r.br.build(ctx, r.edge) }
+func (r *Ref) Layer(ctx context.Context) (*layer.Ref, error) {
+	if r.state != nil {
+		return r.state.Layer(ctx)
+	}
+	return r.br.build(ctx, r.edge)
+}
 
 // mostFile is the size of the largest file that ReadFile returns, in bytes.
 const mostFile = 16 << 20

@@ -109,14 +109,14 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 			return nil, fmt.Errorf("entitlement %q is not granted by the daemon's configuration: start the daemon with --allow-insecure-entitlement %s", e, e)
 		}
 	}
-	job := &op.Job{Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"]}
+	job := &op.Job{Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil}
 	id := ""
 	if req.Session != nil {
 		job.Sessions = []*session.Caller{req.Session}
 		id = req.Session.ID()
 	}
 	return &Bridge{
-		builder: b, req: req, values: job, sessionID: id,
+		builder: b, req: req, values: job, sessionID: id, ctx: ctx,
 		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job}),
 		release: b.Worker.Layers.Use(),
 	}, nil
@@ -177,6 +177,7 @@ func (b *Builder) exporters(es []Export) (found []exporter.Exporter, err error) 
 func (b *Builder) result(ctx context.Context, req Request, br *Bridge) (*frontend.Result, error) {
 	switch {
 	case req.FrontendFunc != nil:
+		defer br.containers.close()
 		return req.FrontendFunc(ctx, br)
 	case req.Graph != nil:
 		return &frontend.Result{Platforms: []frontend.PlatformResult{{Platform: b.Worker.Platforms[0], Graph: req.Graph}}}, nil

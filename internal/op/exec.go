@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -24,8 +25,11 @@ const (
 	EntitlementSecurityInsecure = "security.insecure"
 )
 
-// defaultPath is the PATH of a process whose image sets none.
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// The PATH of a process whose image sets none (WIRE.md section 3.2).
+const (
+	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	windowsPath = `PATH=c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0`
+)
 
 // execOp runs a process in a container.
 type execOp struct {
@@ -243,17 +247,14 @@ func (e *ProcessError) Unwrap() error { return e.Err }
 func (e *ProcessError) ExitCode() int { return e.Err.Code }
 
 func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) {
-	p := executor.Process{Args: o.op.Args, Cwd: o.op.Cwd, Env: slices.Clone(o.op.Env)}
+	p := executor.Process{Args: o.op.Args, Cwd: path.Join("/", o.op.Cwd)}
 	var err error
 	if p.UID, p.GID, p.Groups, err = ms.user(o.op.User); err != nil {
 		return executor.Spec{}, err
 	}
-	if err := o.secretEnv(ctx, &p); err != nil {
+	env := append(slices.Clone(o.op.Env), proxyEnv(o.op.Proxy)...)
+	if p.Env, err = o.worker.environment(ctx, env, o.op.SecretEnv, o.platform().OS); err != nil {
 		return executor.Spec{}, err
-	}
-	p.Env = append(p.Env, proxyEnv(o.op.Proxy)...)
-	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
-		p.Env = append([]string{defaultPath}, p.Env...)
 	}
 	for _, u := range o.op.Ulimits {
 		p.Rlimits = append(p.Rlimits, executor.Rlimit{Name: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
@@ -262,14 +263,11 @@ func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) 
 		ID: newID(), Process: p, Root: ms.root, ReadOnlyRoot: ms.rootReadOnly, Mounts: ms.binds,
 		Hostname: o.op.Hostname, Insecure: o.op.Security == llb.SecurityInsecure, CgroupParent: o.op.CgroupParent,
 	}
-	switch o.op.Network {
-	case llb.NetHost:
-		spec.Network = executor.NetworkHost
-	case llb.NetNone:
-		spec.Network = executor.NetworkNone
+	if spec.Network, err = network(o.op.Network); err != nil {
+		return executor.Spec{}, err
 	}
-	for _, h := range o.op.ExtraHosts {
-		spec.Hosts = append(spec.Hosts, executor.Host{Name: h.Host, IP: h.IP})
+	if spec.Hosts, err = hosts(o.op.ExtraHosts); err != nil {
+		return executor.Spec{}, err
 	}
 	if r := o.vertex.Meta.Resources; r != nil {
 		spec.Limits = executor.Limits{
@@ -280,17 +278,51 @@ func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) 
 	return spec, nil
 }
 
-func (o *execOp) secretEnv(ctx context.Context, p *executor.Process) error {
-	for _, s := range o.op.SecretEnv {
-		value, err := o.worker.secret(ctx, s.ID, s.Optional)
+func network(m llb.NetMode) (executor.Network, error) {
+	switch m {
+	case llb.NetSandbox:
+		return executor.NetworkSandbox, nil
+	case llb.NetHost:
+		return executor.NetworkHost, nil
+	case llb.NetNone:
+		return executor.NetworkNone, nil
+	}
+	return 0, fmt.Errorf("invalid network mode %d: expected 0 (sandbox), 1 (host) or 2 (none)", m)
+}
+
+func hosts(extra []llb.HostIP) (out []executor.Host, err error) {
+	for _, h := range extra {
+		ip, err := netip.ParseAddr(h.IP)
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("failed to parse IP %s of extra host %q: %w", h.IP, h.Host, err)
+		}
+		out = append(out, executor.Host{Name: h.Host, IP: ip.String()})
+	}
+	return out, nil
+}
+
+// environment is that of a process: env, the secrets that it wants, and where
+// it sets no PATH that of the operating system.
+func (w *Worker) environment(ctx context.Context, env []string, secrets []llb.SecretEnv, system string) ([]string, error) {
+	for _, s := range secrets {
+		if s.ID == "" {
+			return nil, fmt.Errorf("secret ID missing for %q environment variable", s.Name)
+		}
+		value, err := w.secret(ctx, s.ID, s.Optional)
+		if err != nil {
+			return nil, err
 		}
 		if value != nil {
-			p.Env = append(p.Env, s.Name+"="+string(value))
+			env = append(env, s.Name+"="+string(value))
 		}
 	}
-	return nil
+	if slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
+		return env, nil
+	}
+	if system == "windows" {
+		return append(env, windowsPath), nil
+	}
+	return append([]string{defaultPath}, env...), nil
 }
 
 // proxyEnv is the proxy's variables in both cases of letters.
