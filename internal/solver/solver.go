@@ -50,8 +50,9 @@ func New(cache Cache) *Solver {
 
 // JobOptions say whom a job works for.
 type JobOptions struct {
-	Sink   progress.Sink // where progress goes; nil discards
-	Values any           // handed to operations, see [Values]
+	Sink    progress.Sink // where progress goes; nil discards
+	Values  any           // handed to operations, see [Values]
+	Imports Imports       // results of others, asked where the cache has none; nil for none
 }
 
 // A Job is one build: a graph as one client first resolved it. The job is the
@@ -60,15 +61,17 @@ type Job struct {
 	solver *Solver
 	ctx    context.Context
 	cancel context.CancelFunc
-	sink   progress.Sink
-	values any
-	nodes  table[*node]
+	sink    progress.Sink
+	values  any
+	imports Imports
+	nodes   table[*node]
+	recipes table[Recipe] // by key
 }
 
 // NewJob starts an empty job, to be closed by the caller.
 func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
-	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values}
+	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports}
 	if j.sink == nil {
 		j.sink = progress.Discard()
 	}
@@ -171,14 +174,18 @@ func (n *node) identify() (identity, error) {
 		return identity{}, err
 	}
 	texts := make([]string, len(parts))
+	recipe := n.recipe(cm)
 	for i, p := range parts {
 		texts[i] = p.text
+		recipe.Inputs = append(recipe.Inputs, p.ingredient)
 		id.fresh = id.fresh || p.fresh
 		if p.job {
 			id.keep = KeepJob
 		}
 	}
 	id.key = newKey(cm.Digest, texts)
+	recipe.Local = id.keep == KeepJob
+	n.job.recipes.loadOrStore(string(id.key), recipe)
 	return id, nil
 }
 
@@ -187,6 +194,8 @@ type keyPart struct {
 	text  string
 	fresh bool // the input must be made anew, and so must what is built on it
 	job   bool // the input holds for this job alone
+
+	ingredient Ingredient
 }
 
 func (n *node) part(in input, dep Dep) (keyPart, error) {
@@ -194,11 +203,12 @@ func (n *node) part(in input, dep Dep) (keyPart, error) {
 	if err != nil {
 		return keyPart{}, err
 	}
+	from := Ingredient{Key: id.key, Index: in.index, Selector: dep.Selector}
 	if dep.Digest == nil {
-		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob}, nil
+		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from}, nil
 	}
-	text, err := n.contentPart(in, id, dep)
-	return keyPart{text: text}, err
+	from.Content, err = n.contentPart(in, id, dep)
+	return keyPart{text: from.Content, ingredient: from}, err
 }
 
 // contentPart digests an input's content, evaluating the input only if no one
@@ -212,6 +222,9 @@ func (n *node) contentPart(in input, id identity, dep Dep) (string, error) {
 			return d, nil
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()
+		}
+		if d, ok := n.importedDigest(ctx, id.key, in.index, dep.Selector); ok {
+			return d, cache.PutDigest(ctx, memo, d)
 		}
 	}
 	r, err := in.get(ctx)
@@ -248,7 +261,11 @@ func (n *node) evaluate() ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out, err := n.load(ctx, id); !errors.Is(err, ErrNotFound) {
+	out, err := n.load(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		out, err = n.importResult(ctx, id)
+	}
+	if !errors.Is(err, ErrNotFound) {
 		if err == nil {
 			n.report.cached()
 		}
@@ -259,8 +276,7 @@ func (n *node) evaluate() ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := n.share(ctx, id, ins)
-	if err != nil {
+	if out, err = n.share(ctx, id, ins); err != nil {
 		return nil, n.fail("", err)
 	}
 	n.report.completed()

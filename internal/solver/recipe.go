@@ -1,0 +1,83 @@
+package solver
+
+import (
+	"context"
+	"errors"
+)
+
+// Recipe is what a key was made of. Caches that are exchanged with others are
+// written in terms of it, for a key says nothing to those who make theirs otherwise.
+type Recipe struct {
+	Digest  string // the operation's, CacheMap.Digest
+	Inputs  []Ingredient
+	Outputs int  // how many results there are; 0 if the operation does not tell
+	Local   bool // holds for one job only
+	Private bool // the user does not want it in caches of others
+}
+
+// Ingredient is an input's part of a key.
+type Ingredient struct {
+	Key      Key // of the input
+	Index    int // which of its results
+	Selector string
+	Content  string // digest of its content, where that is what counts; else ""
+}
+
+// Imports are results that others made, in places where a job may look. What
+// is found there is kept in the job's own cache. Any error is a miss.
+type Imports interface {
+	// Load returns all results of k. Recipes of k and of all below are to be had of j.
+	Load(ctx context.Context, j *Job, k Key) ([]Result, error)
+	// Digest returns the digest of what selector chooses of a result's content.
+	Digest(ctx context.Context, j *Job, of Ingredient) (string, error)
+}
+
+// Described is an operation that says more of its results.
+type Described interface {
+	// Outputs is how many results there are.
+	Outputs() int
+	// Private tells whether results stay out of caches of others.
+	Private() bool
+}
+
+func (n *node) recipe(cm CacheMap) Recipe {
+	r := Recipe{Digest: cm.Digest}
+	if d, ok := n.op.(Described); ok {
+		r.Outputs, r.Private = d.Outputs(), d.Private()
+	}
+	return r
+}
+
+// Recipe returns what a key of this job was made of.
+func (j *Job) Recipe(k Key) (Recipe, bool) { return j.recipes.load(string(k)) }
+
+// Key identifies an edge of the graph, doing as little as will tell.
+func (j *Job) Key(ctx context.Context, e Edge) (Key, error) {
+	n := j.node(e.Vertex)
+	id, err := n.identity.get(ctx, n.identify)
+	return id.key, err
+}
+
+// importResult looks for a result of others, and keeps it.
+func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) {
+	imports := n.job.imports
+	if imports == nil || id.fresh || id.keep != KeepAlways {
+		return nil, ErrNotFound
+	}
+	out, err := imports.Load(ctx, n.job, id.key)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, errors.Join(ErrNotFound, err)
+	}
+	return out, n.job.solver.cache.Save(ctx, id.key, out)
+}
+
+func (n *node) importedDigest(ctx context.Context, k Key, index int, selector string) (string, bool) {
+	if n.job.imports == nil {
+		return "", false
+	}
+	d, err := n.job.imports.Digest(ctx, n.job, Ingredient{Key: k, Index: index, Selector: selector})
+	return d, err == nil && d != ""
+}
