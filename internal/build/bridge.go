@@ -91,6 +91,9 @@ func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	if g.Root.Vertex == nil {
 		return solver.Edge{}, nil
 	}
+	if err := br.builder.Worker.RenewCacheMounts(g); err != nil {
+		return solver.Edge{}, err
+	}
 	return br.builder.Worker.Edge(g, br.values)
 }
 

@@ -48,10 +48,14 @@ func Do(ctx context.Context, dst, src *safepath.Root, action llb.FileDo, owner *
 	return fmt.Errorf("unknown file action %T", action)
 }
 
-// notFoundError says what Docker's users are used to read.
+// notFoundError says what Docker's users are used to read from COPY, and then
+// what BuildKit's read from file actions.
 type notFoundError struct{ path string }
 
-func (e *notFoundError) Error() string        { return strconv.Quote(e.path) + ": not found" }
+func (e *notFoundError) Error() string {
+	return strconv.Quote(e.path) + ": not found: lstat " + e.path + ": no such file or directory"
+}
+
 func (e *notFoundError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // failed describes what was tried in words of the action; the path in err may

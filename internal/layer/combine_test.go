@@ -49,6 +49,20 @@ func TestMerge(t *testing.T) {
 	})
 }
 
+// A layer may come several times; its last place counts.
+func TestMergeOfRepeated(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		a := w.step(w.step(nil, files("a=1", "both=a", "dir/a=1")), files("-a", "a2=1"))
+		b := w.step(nil, files("a=b", "both=b", "dir=b"))
+		want := []string{"a2=1", "both=a", "dir/", "dir/a=1"}
+		m := w.merge(a, b, a)
+		w.want(m, want...)
+		w.want(w.step(w.merge(b, a, b, a), files("c=1")), "a2=1", "both=a", "c=1", "dir/", "dir/a=1")
+		w.want(w.again(w.blobs(m, Variant{})), want...)
+		w.debris()
+	})
+}
+
 // What one input deletes of its own base is deleted in a merge, too.
 func TestMergeDeletes(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {

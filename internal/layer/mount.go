@@ -79,7 +79,8 @@ func (s *Store) Mount(ctx context.Context, r *Ref) (dir string, release func() e
 }
 
 // lowers returns the directories that make up r, the topmost first, getting
-// what is not here.
+// what is not here. Each is there once, since overlayfs takes none twice: a
+// layer that a merge has put in again adds nothing to its own topmost place.
 func (s *Store) lowers(ctx context.Context, r *Ref) ([]string, error) {
 	if err := s.materialize(ctx, r); err != nil {
 		return nil, err
@@ -90,7 +91,9 @@ func (s *Store) lowers(ctx context.Context, r *Ref) ([]string, error) {
 		dir, flat, loose := r.dir, r.flatDir, r.rec.Loose
 		s.mu.Unlock()
 		if !loose && (s.native || r.depth%flatEvery != 0) {
-			dirs = append(dirs, dir)
+			if !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
 			if s.native {
 				break // a copy of all
 			}

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,7 +32,11 @@ type CacheMounts struct {
 type cacheUse struct {
 	users     int
 	exclusive bool
+	outdated  bool // given to nobody any more, and removed after its last user
 }
+
+// infoFile is beside a cache mount's files; a directory without it is new.
+const infoFile = "info.json"
 
 // cacheInfo is kept beside a cache mount's files.
 type cacheInfo struct {
@@ -38,6 +44,26 @@ type cacheInfo struct {
 	Created  time.Time `json:"created"`
 	LastUsed time.Time `json:"lastUsed"`
 	Uses     int       `json:"uses"`
+}
+
+// cacheKey tells cache mounts apart: those of one id that begin with the files
+// of different layers are different, as BuildKit's are.
+type cacheKey struct {
+	id   string // as in the build file
+	base string // id of the layer it begins with, or ""
+}
+
+// slots is what the names of the directories begin with.
+func (k cacheKey) slots() string {
+	return slotsOf(k.id) + "-" + slotsOf(k.base)
+}
+
+func slotsOf(name string) string {
+	if name == "" {
+		return ""
+	}
+	hash := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(hash[:16])
 }
 
 // CacheMountUsage is what one cache mount's directory takes.
@@ -61,16 +87,14 @@ func NewCacheMounts(dir string) (*CacheMounts, error) {
 
 // acquire returns the files' directory of a cache mount. fill is called with a
 // directory that is new. Only CacheLocked waits for other steps.
-func (c *CacheMounts) acquire(ctx context.Context, id string, sharing llb.CacheSharing, fill func(dir string) error) (dir string, release func(), err error) {
-	hash := sha256.Sum256([]byte(id))
-	name := hex.EncodeToString(hash[:16])
+func (c *CacheMounts) acquire(ctx context.Context, key cacheKey, sharing llb.CacheSharing, fill func(dir string) error) (dir string, release func(), err error) {
 	for {
 		c.mu.Lock()
-		slot, ok := c.pick(name, sharing)
+		slot, ok := c.pick(key.slots(), sharing)
 		freed := c.freed
 		c.mu.Unlock()
 		if ok {
-			dir, err := c.open(slot, id, fill)
+			dir, err := c.open(slot, key.id, fill)
 			if err != nil {
 				c.release(slot)
 				return "", nil, err
@@ -85,6 +109,60 @@ func (c *CacheMounts) acquire(ctx context.Context, id string, sharing llb.CacheS
 	}
 }
 
+// renew lets steps that come find all cache mounts of an id empty, or as their
+// base has them. Steps that are under way keep what they have.
+func (c *CacheMounts) renew(id string) error {
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return fmt.Errorf("list cache mounts: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), slotsOf(id)+"-") {
+			continue
+		}
+		c.mu.Lock()
+		use := c.inUse[e.Name()]
+		if use == nil {
+			use = &cacheUse{}
+			c.inUse[e.Name()] = use
+		}
+		use.outdated = true
+		use.users++
+		c.mu.Unlock()
+		c.release(e.Name())
+	}
+	return nil
+}
+
+// RenewCacheMounts empties the cache mounts of a graph's steps that ignore
+// the cache, once for all of them, as BuildKit does when a graph is loaded.
+func (w *Worker) RenewCacheMounts(g *llb.Graph) error {
+	renewed := map[string]bool{}
+	for _, v := range g.Vertices() {
+		run, ok := v.Op.(*llb.ExecOp)
+		if !ok || !v.Meta.IgnoreCache {
+			continue
+		}
+		for _, m := range run.Mounts {
+			if id := cacheID(m); m.Kind == llb.MountCache && !renewed[id] {
+				renewed[id] = true
+				if err := w.CacheMounts.renew(id); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// cacheID is what a mount's cache is known by.
+func cacheID(m llb.Mount) string {
+	if m.CacheID == "" {
+		return path.Clean(m.Dest)
+	}
+	return m.CacheID
+}
+
 // pick takes a directory for use, or tells that there is none for now.
 func (c *CacheMounts) pick(name string, sharing llb.CacheSharing) (slot string, ok bool) {
 	for n := 0; ; n++ {
@@ -94,6 +172,7 @@ func (c *CacheMounts) pick(name string, sharing llb.CacheSharing) (slot string, 
 		case use == nil:
 			c.inUse[slot] = &cacheUse{users: 1, exclusive: sharing != llb.CacheShared}
 			return slot, true
+		case use.outdated:
 		case sharing == llb.CacheShared && !use.exclusive:
 			use.users++
 			return slot, true
@@ -108,6 +187,11 @@ func (c *CacheMounts) release(slot string) {
 	defer c.mu.Unlock()
 	if use := c.inUse[slot]; use != nil {
 		if use.users--; use.users == 0 {
+			if use.outdated {
+				// What cannot be removed is not what it was: open fills it anew.
+				_ = os.Remove(filepath.Join(c.dir, slot, infoFile))
+				_ = os.RemoveAll(filepath.Join(c.dir, slot))
+			}
 			delete(c.inUse, slot)
 			close(c.freed)
 			c.freed = make(chan struct{})
@@ -137,7 +221,7 @@ func (c *CacheMounts) open(slot, id string, fill func(dir string) error) (string
 }
 
 func (c *CacheMounts) info(slot string) (info cacheInfo, err error) {
-	b, err := os.ReadFile(filepath.Join(c.dir, slot, "info.json"))
+	b, err := os.ReadFile(filepath.Join(c.dir, slot, infoFile))
 	if err == nil {
 		err = json.Unmarshal(b, &info)
 	}
@@ -149,11 +233,11 @@ func (c *CacheMounts) putInfo(slot string, info cacheInfo) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(c.dir, slot, "info.json.new")
+	tmp := filepath.Join(c.dir, slot, infoFile+".new")
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return fmt.Errorf("note use of cache mount %q: %w", info.ID, err)
 	}
-	return os.Rename(tmp, filepath.Join(c.dir, slot, "info.json"))
+	return os.Rename(tmp, filepath.Join(c.dir, slot, infoFile))
 }
 
 // Usage tells of all cache mounts.

@@ -15,7 +15,7 @@ func empty(string) error { return nil }
 
 func acquire(t *testing.T, c *CacheMounts, id string, sharing llb.CacheSharing) (string, func()) {
 	t.Helper()
-	dir, release, err := c.acquire(t.Context(), id, sharing, empty)
+	dir, release, err := c.acquire(t.Context(), cacheKey{id: id}, sharing, empty)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestCacheMountsShare(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, _, err := c.acquire(ctx, "go", llb.CacheLocked, empty); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, err := c.acquire(ctx, cacheKey{id: "go"}, llb.CacheLocked, empty); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a locked mount did not wait for the shared ones: %v", err)
 	}
 	private, releasePrivate := acquire(t, c, "go", llb.CachePrivate)
@@ -61,7 +61,7 @@ func TestLockedCacheMountComesFree(t *testing.T) {
 	_, release := acquire(t, c, "apt", llb.CacheLocked)
 	got := make(chan error, 1)
 	go func() {
-		_, release, err := c.acquire(t.Context(), "apt", llb.CacheLocked, empty)
+		_, release, err := c.acquire(t.Context(), cacheKey{id: "apt"}, llb.CacheLocked, empty)
 		if err == nil {
 			release()
 		}
@@ -82,7 +82,7 @@ func TestCacheMountSeedIsWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	broken := errors.New("cut off")
-	_, _, err = c.acquire(t.Context(), "seeded", llb.CacheShared, func(dir string) error {
+	_, _, err = c.acquire(t.Context(), cacheKey{id: "seeded"}, llb.CacheShared, func(dir string) error {
 		return errors.Join(os.WriteFile(filepath.Join(dir, "half"), nil, 0o600), broken)
 	})
 	if !errors.Is(err, broken) {
@@ -101,7 +101,7 @@ func TestCacheMountSeedIsWhole(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, release, err := c.acquire(t.Context(), "seeded", llb.CacheShared, fill)
+		got, release, err := c.acquire(t.Context(), cacheKey{id: "seeded"}, llb.CacheShared, fill)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,5 +142,81 @@ func TestCacheMountsInUseStay(t *testing.T) {
 	}
 	if all, err := c.Usage(); err != nil || len(all) != 0 {
 		t.Errorf("usage after removal: %v, %v", all, err)
+	}
+}
+
+func TestCacheMountsRenew(t *testing.T) {
+	dir := t.TempDir()
+	c, err := NewCacheMounts(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(dir, name string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds := func(dir, name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return err == nil
+	}
+	idle, release := acquire(t, c, "go", llb.CacheLocked)
+	write(idle, "old")
+	release()
+	used, releaseUsed := acquire(t, c, "npm", llb.CacheLocked)
+	write(used, "old")
+	other, releaseOther := acquire(t, c, "apt", llb.CacheShared)
+	write(other, "old")
+	releaseOther()
+
+	renew := func(ids ...string) {
+		t.Helper()
+		w := &Worker{CacheMounts: c}
+		op := &llb.ExecOp{}
+		for _, id := range ids {
+			op.Mounts = append(op.Mounts, llb.Mount{Dest: "/" + id, Kind: llb.MountCache, CacheID: id, Input: llb.None, Output: llb.None})
+		}
+		g := &llb.Graph{Root: llb.Edge{Vertex: &llb.Vertex{Op: op, Meta: llb.Metadata{IgnoreCache: true}}}}
+		if err := w.RenewCacheMounts(g); err != nil {
+			t.Fatal(err)
+		}
+	}
+	renew("go", "npm")
+
+	anew, release := acquire(t, c, "go", llb.CacheLocked)
+	if holds(anew, "old") {
+		t.Error("an idle cache mount keeps its files")
+	}
+	release()
+	second, releaseSecond := acquire(t, c, "npm", llb.CacheLocked) // waits for nobody
+	if holds(second, "old") || !holds(used, "old") {
+		t.Error("a cache mount in use is not replaced by a second one")
+	}
+	releaseUsed()
+	releaseSecond()
+	if holds(used, "old") {
+		t.Error("an outdated cache mount outlives its last user")
+	}
+	if other, release = acquire(t, c, "apt", llb.CacheShared); !holds(other, "old") {
+		t.Error("a cache mount that no step renews lost its files")
+	}
+	release()
+}
+
+func TestCacheMountsOfDifferentBases(t *testing.T) {
+	c, err := NewCacheMounts(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, release := acquire(t, c, "go", llb.CacheShared)
+	defer release()
+	based, releaseBased, err := c.acquire(t.Context(), cacheKey{"go", "layer"}, llb.CacheShared, empty)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer releaseBased()
+	if plain == based {
+		t.Error("a cache mount that begins empty has the files of one with a base")
 	}
 }

@@ -171,7 +171,7 @@ func (r *fileRun) act(i int) error {
 	}
 	r.states = append(r.states, dst)
 	var src string
-	if a.Secondary != llb.None {
+	if _, reads := a.Do.(*llb.DoCopy); reads { // of None, it copies from an empty directory
 		if src, err = r.readable(r.state(a.Secondary)); err != nil {
 			return err
 		}

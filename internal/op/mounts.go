@@ -38,6 +38,7 @@ type mountSet struct {
 	binds        []executor.Mount
 	dirs         []string // of each mount, in the order asked for; "" for none
 	outputs      map[int]output
+	caches       map[cacheKey]string // directories of the run's cache mounts
 	states       []mountState
 	undo         []func() error // in reverse order
 }
@@ -61,6 +62,7 @@ func (s *mountSet) onUnmount(f func() error) { s.undo = append(s.undo, f) }
 // what is mounted below them.
 func (s *mountSet) mountAll(ctx context.Context, ms []llb.Mount) error {
 	s.outputs = map[int]output{}
+	s.caches = map[cacheKey]string{}
 	s.dirs = make([]string, len(ms))
 	ms = slices.Clone(ms)
 	order := make([]int, len(ms))
@@ -223,18 +225,20 @@ func (s *mountSet) point(dir bool) (string, error) {
 }
 
 func (s *mountSet) cache(ctx context.Context, m llb.Mount) (dir string, err error) {
-	id := m.CacheID
-	if id == "" {
-		id = path.Clean(m.Dest)
-	}
+	key := cacheKey{id: cacheID(m)}
 	fill := func(dir string) error { return nil }
 	if m.Input != llb.None {
+		key.base = s.inputs[m.Input].ID()
 		fill = func(dir string) error { return s.seed(ctx, dir, s.inputs[m.Input], m.Selector) }
 	}
-	dir, release, err := s.worker.CacheMounts.acquire(ctx, id, m.CacheSharing, fill)
+	if dir, ok := s.caches[key]; ok { // a locked one would wait for itself
+		return dir, nil
+	}
+	dir, release, err := s.worker.CacheMounts.acquire(ctx, key, m.CacheSharing, fill)
 	if err != nil {
 		return "", err
 	}
+	s.caches[key] = dir
 	s.onUnmount(func() error { release(); return nil })
 	return dir, nil
 }
