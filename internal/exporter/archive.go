@@ -218,17 +218,38 @@ type Archiver struct {
 	Store func(to Target) (content.Store, error)
 }
 
-// Export sends the archive.
+// kind is which exporter of images it is.
+func (a Archiver) kind() string {
+	if a.Docker {
+		return KindDocker
+	}
+	return KindOCI
+}
+
+// Check tells bad attributes.
+func (a Archiver) Check(attrs map[string]string) error {
+	_, err := DecodeImage(a.kind(), attrs)
+	return err
+}
+
+// Export sends the archive. One for Docker has no attestations: it could not
+// be loaded with them.
 func (a Archiver) Export(ctx context.Context, in Input, to Target) (map[string]string, error) {
-	o, err := DecodeImage(to.Attrs)
+	o, err := DecodeImage(a.kind(), to.Attrs)
 	if err != nil {
 		return nil, err
 	}
 	if to.Session == nil {
 		return nil, fmt.Errorf("export archive: there is no client to send it to")
 	}
-	if a.Docker && (len(in.Platforms) > 1 || isSplit(in)) {
-		return nil, fmt.Errorf("a docker archive holds one platform: build for one, or export as type=oci")
+	if a.Docker {
+		if len(in.Platforms) > 1 || isSplit(in) {
+			return nil, fmt.Errorf("docker exporter does not currently support exporting manifest lists: build for one platform, or export as type=oci")
+		}
+		in.Platforms = slices.Clone(in.Platforms)
+		for i := range in.Platforms {
+			in.Platforms[i].Attestations = nil
+		}
 	}
 	img, err := Assemble(ctx, a.Layers, in, o)
 	if err != nil {

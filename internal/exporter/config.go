@@ -3,6 +3,7 @@ package exporter
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,7 +21,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // completeConfig makes the config of an image from what the frontend made: it
 // fills in the layers, what history does not tell of them, and the times.
 // Fields that are unknown here stay as they are.
-func completeConfig(config []byte, platform ocispecs.Platform, layers []layer.Blob, epoch *time.Time) ([]byte, error) {
+func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]byte, error) {
+	config, platform := result.Config, result.Platform
 	if len(config) > maxConfig {
 		return nil, fmt.Errorf("image config has %d bytes, expected at most %d", len(config), maxConfig)
 	}
@@ -67,6 +69,11 @@ func completeConfig(config []byte, platform ocispecs.Platform, layers []layer.Bl
 	}
 	history := mergeHistory(known.History, layers)
 	fillTimes(history, layers, epoch)
+	if epoch != nil {
+		for i := shared(history, result.Base); i < len(history); i++ {
+			history[i].Created = clamp(history[i].Created, epoch)
+		}
+	}
 	created := known.Created
 	if created == nil {
 		created = lastTime(history, epoch)
@@ -83,6 +90,11 @@ func completeConfig(config []byte, platform ocispecs.Platform, layers []layer.Bl
 	}
 	if created = clamp(created, epoch); created != nil {
 		if err := set("created", created); err != nil {
+			return nil, err
+		}
+	}
+	if result.Cache != nil {
+		if err := set("moby.buildkit.cache.v0", result.Cache); err != nil {
 			return nil, err
 		}
 	}
@@ -123,7 +135,7 @@ func mergeHistory(history []ocispecs.History, layers []layer.Blob) []ocispecs.Hi
 }
 
 // fillTimes gives each entry of history a time: its layer's, or that of the
-// nearest entry with one. None is later than epoch.
+// nearest entry with one.
 func fillTimes(history []ocispecs.History, layers []layer.Blob, epoch *time.Time) {
 	n := 0
 	for i := range history {
@@ -154,9 +166,21 @@ func fillTimes(history []ocispecs.History, layers []layer.Blob, epoch *time.Time
 		if history[i].Created == nil {
 			history[i].Created = last
 		}
-		history[i].Created = clamp(history[i].Created, epoch)
 		last = history[i].Created
 	}
+}
+
+// shared is how many entries of history are those of the base image, which keep
+// their times whatever the epoch is.
+func shared(history []ocispecs.History, base []byte) (n int) {
+	var known struct{ History []ocispecs.History }
+	if len(base) > maxConfig || json.Unmarshal(base, &known) != nil {
+		return 0 // no config that could be compared with
+	}
+	for n < len(history) && n < len(known.History) && reflect.DeepEqual(history[n], known.History[n]) {
+		n++
+	}
+	return n
 }
 
 // recordOf is what is kept of a layer; nothing, of the empty one.

@@ -69,7 +69,7 @@ func single(config string) Input {
 
 func assemble(t *testing.T, m *memoryLayers, in Input, attrs map[string]string) *Image {
 	t.Helper()
-	o, err := DecodeImage(attrs)
+	o, err := DecodeImage(KindImage, attrs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,8 +128,8 @@ func TestAssembleIndex(t *testing.T) {
 		{ID: "linux/amd64", Platform: amd64, Ref: &layer.Ref{}},
 		{ID: "linux/arm64", Platform: ocispecs.Platform{OS: "linux", Architecture: "arm64"}},
 	}}
-	img := assemble(t, twoLayers(), in, map[string]string{"annotation-index.i": "1", "annotation-manifest[linux/arm64].c": "3", "oci-mediatypes": "false"})
-	if img.Single != nil || len(img.Manifests) != 3 || img.Root.MediaType != "application/vnd.docker.distribution.manifest.list.v2+json" {
+	img := assemble(t, twoLayers(), in, map[string]string{"annotation-index.i": "1", "annotation-manifest[linux/arm64].c": "3"})
+	if img.Single != nil || len(img.Manifests) != 3 || img.Root.MediaType != ocispecs.MediaTypeImageIndex {
 		t.Fatalf("root %+v", img.Root)
 	}
 	var index ocispecs.Index
@@ -142,8 +142,10 @@ func TestAssembleIndex(t *testing.T) {
 	if !strings.Contains(string(img.Manifests[1].Data), `"c":"3"`) || strings.Contains(string(img.Manifests[0].Data), `"c":"3"`) {
 		t.Error("annotation of one platform is not where it belongs")
 	}
-	if !strings.Contains(string(img.Manifests[0].Data), "application/vnd.docker.image.rootfs.diff.tar.gzip") {
-		t.Errorf("manifest %s", img.Manifests[0].Data)
+	docker := assemble(t, twoLayers(), in, map[string]string{"oci-mediatypes": "false"})
+	if !strings.Contains(string(docker.Manifests[0].Data), "application/vnd.docker.image.rootfs.diff.tar.gzip") ||
+		docker.Root.MediaType != "application/vnd.docker.distribution.manifest.list.v2+json" {
+		t.Errorf("manifest %s", docker.Manifests[0].Data)
 	}
 	if !strings.Contains(string(img.Configs[1].Data), `"architecture":"arm64"`) || !strings.Contains(string(img.Configs[1].Data), "PATH=") {
 		t.Errorf("default config %s", img.Configs[1].Data)
@@ -220,14 +222,14 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		"push": "maybe", "compression": "lzma", "compression-level": "10", "source-date-epoch": "yesterday",
 		"oci-mediatypes": "2", "annotation": "x", "annotation-foo.a": "x", "annotation[not//a/platform/x/y].k": "v", "unpack": "x",
 	} {
-		if _, err := DecodeImage(map[string]string{key: value}); err == nil || !strings.Contains(err.Error(), value) {
+		if _, err := DecodeImage(KindImage, map[string]string{key: value}); err == nil || !strings.Contains(err.Error(), value) {
 			t.Errorf("%s=%s: got %v", key, value, err)
 		}
 	}
 	if _, err := DecodeFiles(map[string]string{"mode": "move"}, single("")); err == nil {
 		t.Error("mode=move was taken")
 	}
-	if _, err := DecodeImage(map[string]string{"somebody-elses": "x"}); err != nil {
+	if _, err := DecodeImage(KindImage, map[string]string{"somebody-elses": "x"}); err != nil {
 		t.Errorf("unknown key: %v", err)
 	}
 }
@@ -250,7 +252,7 @@ func TestBadInputIsRefused(t *testing.T) {
 	} {
 		m := twoLayers()
 		m.types = tc.types
-		o, err := DecodeImage(tc.attrs)
+		o, err := DecodeImage(KindImage, tc.attrs)
 		if err != nil {
 			t.Fatal(name, err)
 		}

@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -29,9 +32,10 @@ type Layers interface {
 // Image is a whole image: everything but the bytes of its layers.
 type Image struct {
 	Names     []string // normalised, with tags
+	Given     []string // the same names as the client has them
 	Root      ocispecs.Descriptor
 	Manifests []Blob // an index comes last, after what it lists
-	Configs   []Blob
+	Configs   []Blob // configs and statements
 	Layers    []layer.Blob // those of all platforms, each once
 	Response  map[string]string
 	// Single is the manifest of an image for one platform; nil for an index.
@@ -50,35 +54,36 @@ func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Ima
 	if len(in.Platforms) == 0 {
 		return nil, fmt.Errorf("assemble image: the result is for no platform")
 	}
-	epoch := o.Epoch
-	if epoch == nil {
-		epoch = in.Epoch
-	}
-	names, err := imageNames(o, in)
+	o, err := o.settle(in)
 	if err != nil {
+		return nil, err
+	}
+	img := &Image{}
+	if img.Given, img.Names, err = imageNames(o, in); err != nil {
 		return nil, err
 	}
 	parts := make([]part, len(in.Platforms))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, p := range in.Platforms {
 		g.Go(func() (err error) {
-			parts[i].layers, err = blobsOf(gctx, store, p, o.LayerVariant(epoch))
+			parts[i].layers, err = blobsOf(gctx, store, p, o.layerVariant(o.Epoch.of(in, p)))
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	img := &Image{Names: names}
+	index := isSplit(in) || len(in.Platforms) > 1
 	seen := map[digest.Digest]bool{}
 	for i, p := range in.Platforms {
-		config, err := completeConfig(p.Config, p.Platform, parts[i].layers, epoch)
+		config, err := completeConfig(p, parts[i].layers, o.Epoch.of(in, p))
 		if err != nil {
 			return nil, fmt.Errorf("complete config of image%s: %w", forPlatform(p.ID), err)
 		}
 		if err := parts[i].finish(config, p, o); err != nil {
 			return nil, err
 		}
+		index = index || p.inline(o)
 		img.Configs = append(img.Configs, parts[i].config)
 		img.Manifests = append(img.Manifests, parts[i].manifest)
 		for _, l := range parts[i].layers {
@@ -88,19 +93,44 @@ func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Ima
 			}
 		}
 	}
-	if isSplit(in) || len(in.Platforms) > 1 {
-		err = img.addIndex(parts, o)
+	if index {
+		err = img.addIndex(ctx, in, parts, o)
 	} else {
-		img.Root = parts[0].manifest.Desc
-		img.Single = &parts[0].decoded
-		if len(o.annotationsFor("index", nil))+len(o.annotationsFor("index-descriptor", nil)) > 0 {
-			err = fmt.Errorf("annotations of an index need a build for several platforms, this image has one manifest only")
-		}
+		err = img.setSingle(&parts[0], o)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return img, img.respond()
+}
+
+// setSingle makes the one manifest the image.
+func (img *Image) setSingle(p *part, o ImageOptions) error {
+	if len(o.annotationsFor("index", nil))+len(o.annotationsFor("index-descriptor", nil)) > 0 {
+		return errors.New("index annotations not supported for single platform export: this image has one manifest only")
+	}
+	img.Root, img.Single = p.manifest.Desc, &p.decoded
+	if o.Kind == KindImage {
+		return nil
+	}
+	return img.tellCreation(p.config.Data)
+}
+
+// tellCreation notes in the descriptor when an archive's image was made.
+func (img *Image) tellCreation(config []byte) error {
+	var known struct{ Created *time.Time }
+	if err := json.Unmarshal(config, &known); err != nil {
+		return fmt.Errorf("decode image config: %w", err)
+	}
+	annotations := maps.Clone(img.Root.Annotations)
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	if _, told := annotations[ocispecs.AnnotationCreated]; !told && known.Created != nil {
+		annotations[ocispecs.AnnotationCreated] = known.Created.UTC().Format(time.RFC3339)
+		img.Root.Annotations = annotations
+	}
+	return nil
 }
 
 func forPlatform(id string) string {
@@ -129,11 +159,12 @@ type part struct {
 	layers           []layer.Blob
 	config, manifest Blob
 	decoded          ocispecs.Manifest
+	layerOf          func(context.Context, string) (digest.Digest, error)
 }
 
 func (p *part) finish(config []byte, platform Platform, o ImageOptions) error {
 	manifestType, configType := ocispecs.MediaTypeImageManifest, ocispecs.MediaTypeImageConfig
-	if !o.OCITypes {
+	if !*o.OCITypes {
 		manifestType, configType = images.MediaTypeDockerSchema2Manifest, images.MediaTypeDockerSchema2Config
 	}
 	p.config = newBlob(configType, config)
@@ -143,7 +174,7 @@ func (p *part) finish(config []byte, platform Platform, o ImageOptions) error {
 		Annotations: o.annotationsFor("manifest", &platform.Platform),
 	}
 	for _, l := range p.layers {
-		d, err := layerDescriptor(l.Desc, o.OCITypes)
+		d, err := layerDescriptor(l.Desc, o)
 		if err != nil {
 			return err
 		}
@@ -177,43 +208,78 @@ var layerTypes = [][2]string{
 	{ocispecs.MediaTypeImageLayerZstd, images.MediaTypeDockerSchema2LayerZstd},
 }
 
-// layerDescriptor is a layer as a manifest names it: in the manifest's family
-// of media types, without marks of our own.
-func layerDescriptor(d ocispecs.Descriptor, oci bool) (ocispecs.Descriptor, error) {
-	out := ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, URLs: d.URLs}
-	for k, v := range d.Annotations {
-		if !strings.HasPrefix(k, "containerd.io/") && !strings.HasPrefix(k, "buildkit/") && !strings.HasPrefix(k, "kiln/") {
-			if out.Annotations == nil {
-				out.Annotations = map[string]string{}
-			}
-			out.Annotations[k] = v
-		}
-	}
-	for _, pair := range layerTypes {
-		if d.MediaType == pair[0] || d.MediaType == pair[1] {
-			out.MediaType = pair[0]
-			if !oci {
-				out.MediaType = pair[1]
-			}
-			return out, nil
-		}
-	}
-	if images.IsLayerType(d.MediaType) {
-		return out, nil // a foreign layer, say: keep it as it came
-	}
-	return out, fmt.Errorf("layer %s has media type %q, which is not a layer's", d.Digest, d.MediaType)
+// foreignTypes are the media types of layers that must not be distributed, by
+// those of layers that may.
+var foreignTypes = map[string]string{
+	ocispecs.MediaTypeImageLayer:           "application/vnd.oci.image.layer.nondistributable.v1.tar",
+	ocispecs.MediaTypeImageLayerGzip:       "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+	ocispecs.MediaTypeImageLayerZstd:       "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+	images.MediaTypeDockerSchema2Layer:     images.MediaTypeDockerSchema2LayerForeign,
+	images.MediaTypeDockerSchema2LayerGzip: images.MediaTypeDockerSchema2LayerForeignGzip,
 }
 
-func (img *Image) addIndex(parts []part, o ImageOptions) error {
+// layerDescriptor is a layer as a manifest names it: in the manifest's family
+// of media types, without marks of our own.
+func layerDescriptor(d ocispecs.Descriptor, o ImageOptions) (ocispecs.Descriptor, error) {
+	out := ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+	for k, v := range d.Annotations {
+		own := strings.HasPrefix(k, "buildkit/") || strings.HasPrefix(k, "kiln/") ||
+			strings.HasPrefix(k, "containerd.io/") && !strings.HasPrefix(k, "containerd.io/snapshot/stargz")
+		if own || !*o.OCITypes {
+			continue
+		}
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		out.Annotations[k] = v
+	}
+	for plain, foreign := range foreignTypes {
+		if d.MediaType == foreign {
+			out.MediaType = plain
+		}
+	}
+	known := false
+	for _, pair := range layerTypes {
+		if out.MediaType == pair[0] || out.MediaType == pair[1] {
+			known = true
+			out.MediaType = pair[0]
+			if !*o.OCITypes {
+				out.MediaType = pair[1]
+			}
+		}
+	}
+	if !known && !images.IsLayerType(d.MediaType) {
+		return out, fmt.Errorf("layer %s has media type %q, which is not a layer's", d.Digest, d.MediaType)
+	}
+	if foreign, ok := foreignTypes[out.MediaType]; ok && o.ForeignLayers && len(d.URLs) > 0 {
+		out.MediaType, out.URLs = foreign, d.URLs
+	}
+	return out, nil
+}
+
+func (img *Image) addIndex(ctx context.Context, in Input, parts []part, o ImageOptions) error {
 	index := ocispecs.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageIndex,
 		Annotations: o.annotationsFor("index", nil),
 	}
-	if !o.OCITypes {
+	if !*o.OCITypes {
 		index.MediaType = images.MediaTypeDockerSchema2ManifestList
 	}
 	for _, p := range parts {
 		index.Manifests = append(index.Manifests, p.manifest.Desc)
+	}
+	for i, p := range in.Platforms {
+		if len(p.Attestations) == 0 {
+			continue
+		}
+		if !*o.OCITypes {
+			return errors.New("cannot export attestations with \"oci-mediatypes=false\"")
+		}
+		d, err := img.attest(ctx, parts[i], p, o)
+		if err != nil {
+			return err
+		}
+		index.Manifests = append(index.Manifests, d)
 	}
 	data, err := json.Marshal(index)
 	if err != nil {
@@ -223,7 +289,10 @@ func (img *Image) addIndex(parts []part, o ImageOptions) error {
 	b.Desc.Annotations = o.annotationsFor("index-descriptor", nil)
 	img.Manifests = append(img.Manifests, b)
 	img.Root = b.Desc
-	return nil
+	if o.Kind == KindImage {
+		return nil
+	}
+	return img.tellCreation(parts[0].config.Data)
 }
 
 // respond fills in what the client is told (WIRE.md section 13.3).
@@ -245,25 +314,24 @@ func (img *Image) respond() error {
 	return nil
 }
 
-// imageNames normalises the names that an image is to have.
-func imageNames(o ImageOptions, in Input) ([]string, error) {
-	given := o.Names
+// imageNames are the names that an image is to have, as given and normalised.
+func imageNames(o ImageOptions, in Input) (given, names []string, err error) {
+	given = o.Names
 	if o.NamesFromMeta {
 		given = splitNames(string(in.Meta["image.name"]))
 		if len(given) == 0 {
-			return nil, fmt.Errorf("name=* takes the image's name from the frontend, which gave none: give a name")
+			return nil, nil, errors.New("name=* takes the image's name from the frontend, which gave none: give a name")
 		}
 	}
-	names := make([]string, 0, len(given))
 	for _, name := range given {
 		ref, err := reference.ParseNormalizedNamed(name)
 		if err != nil {
-			return nil, fmt.Errorf("image name %q is malformed (expected [host/]name[:tag]): %w", name, err)
+			return nil, nil, fmt.Errorf("image name %q is malformed (expected [host/]name[:tag]): %w", name, err)
 		}
 		if _, ok := ref.(reference.Digested); ok {
-			return nil, fmt.Errorf("image name %q has a digest, which is known only afterwards: leave it out", name)
+			return nil, nil, fmt.Errorf("image name %q has a digest, which is known only afterwards: leave it out", name)
 		}
 		names = append(names, reference.TagNameOnly(ref).String())
 	}
-	return names, nil
+	return given, names, nil
 }

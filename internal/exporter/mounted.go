@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/layer"
 )
@@ -17,8 +18,11 @@ type Mounter interface {
 
 // Mounted is the result for one platform, as a directory on this machine.
 type Mounted struct {
-	Name string // of the directory that it becomes; "" is the top
-	Dir  string
+	ID    string // of the platform
+	Name  string // of the directory that it becomes; "" is the top
+	Dir   string
+	Extra []File     // attestations, for the top of the directory
+	Epoch *time.Time // of everything; nil leaves times as they are
 }
 
 // MountAll makes the files of a result visible until release.
@@ -37,7 +41,7 @@ func MountAll(ctx context.Context, m Mounter, in Input, o FilesOptions) (all []M
 		}
 	}()
 	for _, p := range in.Platforms {
-		one := Mounted{}
+		one := Mounted{ID: p.ID, Epoch: o.Epoch.of(in, p)}
 		if o.PlatformSplit {
 			id := p.ID
 			if id == "" {
@@ -60,6 +64,9 @@ func MountAll(ctx context.Context, m Mounter, in Input, o FilesOptions) (all []M
 			releases = append(releases, sub.Close)
 			// A name that holds as long as the handle does, whatever the files are.
 			one.Dir = fmt.Sprintf("/proc/self/fd/%d", sub.Fd())
+		}
+		if one.Extra, err = p.attestationFiles(ctx, one.Dir, o); err != nil {
+			return nil, release, err
 		}
 		all = append(all, one)
 	}
@@ -85,4 +92,11 @@ func openBelow(dir, src string) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// Clash is the error for a path that two platforms' results have, where they go
+// to one folder.
+func Clash(path string, first, second Mounted) error {
+	return fmt.Errorf("cannot overwrite %s from %s with %s when split option is disabled: export with platform-split=true",
+		path, first.ID, second.ID)
 }

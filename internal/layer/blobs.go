@@ -28,11 +28,14 @@ const diffIDAnnotation = "containerd.io/uncompressed"
 // Variant says how layers are to be written as blobs.
 type Variant struct {
 	Compression string // "gzip", "zstd", "uncompressed"; "" is gzip
-	Level       int    // 0 is the default of the compression
+	Level       int    // 0 is the default of the compression; see also LevelStore
 	Force       bool   // convert layers that came otherwise, too
 	Epoch       *int64 // Unix seconds; no file's time in new layers is later
 	DockerTypes bool   // Docker's media types, not OCI's
 }
+
+// LevelStore is the gzip level that does not compress, which gzip calls 0.
+const LevelStore = -2
 
 // Blob is a layer as it stands in an image.
 type Blob struct {

@@ -38,8 +38,11 @@ func newCodec(v Variant) (codec, error) {
 	switch v.Compression {
 	case gzipName, "":
 		level := v.Level
-		if level == 0 {
+		switch level {
+		case 0:
 			level = flate.DefaultCompression
+		case LevelStore:
+			level = flate.NoCompression
 		}
 		if level < flate.DefaultCompression || level > flate.BestCompression {
 			return nil, fmt.Errorf("gzip level %d is unknown: want 1 to 9", level)

@@ -9,9 +9,11 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/distribution/reference"
@@ -52,9 +54,20 @@ type Exporter struct{ cfg Config }
 // New returns an exporter.
 func New(c Config) *Exporter { return &Exporter{c} }
 
-// Export stores and pushes an image.
+// Check tells bad attributes.
+func (e *Exporter) Check(attrs map[string]string) error {
+	o, err := exporter.DecodeImage(exporter.KindImage, attrs)
+	if err == nil && o.Push && len(o.Names) == 0 && !o.NamesFromMeta {
+		err = errNoName
+	}
+	return err
+}
+
+var errNoName = errors.New("push image: it has no name to push to: give one with -t or name=")
+
+// Export stores an image and, once all else is done, pushes it.
 func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Target) (map[string]string, error) {
-	o, err := exporter.DecodeImage(to.Attrs)
+	o, err := exporter.DecodeImage(exporter.KindImage, to.Attrs)
 	if err != nil {
 		return nil, err
 	}
@@ -63,21 +76,44 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 		return nil, err
 	}
 	if o.Push && len(img.Names) == 0 {
-		return nil, fmt.Errorf("push image: it has no name to push to: give one with -t or name=")
+		return nil, errNoName
 	}
 	if o.Store {
 		if err := e.store(ctx, img, o); err != nil {
 			return nil, err
 		}
 	}
-	if o.Push {
+	if names := respondedNames(img, o); len(names) > 0 {
+		img.Response["image.name"] = strings.Join(names, ",")
+	}
+	if !o.Push {
+		return img.Response, nil
+	}
+	return img.Response, to.Finish(ctx, func(ctx context.Context) error {
 		for _, name := range img.Names {
 			if err := e.push(ctx, img, name, o); err != nil {
-				return nil, err
+				return fmt.Errorf("failed to push %s: %w", name, err)
 			}
 		}
+		return nil
+	})
+}
+
+// respondedNames are what the client is told: the names as it gave them.
+func respondedNames(img *exporter.Image, o exporter.ImageOptions) []string {
+	names := slices.Clone(img.Given)
+	if dangling := danglingName(img, o); dangling != "" {
+		names = append(names, dangling)
 	}
-	return img.Response, nil
+	return names
+}
+
+// danglingName names an image by its digest alone, if that was asked for.
+func danglingName(img *exporter.Image, o exporter.ImageOptions) string {
+	if o.DanglingPrefix == "" || len(img.Names) > 0 && o.DanglingEmptyOnly {
+		return ""
+	}
+	return o.DanglingPrefix + "@" + img.Root.Digest.String()
 }
 
 // store keeps the documents, children first, and then the names.
@@ -103,14 +139,20 @@ func (e *Exporter) store(ctx context.Context, img *exporter.Image, o exporter.Im
 	return nil
 }
 
+// kind is what is shown of keeping a document; "" is nothing.
 func kind(b exporter.Blob) string {
 	switch b.Desc.MediaType {
 	case ocispecs.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json":
 		return "exporting config"
 	case ocispecs.MediaTypeImageIndex, "application/vnd.docker.distribution.manifest.list.v2+json":
 		return "exporting manifest list"
+	case ocispecs.MediaTypeImageManifest, "application/vnd.docker.distribution.manifest.v2+json":
+		if b.Desc.Annotations["vnd.docker.reference.type"] != "" {
+			return "exporting attestation manifest"
+		}
+		return "exporting manifest"
 	}
-	return "exporting manifest"
+	return "exporting attestation"
 }
 
 // storedNames are the names to keep an image under: those that were given, and
@@ -124,8 +166,8 @@ func storedNames(img *exporter.Image, o exporter.ImageOptions) []string {
 			}
 		}
 	}
-	if o.DanglingPrefix != "" && (len(img.Names) == 0 || !o.DanglingEmptyOnly) {
-		names = append(names, o.DanglingPrefix+"@"+img.Root.Digest.String())
+	if dangling := danglingName(img, o); dangling != "" {
+		names = append(names, dangling)
 	}
 	return names
 }

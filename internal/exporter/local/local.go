@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -20,6 +21,12 @@ type Exporter struct{ layers exporter.Mounter }
 
 // New returns an exporter of files that layers has.
 func New(layers exporter.Mounter) *Exporter { return &Exporter{layers} }
+
+// Check tells bad attributes.
+func (e *Exporter) Check(attrs map[string]string) error {
+	_, err := exporter.CheckFiles(attrs)
+	return err
+}
 
 // Export sends the files.
 func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Target) (_ map[string]string, err error) {
@@ -42,38 +49,55 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 			return nil, fmt.Errorf("open result: %w", err)
 		}
 		defer dir.Close() //nolint:errcheck // it is only read from
-		subs = append(subs, files.Sub{Name: m.Name, Tree: dir})
-	}
-	tree := subs[0].Tree
-	if o.PlatformSplit {
-		if tree, err = files.Join(subs...); err != nil {
+		tree, err := withExtra(dir, m)
+		if err != nil {
 			return nil, err
 		}
+		subs = append(subs, files.Sub{Name: m.Name, Tree: tree})
 	}
-	if o.Epoch != nil {
-		tree = clamped{tree, o.Epoch.UnixNano()}
+	tree, err := join(mounted, subs, o)
+	if err != nil {
+		return nil, err
 	}
 	task := progress.StepFrom(ctx).Task("copying files", 0)
 	defer task.Done()
 	response := map[string]string{}
 	return response, files.Send(ctx, to.Session, tree, files.SendOptions{
-		ExporterID: to.ID, MultiPlatform: o.PlatformSplit, Sent: func(n int64) { task.Add(n) },
+		ExporterID: to.ID, MultiPlatform: o.Delete || o.PlatformSplit, Sent: func(n int64) { task.Add(n) },
 	})
 }
 
-// clamped is a tree with no time after epoch. Directories that a join makes
-// have no time at all.
-type clamped struct {
-	files.Tree
-	epoch int64
-}
-
-// Walk lists the tree.
-func (c clamped) Walk(ctx context.Context, f func(*files.Stat) error) error {
-	return c.Tree.Walk(ctx, func(st *files.Stat) error {
-		if st.GetModTime() > c.epoch {
-			st.ModTime = c.epoch
+// withExtra is the files of a result with what comes with it.
+func withExtra(tree files.Tree, m exporter.Mounted) (files.Tree, error) {
+	if len(m.Extra) > 0 {
+		contents := map[string][]byte{}
+		for _, f := range m.Extra {
+			contents[f.Name] = f.Data
 		}
-		return f(st)
-	})
+		extra, err := files.Static(contents, time.Now().Truncate(time.Second).UnixNano())
+		if err != nil {
+			return nil, fmt.Errorf("add attestations: %w", err)
+		}
+		tree = files.Merge(func(string, int, int) error { return nil }, tree, extra)
+	}
+	if m.Epoch != nil {
+		tree = files.Timed(tree, m.Epoch.UnixNano())
+	}
+	return tree, nil
+}
+
+// join puts the platforms into folders, or all into one.
+func join(mounted []exporter.Mounted, subs []files.Sub, o exporter.FilesOptions) (files.Tree, error) {
+	if o.PlatformSplit {
+		tree, err := files.Join(subs...)
+		if err == nil && mounted[0].Epoch != nil {
+			tree = files.Timed(tree, mounted[0].Epoch.UnixNano())
+		}
+		return tree, err
+	}
+	var trees []files.Tree
+	for _, s := range subs {
+		trees = append(trees, s.Tree)
+	}
+	return files.Merge(func(path string, a, b int) error { return exporter.Clash(path, mounted[a], mounted[b]) }, trees...), nil
 }

@@ -27,6 +27,12 @@ type Exporter struct{ layers exporter.Mounter }
 // New returns an exporter of files that layers has.
 func New(layers exporter.Mounter) *Exporter { return &Exporter{layers} }
 
+// Check tells bad attributes.
+func (e *Exporter) Check(attrs map[string]string) error {
+	_, err := exporter.CheckFiles(attrs)
+	return err
+}
+
 // Export sends the archive.
 func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Target) (_ map[string]string, err error) {
 	o, err := exporter.DecodeFiles(to.Attrs, in)
@@ -51,7 +57,7 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 	task := progress.StepFrom(ctx).Task("sending tarball", 0)
 	defer task.Done()
 	buffered := bufio.NewWriterSize(counted{stream, task}, 1<<20)
-	if err := writeAll(ctx, buffered, mounted, o.Epoch); err != nil {
+	if err := writeAll(ctx, buffered, mounted); err != nil {
 		return nil, err
 	}
 	if err := buffered.Flush(); err != nil {
@@ -75,18 +81,21 @@ func (c counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func writeAll(ctx context.Context, w io.Writer, mounted []exporter.Mounted, epoch *time.Time) error {
-	out := &archive{w: tar.NewWriter(w), epoch: epoch, buf: make([]byte, 256<<10)}
-	for _, m := range mounted {
-		out.prefix = ""
+func writeAll(ctx context.Context, w io.Writer, mounted []exporter.Mounted) error {
+	out := &archive{w: tar.NewWriter(w), buf: make([]byte, 256<<10), from: map[string]int{}}
+	for i, m := range mounted {
+		out.prefix, out.epoch = "", m.Epoch
 		if m.Name != "" {
 			out.prefix = m.Name + "/"
 			top := &tar.Header{Typeflag: tar.TypeDir, Name: out.prefix, Mode: 0o755, ModTime: time.Unix(0, 0)}
+			if m.Epoch != nil {
+				top.ModTime = *m.Epoch
+			}
 			if err := out.w.WriteHeader(top); err != nil {
 				return fmt.Errorf("write %s to archive: %w", m.Name, err)
 			}
 		}
-		if err := out.tree(ctx, m.Dir); err != nil {
+		if err := out.tree(ctx, mounted, i); err != nil {
 			return err
 		}
 	}
@@ -102,21 +111,45 @@ type archive struct {
 	prefix string
 	epoch  *time.Time
 	buf    []byte
+	from   map[string]int // whose entry it is: kept where platforms share a folder
 }
 
-func (a *archive) tree(ctx context.Context, name string) error {
-	dir, err := files.OpenDir(name, files.Filter{}, files.OwnerKept)
+// tree writes the files of a platform.
+func (a *archive) tree(ctx context.Context, mounted []exporter.Mounted, i int) error {
+	m := mounted[i]
+	dir, err := files.OpenDir(m.Dir, files.Filter{}, files.OwnerKept)
 	if err != nil {
 		return fmt.Errorf("open result: %w", err)
 	}
 	defer dir.Close() //nolint:errcheck // it is only read from
-	return dir.Walk(ctx, func(st *files.Stat) error {
+	var tree files.Tree = dir
+	if len(m.Extra) > 0 {
+		contents := map[string][]byte{}
+		for _, f := range m.Extra {
+			contents[f.Name] = f.Data
+		}
+		extra, err := files.Static(contents, time.Now().UnixNano())
+		if err != nil {
+			return fmt.Errorf("add attestations: %w", err)
+		}
+		tree = files.Merge(func(string, int, int) error { return nil }, tree, extra)
+	}
+	return tree.Walk(ctx, func(st *files.Stat) error {
+		if m.Name == "" && len(mounted) > 1 {
+			first, seen := a.from[st.GetPath()]
+			if isDir := fs.FileMode(st.GetMode()).IsDir(); seen && isDir {
+				return nil
+			} else if seen {
+				return exporter.Clash(st.GetPath(), mounted[first], m)
+			}
+			a.from[st.GetPath()] = i
+		}
 		h, err := a.header(st)
 		if err == nil {
 			err = a.w.WriteHeader(h)
 		}
 		if err == nil && h.Typeflag == tar.TypeReg && h.Size > 0 {
-			err = a.content(dir, st)
+			err = a.content(tree, st)
 		}
 		if err != nil {
 			return fmt.Errorf("write %q to archive: %w", st.GetPath(), err)
@@ -125,8 +158,8 @@ func (a *archive) tree(ctx context.Context, name string) error {
 	})
 }
 
-func (a *archive) content(dir *files.Dir, st *files.Stat) (err error) {
-	r, err := dir.Open(st.GetPath())
+func (a *archive) content(tree files.Tree, st *files.Stat) (err error) {
+	r, err := tree.Open(st.GetPath())
 	if err != nil {
 		return err
 	}
@@ -146,7 +179,7 @@ type onlyReader struct{ io.Reader }
 func (a *archive) header(st *files.Stat) (*tar.Header, error) {
 	mode := fs.FileMode(st.GetMode())
 	at := time.Unix(0, st.GetModTime())
-	if a.epoch != nil && at.After(*a.epoch) {
+	if a.epoch != nil {
 		at = *a.epoch
 	}
 	h := &tar.Header{
