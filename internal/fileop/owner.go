@@ -70,13 +70,16 @@ func named(o *llb.Owner, open func(int) (*safepath.Root, error), file string, pa
 }
 
 // LookupUser finds whom "user[:group]" means in a root file system; each side
-// is a number or a name. Nothing at all means root. groups are the
-// supplementary groups of a user given without group. Only digits are always a
+// is a number or a name. Nothing at all means root, with what can be found out of
+// its groups. groups are the supplementary groups of a user given without group. Only digits are always a
 // number, never a name, so that no entry of an image can turn one user into
 // another; numbers go up to 4294967294.
 func LookupUser(root *safepath.Root, name string) (uid, gid uint32, groups []uint32, err error) {
 	if name == "" {
-		return 0, 0, nil, nil
+		if uid, gid, groups, err = LookupUser(root, "0"); err != nil {
+			return 0, 0, nil, nil // as if there were no accounts
+		}
+		return uid, gid, groups, nil
 	}
 	user, group, hasGroup := strings.Cut(name, ":")
 	if user == "" || hasGroup && group == "" {

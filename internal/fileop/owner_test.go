@@ -34,7 +34,7 @@ func TestLookupUser(t *testing.T) {
 		groups   []uint32
 		err      string
 	}{
-		{"", 0, 0, nil, ""},
+		{"", 0, 0, []uint32{10}, ""},
 		{"root", 0, 0, []uint32{10}, ""},
 		{"0", 0, 0, []uint32{10}, ""},
 		{"www", 33, 34, []uint32{10, 29}, ""},
@@ -78,6 +78,9 @@ func TestLookupUserWithoutFiles(t *testing.T) {
 	r, _ := root(t)
 	if uid, gid, groups, err := LookupUser(r, "12"); err != nil || uid != 12 || gid != 0 || groups != nil {
 		t.Errorf("%d %d %v %v", uid, gid, groups, err)
+	}
+	if uid, gid, groups, err := LookupUser(r, ""); err != nil || uid != 0 || gid != 0 || groups != nil {
+		t.Errorf("without accounts, nobody is %d %d %v %v", uid, gid, groups, err)
 	}
 	_, _, _, err := LookupUser(r, "root")
 	wantErr(t, err, "unable to find user root")

@@ -147,7 +147,7 @@ func (s *mountSet) bind(ctx context.Context, i int, m llb.Mount) (dir string, er
 // open mounts an input, as it is or to be changed.
 func (s *mountSet) open(ctx context.Context, i int, m llb.Mount, in *layer.Ref) (dir string, err error) {
 	var release func() error
-	if m.ReadOnly {
+	if m.ReadOnly && m.Dest != "/" { // in a root file system, mount points can be missing
 		dir, release, err = s.worker.Layers.Mount(ctx, in)
 		if err == nil && m.Output != llb.None {
 			s.outputs[m.Output] = output{ref: in}
@@ -159,7 +159,11 @@ func (s *mountSet) open(ctx context.Context, i int, m llb.Mount, in *layer.Ref) 
 		}
 		s.states = append(s.states, mountState{i, state})
 		dir, release, err = state.Mount(ctx)
-		if m.Output != llb.None {
+		switch {
+		case m.Output == llb.None:
+		case m.ReadOnly:
+			s.outputs[m.Output] = output{ref: in}
+		default:
 			s.outputs[m.Output] = output{state: state}
 		}
 	}
