@@ -73,6 +73,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
+	if err := spread(tmp); err != nil {
+		return err
+	}
 	b := &bench{options: o, tools: tools, tmp: tmp, results: newResults()}
 	if b.base, err = peer.MakeBase(filepath.Join(tmp, "base")); err != nil {
 		return fmt.Errorf("make base image: %w", err)
@@ -149,6 +152,9 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 		engines = engines[1:]
 	}
 	defer os.RemoveAll(dir)
+	if err := makeSpread(dir); err != nil {
+		return err
+	}
 	for _, e := range engines {
 		if err := e.Start(ctx); err != nil {
 			return err
@@ -164,7 +170,7 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 	}
 	for round := range rounds {
 		in := filepath.Join(dir, fmt.Sprintf("in%d", round))
-		if err := os.MkdirAll(in, 0o755); err != nil {
+		if err := makeSpread(in); err != nil {
 			return err
 		}
 		r := &roundRun{bench: b, c: c, dir: in, nonce: b.nonce()}
