@@ -202,9 +202,6 @@ func exportRun(output string, rows []string) func(context.Context, *roundRun) er
 			if err := r.timed(ctx, row, r.spec(output+dest)); err != nil {
 				return err
 			}
-			if err := os.RemoveAll(dest); err != nil {
-				return err
-			}
 		}
 		return nil
 	}

@@ -64,10 +64,10 @@ func makeSpread(dir string) error {
 }
 
 // spread has ext4 put each folder in dir into a part of the disk of its own.
-// Where files were removed within the last minutes, as rounds do with those of
-// the round before, ext4 takes hundreds of microseconds to make a file: that
-// would be all that a row with many files measures. Other file systems, which
-// know no such flag, are left as they are.
+// Where files were removed within the last minutes, ext4 takes hundreds of
+// microseconds to make a file: that would be all that a row with many files
+// measures. It is also why a case's folders are removed in its end alone. Other
+// file systems, which know no such flag, are left as they are.
 func spread(dir string) error {
 	const topDir = 0x20000 // FS_TOPDIR_FL, see ioctl_iflags(2)
 	f, err := os.Open(dir)

@@ -187,12 +187,6 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 			if err := c.run(ctx, r); err != nil {
 				return err
 			}
-			if err := os.RemoveAll(r.out); err != nil {
-				return err
-			}
-		}
-		if err := os.RemoveAll(in); err != nil {
-			return err
 		}
 	}
 	fmt.Fprintf(os.Stderr, "%s: %s\n", c.name, b.results.summary(c.rows))
