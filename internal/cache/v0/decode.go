@@ -1,0 +1,284 @@
+package v0
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/solver"
+)
+
+// mostManifests is how many manifests of an index are looked at.
+const mostManifests = 256
+
+// Decode reads a cache of its own, or those that the images of a manifest or
+// an index carry in their configs.
+func (Format) Decode(ctx context.Context, r cache.Reader) (cache.Index, error) {
+	d := &decoder{ctx: ctx, r: r}
+	if err := d.manifest(r.Root(), true); err != nil {
+		return nil, err
+	}
+	return d.found, nil
+}
+
+type decoder struct {
+	ctx   context.Context
+	r     cache.Reader
+	found indexes
+	seen  int
+}
+
+// document is a manifest or an index.
+type document struct {
+	MediaType string                `json:"mediaType"`
+	Config    *ocispecs.Descriptor  `json:"config"`
+	Layers    []ocispecs.Descriptor `json:"layers"`
+	Manifests []ocispecs.Descriptor `json:"manifests"`
+}
+
+func (d *decoder) manifest(desc ocispecs.Descriptor, top bool) error {
+	if d.seen++; d.seen > mostManifests {
+		return fmt.Errorf("import cache: the index lists more than %d manifests", mostManifests)
+	}
+	data, err := d.r.Read(d.ctx, desc)
+	if err != nil {
+		return err
+	}
+	var doc document
+	if err := json.Unmarshal(data, &doc); err != nil {
+		return fmt.Errorf("import cache: decode manifest %s: %w", desc.Digest, err)
+	}
+	switch {
+	case doc.Config != nil && doc.Config.MediaType == ConfigType:
+		return d.config(*doc.Config, doc.Layers)
+	case doc.Config != nil && len(doc.Layers) > 0:
+		return d.inline(*doc.Config, doc.Layers)
+	}
+	if at := slices.IndexFunc(doc.Manifests, func(m ocispecs.Descriptor) bool { return m.MediaType == ConfigType }); at >= 0 {
+		return d.config(doc.Manifests[at], doc.Manifests)
+	}
+	if !top && len(doc.Manifests) > 0 {
+		return nil // an index in an index is no image of ours
+	}
+	for _, m := range doc.Manifests {
+		if m.Platform != nil && m.Platform.OS == "unknown" {
+			continue // an attestation
+		}
+		if err := d.manifest(m, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *decoder) config(desc ocispecs.Descriptor, layers []ocispecs.Descriptor) error {
+	if desc.Size > maxConfig {
+		return fmt.Errorf("import cache: config %s has %d bytes, expected at most %d", desc.Digest, desc.Size, maxConfig)
+	}
+	data, err := d.r.Read(d.ctx, desc)
+	if err != nil {
+		return err
+	}
+	c, err := decodeConfig(data)
+	if err != nil {
+		return fmt.Errorf("import cache: %w", err)
+	}
+	d.found = append(d.found, newIndex(c, layers, d.r.Origin()))
+	return nil
+}
+
+// inline reads the records that an image's config carries, if it does.
+func (d *decoder) inline(desc ocispecs.Descriptor, layers []ocispecs.Descriptor) error {
+	data, err := d.r.Read(d.ctx, desc)
+	if err != nil {
+		return err
+	}
+	var image struct {
+		RootFS struct {
+			DiffIDs []digest.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+		Cache []byte `json:"moby.buildkit.cache.v0"`
+	}
+	if err := json.Unmarshal(data, &image); err != nil || image.Cache == nil || len(image.RootFS.DiffIDs) != len(layers) {
+		return nil // an image without a cache
+	}
+	c := &config{}
+	if err := json.Unmarshal(image.Cache, &c.Records); err != nil {
+		return fmt.Errorf("import cache: decode the inline cache of %s: %w", desc.Digest, err)
+	}
+	layers = slices.Clone(layers)
+	for i := range layers {
+		layers[i].Annotations = map[string]string{annotationDiffID: image.RootFS.DiffIDs[i].String()}
+		c.Layers = append(c.Layers, layerEntry{Blob: layers[i].Digest, Parent: i - 1})
+	}
+	if err := c.check(); err != nil {
+		return fmt.Errorf("import cache: %w", err)
+	}
+	d.found = append(d.found, newIndex(c, layers, d.r.Origin()))
+	return nil
+}
+
+// indexes are several caches of one place.
+type indexes []*index
+
+// Find asks one after the other.
+func (all indexes) Find(r cache.Recipes, k solver.Key, output int) ([]layer.LazyBlob, bool) {
+	for _, x := range all {
+		if layers, ok := x.find(r, k, output); ok {
+			return layers, true
+		}
+	}
+	return nil, false
+}
+
+// Content asks one after the other.
+func (all indexes) Content(r cache.Recipes, of solver.Ingredient) string {
+	for _, x := range all {
+		if d := x.contentOf(r, of); d != "" {
+			return d
+		}
+	}
+	return ""
+}
+
+// index finds records of one config.
+type index struct {
+	conf     *config
+	blobs    map[digest.Digest]ocispecs.Descriptor
+	origin   string
+	byDigest map[digest.Digest][]int
+	dependOn [][]int // by record: those that it leads to
+
+	mu      sync.Mutex
+	matched map[string][]int // records of an output, by key and number
+}
+
+func newIndex(c *config, layers []ocispecs.Descriptor, origin string) *index {
+	x := &index{
+		conf: c, origin: origin, blobs: map[digest.Digest]ocispecs.Descriptor{},
+		byDigest: map[digest.Digest][]int{}, dependOn: make([][]int, len(c.Records)), matched: map[string][]int{},
+	}
+	for _, l := range layers {
+		if images.IsLayerType(l.MediaType) {
+			x.blobs[l.Digest] = l
+		}
+	}
+	for i, r := range c.Records {
+		x.byDigest[r.Digest] = append(x.byDigest[r.Digest], i)
+		for _, alternatives := range r.Inputs {
+			for _, in := range alternatives {
+				x.dependOn[in.Link] = append(x.dependOn[in.Link], i)
+			}
+		}
+	}
+	return x
+}
+
+// match returns the records of an output of a step.
+func (x *index) match(r cache.Recipes, k solver.Key, output int) []int {
+	name := fmt.Sprintf("%s@%d", k, output)
+	if found, ok := x.matched[name]; ok {
+		return found
+	}
+	recipe, ok := r.Recipe(k)
+	if !ok || recipe.Local {
+		return nil
+	}
+	var found []int
+	for _, i := range x.byDigest[recordDigest(recipe.Digest, output)] {
+		rec := &x.conf.Records[i]
+		if len(rec.Inputs) == len(recipe.Inputs) && x.leads(r, rec, recipe.Inputs) {
+			found = append(found, i)
+		}
+	}
+	x.matched[name] = found
+	return found
+}
+
+// leads tells whether all inputs lead to a record.
+func (x *index) leads(r cache.Recipes, rec *record, inputs []solver.Ingredient) bool {
+	for n, in := range inputs {
+		var slowly digest.Digest
+		if in.Content != "" {
+			slowly = recordDigest(in.Content, slow)
+		}
+		byContent := slices.ContainsFunc(rec.Inputs[n], func(l input) bool {
+			return slowly != "" && l.Selector == "" && x.conf.Records[l.Link].Digest == slowly
+		})
+		if byContent {
+			continue
+		}
+		sources := x.match(r, in.Key, in.Index)
+		byDefinition := slices.ContainsFunc(rec.Inputs[n], func(l input) bool {
+			return l.Selector == in.Selector && slices.Contains(sources, l.Link)
+		})
+		if !byDefinition {
+			return false
+		}
+	}
+	return true
+}
+
+func (x *index) find(r cache.Recipes, k solver.Key, output int) ([]layer.LazyBlob, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, i := range x.match(r, k, output) {
+		rec := &x.conf.Records[i]
+		for _, res := range rec.Results {
+			var order []int
+			for n := res.Layer; n != -1; n = x.conf.Layers[n].Parent {
+				order = append(order, n)
+			}
+			slices.Reverse(order)
+			if layers, ok := x.layers(order); ok {
+				return layers, true
+			}
+		}
+		for _, ch := range rec.Chains {
+			if layers, ok := x.layers(ch.Layers); ok {
+				return layers, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// layers are blobs, if all of them can be had.
+func (x *index) layers(order []int) ([]layer.LazyBlob, bool) {
+	var out []layer.LazyBlob
+	for _, n := range order {
+		d, ok := x.blobs[x.conf.Layers[n].Blob]
+		diffID := digest.Digest(d.Annotations[annotationDiffID])
+		if !ok || diffID.Validate() != nil {
+			return nil, false
+		}
+		d.Annotations = nil
+		out = append(out, layer.LazyBlob{Desc: d, DiffID: diffID, Origin: x.origin})
+	}
+	return out, len(out) > 0
+}
+
+func (x *index) contentOf(r cache.Recipes, of solver.Ingredient) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, i := range x.match(r, of.Key, of.Index) {
+		for _, user := range x.dependOn[i] {
+			for _, alternatives := range x.conf.Records[user].Inputs {
+				for _, in := range alternatives {
+					if in.Link == i && in.Selector == of.Selector && in.Content != "" && digest.Digest(in.Content).Validate() == nil {
+						return in.Content
+					}
+				}
+			}
+		}
+	}
+	return ""
+}
