@@ -33,6 +33,7 @@ import (
 	ociexporter "github.com/kiln-build/kiln/internal/exporter/oci"
 	tarexporter "github.com/kiln-build/kiln/internal/exporter/tar"
 	"github.com/kiln-build/kiln/internal/gc"
+	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/namespace"
 	"github.com/kiln-build/kiln/internal/op"
@@ -45,6 +46,7 @@ import (
 	"github.com/kiln-build/kiln/internal/solver"
 	"github.com/kiln-build/kiln/internal/source"
 	blobsource "github.com/kiln-build/kiln/internal/source/blob"
+	gitsource "github.com/kiln-build/kiln/internal/source/git"
 	httpsource "github.com/kiln-build/kiln/internal/source/http"
 	imagesource "github.com/kiln-build/kiln/internal/source/image"
 	layoutsource "github.com/kiln-build/kiln/internal/source/layout"
@@ -99,7 +101,12 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	parts.add(db.Close)
 	logRecovery(db.Recovered())
 	reg := registry.New(registry.Config{UserAgent: "kiln/" + version})
-	layers, snapshots, err := openLayers(ctx, s, db, reg, parts)
+	past, err := history.Open(filepath.Join(s.root, "history"), db, history.DefaultRetention())
+	if err != nil {
+		return nil, nil, err
+	}
+	parts.add(past.Close)
+	layers, snapshots, err := openLayers(ctx, s, db, past, reg, parts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -115,12 +122,16 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err := errors.Join(os.RemoveAll(scratch), os.MkdirAll(scratch, 0o700)); err != nil {
 		return nil, nil, fmt.Errorf("make folder for runs: %w", err)
 	}
+	repos, err := gitsource.OpenRepos(filepath.Join(s.root, "git"))
+	if err != nil {
+		return nil, nil, err
+	}
 	sessions := session.NewManager()
 	native := nativePlatforms()
 	builder := &build.Builder{
 		Solver: solver.New(cache.New(db, layers.Store)),
 		Worker: &op.Worker{
-			Platforms: native, Sources: newSources(layers, db, reg, sessions), Executor: ex, Layers: layers.Store,
+			Platforms: native, Sources: newSources(layers, db, reg, sessions, repos, scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: mounts, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
 			Slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0)),
 		},
@@ -128,13 +139,18 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Exporters:    newExporters(layers, db, reg),
 		Entitlements: s.entitlements, Caps: daemon.Caps(),
 	}
+	spans, err := daemon.NewSpanCollector(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	id, err := workerID(s.root)
 	if err != nil {
 		return nil, nil, err
 	}
 	return daemon.New(daemon.Config{
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Platforms: native,
-		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db}, CacheMounts: cacheMountKeeper{mounts},
+		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db}, CacheMounts: keepers{cacheMountKeeper{mounts}, repos},
+		History: past, Content: layers.blobs, Spans: spans,
 		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	}), parts, nil
 }
@@ -145,7 +161,7 @@ type layerStore struct {
 	blobs contentstore.Store
 }
 
-func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
+func openLayers(ctx context.Context, s settings, db *store.Store, past *history.History, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
 	snapshots, err := snapshot.Open(filepath.Join(s.root, "snapshots"), s.snapshotter)
 	if err != nil {
 		return nil, nil, err
@@ -158,7 +174,15 @@ func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.
 	}
 	layers, err := layer.NewStore(ctx, layer.Config{
 		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db, Fetcher: layoutsource.Fetcher{Next: reg},
-		References: func(ctx context.Context) (map[digest.Digest]bool, error) { return db.References(ctx, blobs) },
+		References: func(ctx context.Context) (map[digest.Digest]bool, error) {
+			images, err := db.References(ctx, blobs)
+			if err != nil {
+				return nil, err
+			}
+			made, err := past.References(ctx, blobs)
+			maps.Copy(images, made)
+			return images, err
+		},
 	})
 	if err != nil {
 		return nil, nil, err
@@ -189,12 +213,14 @@ func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Execut
 	return nil, fmt.Errorf("no executor %q: expected oci or fake", s.executor)
 }
 
-func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessions *session.Manager) []source.Source {
+func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessions *session.Manager, repos *gitsource.Repos, scratch string) []source.Source {
+	blobs := blobsource.New(blobsource.Config{Layers: layers, Blobs: layoutsource.Fetcher{Next: reg}, Sessions: sessions, Memo: db})
 	return []source.Source{
 		imagesource.New(imagesource.Config{Layers: layers, Content: layers.blobs, Registry: reg, Images: db, Memo: db}),
 		layoutsource.New(layers, db, sessions),
-		blobsource.New(blobsource.Config{Layers: layers, Blobs: layoutsource.Fetcher{Next: reg}, Sessions: sessions, Memo: db}),
+		blobs,
 		httpsource.New(httpsource.Config{Layers: layers, Memo: db, UserAgent: "kiln/" + version}),
+		gitsource.New(gitsource.Config{Layers: layers, Memo: db, Repos: repos, Scratch: scratch, Blobs: []source.Source{blobs}}),
 		localsource.New(localsource.Config{Layers: layers, Memo: db, Sessions: sessions, Trees: layers}),
 	}
 }

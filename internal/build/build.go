@@ -58,6 +58,9 @@ type Request struct {
 	Policies     []pass.Policy // what every source is held against
 	Policy       SourcePolicy  // who decides on each source after them; nil for nobody
 	Sink         progress.Sink
+	// Exported is told what each exporter answered, by its number in Exports; it
+	// is called concurrently. Nil for nobody.
+	Exported func(exporter int, response map[string]string)
 }
 
 // Export is one thing to make of the result.
@@ -210,6 +213,9 @@ func (br *Bridge) export(ctx context.Context, ex exporter.Exporter, e Export, i 
 	})
 	if err != nil {
 		return nil, fmt.Errorf("export to %s: %w", e.Type, err)
+	}
+	if br.req.Exported != nil {
+		br.req.Exported(i, out)
 	}
 	return out, nil
 }

@@ -12,18 +12,19 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/llb"
 )
 
-// keepBuilds is how many ended builds can still be asked for their progress.
-const keepBuilds = 50
+// keepUnrecorded is how long a build that is in no history can still be asked
+// for its progress: some clients ask late.
+const keepUnrecorded = 10 * time.Second
 
-// builds are the builds under way and those that ended lately, by the ref that
-// the client gave them.
+// builds are the builds under way, and, of those that are in no history, the
+// ones that ended lately, by the ref that the client gave them.
 type builds struct {
 	mu    sync.Mutex
 	byRef map[string]*running
-	past  []string      // refs of those that ended, oldest first
 	total int           // builds that ended
 	came  chan struct{} // closed and replaced whenever a build begins
 	busy  int           // builds under way
@@ -37,6 +38,7 @@ func newBuilds() *builds {
 // running is one build as the daemon's services see it.
 type running struct {
 	ref    string
+	record *history.Build
 	events *eventLog
 
 	// For a build whose client acts as the frontend:
@@ -60,8 +62,8 @@ type answer struct {
 	err    error
 }
 
-// begin registers a build. The caller must call end.
-func (b *builds) begin(ref string) (*running, error) {
+// begin registers a build, whose record open makes. The caller must call end.
+func (b *builds) begin(ref string, open func() (*history.Build, error)) (*running, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if ref == "" {
@@ -70,8 +72,12 @@ func (b *builds) begin(ref string) (*running, error) {
 	if _, ok := b.byRef[ref]; ok {
 		return nil, status.Errorf(codes.AlreadyExists, "a build with ref %q exists: give every build a ref of its own", ref)
 	}
+	record, err := open()
+	if err != nil {
+		return nil, err
+	}
 	r := &running{
-		ref: ref, events: newEventLog(), gateway: make(chan struct{}), answer: make(chan answer, 1),
+		ref: ref, record: record, events: newEventLog(record.Log()), gateway: make(chan struct{}), answer: make(chan answer, 1),
 		done: make(chan struct{}), refs: map[string]*gatewayRef{},
 	}
 	b.byRef[ref] = r
@@ -81,17 +87,23 @@ func (b *builds) begin(ref string) (*running, error) {
 	return r, nil
 }
 
+// end forgets a build whose record, if there is one, is complete.
 func (b *builds) end(r *running) {
-	r.events.close()
 	close(r.done)
+	forget := func() {
+		b.mu.Lock()
+		delete(b.byRef, r.ref)
+		b.mu.Unlock()
+		r.record.Release()
+	}
+	if r.record.Recorded() {
+		forget()
+	} else {
+		time.AfterFunc(keepUnrecorded, forget)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.total++
-	b.past = append(b.past, r.ref)
-	if len(b.past) > keepBuilds {
-		delete(b.byRef, b.past[0])
-		b.past = b.past[1:]
-	}
 	if b.busy--; b.busy == 0 {
 		b.idle = time.Now()
 	}
@@ -112,6 +124,13 @@ func (b *builds) idleFor() time.Duration {
 		return 0
 	}
 	return time.Since(b.idle)
+}
+
+// now returns a build that is under way, or nil.
+func (b *builds) now(ref string) *running {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.byRef[ref]
 }
 
 // get returns a build, waiting for a while until it begins: clients ask for

@@ -2,18 +2,16 @@ package daemon
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/worker"
 	"github.com/kiln-build/kiln/internal/build"
-	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/llb/pb"
 )
@@ -31,13 +29,23 @@ type controlService struct {
 	*Server
 }
 
-// Solve runs a build. It answers when all exports are done.
+// Solve runs a build. It answers when all exports are done and the build is
+// recorded.
 func (s *controlService) Solve(ctx context.Context, r *control.SolveRequest) (*control.SolveResponse, error) {
-	run, err := s.builds.begin(r.Ref)
+	run, err := s.begin(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	defer s.builds.end(run)
+	out, err := s.solve(ctx, r, run)
+	s.finish(run, out, err)
+	if err != nil {
+		return nil, err
+	}
+	return &control.SolveResponse{ExporterResponse: out}, nil
+}
+
+func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run *running) (_ map[string]string, err error) {
+	defer recovered(&err)
 	req, err := s.request(ctx, r, run)
 	if err != nil {
 		return nil, err
@@ -46,18 +54,16 @@ func (s *controlService) Solve(ctx context.Context, r *control.SolveRequest) (*c
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(req.Session.Context(), func() { cancel(errors.New("the client's session has ended")) })()
+		gone := fmt.Errorf("the client's session has ended: %w", context.Canceled)
+		defer context.AfterFunc(req.Session.Context(), func() { cancel(gone) })()
 	}
-	out, err := s.config.Builder.Build(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	return &control.SolveResponse{ExporterResponse: out}, nil
+	return s.config.Builder.Build(ctx, req)
 }
 
 func (s *controlService) request(ctx context.Context, r *control.SolveRequest, run *running) (build.Request, error) {
 	req := build.Request{
 		Ref: r.Ref, Frontend: r.Frontend, Opts: r.FrontendAttrs, Entitlements: r.Entitlements, Sink: run.events,
+		Exported: func(exporter int, response map[string]string) { s.noteImage(run, exporter, response) },
 	}
 	switch {
 	case r.Definition != nil && len(r.Definition.Def) > 0 && r.Frontend != "":
@@ -112,26 +118,6 @@ func graphs(defs map[string]*pb.Definition) (map[string]*llb.Graph, error) {
 		out[name] = g
 	}
 	return out, nil
-}
-
-// Status tells of a build from its start, until it ends.
-func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStreamingServer[control.StatusResponse]) error {
-	now := time.Now().Format(time.RFC3339Nano)
-	if err := stream.SendHeader(metadata.Pairs("buildkit-current-timestamp", now)); err != nil {
-		return err
-	}
-	run, err := s.builds.get(stream.Context(), r.Ref, waitStatus)
-	if err != nil {
-		return err
-	}
-	return run.events.follow(stream.Context(), func(es []progress.Event) error {
-		for _, m := range statusResponses(es) {
-			if err := stream.Send(m); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // Session takes a client's back-channel and keeps it until it ends.

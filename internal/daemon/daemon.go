@@ -12,7 +12,10 @@ import (
 	"sync"
 	"time"
 
+	contentpb "github.com/containerd/containerd/api/services/content/v1"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -22,6 +25,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/gc"
+	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/session"
 )
 
@@ -31,6 +35,11 @@ type Config struct {
 	Sessions  *session.Manager
 	Policy    PolicyClient // asks clients about sources
 	Collector *gc.Collector
+	History   *history.History
+	Content   Content // where what exporters make is kept; nil shows none of it
+	// Spans takes the spans of builds and clients on their way to a collector,
+	// see [NewSpanCollector]; nil for nobody.
+	Spans sdktrace.SpanProcessor
 	// CacheMounts are the directories of RUN --mount=type=cache.
 	CacheMounts Keeper
 	Platforms   []ocispecs.Platform // the native one first
@@ -46,6 +55,7 @@ type Config struct {
 type Server struct {
 	config Config
 	builds *builds
+	traces *traces
 	grpc   *grpc.Server
 
 	mu      sync.Mutex
@@ -54,11 +64,13 @@ type Server struct {
 
 // New returns a daemon that does not listen yet.
 func New(c Config) *Server {
-	s := &Server{config: c, builds: newBuilds()}
+	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version)}
 	s.grpc = grpc.NewServer(append(session.ServerOptions(),
 		grpc.ChainUnaryInterceptor(recoverUnary), grpc.ChainStreamInterceptor(recoverStream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
+	contentpb.RegisterContentServer(s.grpc, &contentService{Server: s})
+	collectorpb.RegisterTraceServiceServer(s.grpc, &traceService{Server: s})
 	healthpb.RegisterHealthServer(s.grpc, health.NewServer())
 	reflection.Register(s.grpc)
 	return s
@@ -87,8 +99,16 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.grpc.Stop()
+	closing, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	if err := s.traces.close(closing); err != nil {
+		slog.Error("pass on spans", "error", err)
+	}
 	return nil
 }
+
+// closeWait bounds how long a daemon on its way out passes on spans.
+const closeWait = 2 * time.Second
 
 // collectEvery is how often what builds have left is held against the limits.
 const collectEvery = time.Minute

@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,20 +15,69 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/llb"
 )
+
+// openHistory returns a history of its own for a test.
+func openHistory(t *testing.T) *history.History {
+	t.Helper()
+	db, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := history.Open(t.TempDir(), db, history.DefaultRetention())
+	if err != nil {
+		t.Fatal(errors.Join(err, db.Close()))
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(h.Close(), db.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// openLog returns the log of a build that is in no history.
+func openLog(t *testing.T) (*eventLog, *history.Build) {
+	t.Helper()
+	b, err := openHistory(t).Begin(history.Record{Ref: "test"}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newEventLog(b.Log()), b
+}
+
+// told is what those who follow a log that has ended are sent.
+func told(t *testing.T, l *eventLog) (all []*control.StatusResponse) {
+	t.Helper()
+	err := l.log.Follow(t.Context(), func(frames [][]byte) error {
+		return sendFrames(frames, func(m *control.StatusResponse) error {
+			all = append(all, m)
+			return nil
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return all
+}
 
 // Messages are read kind by kind; they must tell things in the order in which
 // they happened all the same.
 func TestStatusKeepsOrder(t *testing.T) {
 	d := digest.FromString("v")
-	events := []progress.Event{
+	l, b := openLog(t)
+	for _, e := range []progress.Event{
 		{Vertex: &progress.Vertex{Digest: d, Name: "one"}},
 		{Vertex: &progress.Vertex{Digest: d, Name: "two"}},
 		{Status: &progress.Status{Vertex: d, ID: "three"}},
@@ -34,9 +85,15 @@ func TestStatusKeepsOrder(t *testing.T) {
 		{Status: &progress.Status{Vertex: d, ID: "five"}},
 		{Warning: &progress.Warning{Vertex: d, Short: []byte("six")}},
 		{Vertex: &progress.Vertex{Digest: d, Name: "seven"}},
+	} {
+		l.Emit(e)
+	}
+	if err := b.End(history.Outcome{}); err != nil {
+		t.Fatal(err)
 	}
 	var got []string
-	for _, m := range statusResponses(events) {
+	messages := told(t, l)
+	for _, m := range messages {
 		for _, v := range m.Vertexes {
 			got = append(got, v.Name)
 		}
@@ -50,57 +107,110 @@ func TestStatusKeepsOrder(t *testing.T) {
 			got = append(got, string(w.Short))
 		}
 	}
-	if want := "[one two three four five six seven]"; fmt.Sprint(got) != want {
-		t.Errorf("told %v, want %s", got, want)
+	if want := "[one two three four five six seven]"; fmt.Sprint(got) != want || len(messages) != 3 {
+		t.Errorf("told %v in %d messages, want %s in 3", got, len(messages), want)
 	}
+	b.Release()
 }
 
+// A line of any length comes whole, in messages that are not too large.
 func TestStatusFitsMessages(t *testing.T) {
-	var events []progress.Event
-	for range 40 {
-		events = append(events, progress.Event{Log: &progress.Log{Data: make([]byte, 1<<20)}})
+	l, b := openLog(t)
+	line := bytes.Repeat([]byte("0123456789abcde\n"), 40<<16)
+	l.Emit(progress.Event{Log: &progress.Log{Data: line}})
+	l.Emit(progress.Event{Vertex: &progress.Vertex{Name: strings.Repeat("long", 5<<20), Error: "bad \xff text"}})
+	if err := b.End(history.Outcome{}); err != nil {
+		t.Fatal(err)
 	}
-	logs := 0
-	for _, m := range statusResponses(events) {
-		logs += len(m.Logs)
-		size := 0
+	var got []byte
+	name := ""
+	for _, m := range told(t, l) {
 		for _, l := range m.Logs {
-			size += len(l.Msg)
+			got = append(got, l.Msg...)
 		}
-		if size > session.MaxMessage/2 {
+		for _, v := range m.Vertexes {
+			name = v.Name
+		}
+		if size := proto.Size(m); size > session.MaxMessage/2 {
 			t.Errorf("a message of %d bytes", size)
 		}
 	}
-	if logs != 40 {
-		t.Errorf("%d logs of 40", logs)
+	if !bytes.Equal(got, line) {
+		t.Errorf("told %d bytes of %d", len(got), len(line))
 	}
+	if name == "" || !strings.HasPrefix(name, "long") {
+		t.Errorf("told the name %.10q", name)
+	}
+	b.Release()
 }
 
 // Who follows late is told everything, and the end.
 func TestEventLogReplays(t *testing.T) {
-	l := newEventLog()
-	l.Emit(progress.Event{Log: &progress.Log{Data: []byte("a")}})
-	told := make(chan string, 1)
+	l, b := openLog(t)
+	emit := func(text string) { l.Emit(progress.Event{Log: &progress.Log{Data: []byte(text)}}) }
+	emit("a")
+	heard := make(chan string, 1)
 	go func() {
 		var all string
-		err := l.follow(t.Context(), func(es []progress.Event) error {
-			for _, e := range es {
-				all += string(e.Log.Data)
+		for _, m := range told(t, l) {
+			for _, l := range m.Logs {
+				all += string(l.Msg)
 			}
-			return nil
-		})
-		told <- fmt.Sprint(all, err)
+		}
+		heard <- all
 	}()
-	l.Emit(progress.Event{Log: &progress.Log{Data: []byte("b")}})
+	emit("b")
 	l.close()
-	l.Emit(progress.Event{Log: &progress.Log{Data: []byte("too late")}})
-	if got := <-told; got != "ab<nil>" {
+	if err := b.End(history.Outcome{}); err != nil {
+		t.Fatal(err)
+	}
+	emit("too late")
+	if got := <-heard; got != "ab" {
 		t.Errorf("told %q", got)
 	}
+	b.Release()
+}
+
+// What has begun ends with the build, and is counted.
+func TestEventLogEndsVertices(t *testing.T) {
+	l, b := openLog(t)
+	now := time.Now()
+	vertex := func(name string, change func(*progress.Vertex)) {
+		v := &progress.Vertex{Digest: digest.FromString(name), Name: name}
+		change(v)
+		l.Emit(progress.Event{Vertex: v})
+	}
+	vertex("known", func(*progress.Vertex) {})
+	vertex("begun", func(v *progress.Vertex) { v.Started = &now })
+	vertex("done", func(v *progress.Vertex) { v.Started, v.Completed = &now, &now })
+	vertex("cached", func(v *progress.Vertex) { v.Started, v.Completed, v.Cached = &now, &now, true })
+	l.Emit(progress.Event{Warning: &progress.Warning{Short: []byte("careful")}})
+	l.close()
+	if err := b.End(history.Outcome{}); err != nil {
+		t.Fatal(err)
+	}
+	last := map[string]*control.Vertex{}
+	for _, m := range told(t, l) {
+		for _, v := range m.Vertexes {
+			last[v.Name] = v
+		}
+	}
+	if v := last["begun"]; v.Completed == nil || v.Error != "context canceled" {
+		t.Errorf("what had begun is %v", v)
+	}
+	if last["known"].Completed != nil || last["done"].Error != "" {
+		t.Errorf("told of %v", last)
+	}
+	if got, want := l.steps(), (history.Steps{Cached: 1, Completed: 3, Total: 4, Warnings: 1}); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
+	b.Release()
 }
 
 // Clients ask for a build before they start it (WIRE.md section 1.1).
 func TestGetWaitsForBuild(t *testing.T) {
+	past := openHistory(t)
+	open := func() (*history.Build, error) { return past.Begin(history.Record{Ref: "early"}, true) }
 	synctest.Test(t, func(t *testing.T) {
 		b := newBuilds()
 		found := make(chan error, 1)
@@ -109,7 +219,7 @@ func TestGetWaitsForBuild(t *testing.T) {
 			found <- err
 		}()
 		time.Sleep(500 * time.Millisecond)
-		r, err := b.begin("early")
+		r, err := b.begin("early", open)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,19 +229,25 @@ func TestGetWaitsForBuild(t *testing.T) {
 		if _, err := b.get(t.Context(), "never", time.Second); status.Code(err) != codes.NotFound {
 			t.Errorf("an unknown build: %v", err)
 		}
-		if _, err := b.begin("early"); status.Code(err) != codes.AlreadyExists {
+		if _, err := b.begin("early", open); status.Code(err) != codes.AlreadyExists {
 			t.Errorf("a second build of one ref: %v", err)
 		}
 		if b.idleFor() != 0 {
 			t.Error("idle with a build under way")
 		}
+		if err := r.record.End(history.Outcome{}); err != nil {
+			t.Error(err)
+		}
 		b.end(r)
+		if b.now("early") != r {
+			t.Error("a build that is in no history is forgotten at once")
+		}
 		time.Sleep(time.Minute)
 		if b.idleFor() != time.Minute {
 			t.Errorf("idle for %v", b.idleFor())
 		}
-		if _, err := b.get(t.Context(), "early", 0); err != nil {
-			t.Errorf("an ended build is forgotten at once: %v", err)
+		if b.now("early") != nil {
+			t.Error("an ended build is remembered")
 		}
 	})
 }

@@ -2,26 +2,44 @@ package daemon
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// eventLog keeps what a build told, so that those who ask late are told it all.
+// Limits of messages (WIRE.md sections 0 and 10): one must stay below 16 MiB.
+const (
+	mostLog     = 1 << 20 // bytes of output in one message
+	mostMessage = 1 << 20 // bytes, unless one event alone is larger
+	mostText    = 1 << 16 // bytes of a text in an event that is too large
+)
+
+// eventLog is a build's sink: it writes what the build tells to the build's
+// log, as the messages that clients are sent, so that those who ask late are
+// told it all and nothing of it is held in memory.
 type eventLog struct {
-	mu     sync.Mutex
-	events []progress.Event
-	closed bool
-	more   chan struct{} // closed and replaced whenever there is more to tell
+	log   *history.Log
+	trace *buildTrace // nil if none is kept
+
+	mu       sync.Mutex
+	closed   bool
+	vertices map[digest.Digest]vertexState
+	open     []*progress.Vertex // begun and not ended, in that order
+	warnings int
 }
 
-func newEventLog() *eventLog { return &eventLog{more: make(chan struct{})} }
+type vertexState struct{ cached, completed bool }
+
+func newEventLog(log *history.Log) *eventLog {
+	return &eventLog{log: log, vertices: map[digest.Digest]vertexState{}}
+}
 
 // Emit adds an event.
 func (l *eventLog) Emit(e progress.Event) {
@@ -30,139 +48,118 @@ func (l *eventLog) Emit(e progress.Event) {
 	if l.closed {
 		return
 	}
-	l.events = append(l.events, e)
-	l.wake()
+	switch {
+	case e.Vertex != nil:
+		l.note(e.Vertex)
+	case e.Warning != nil:
+		l.warnings++
+	case e.Log != nil && len(e.Log.Data) > mostLog:
+		for part := range slices.Chunk(e.Log.Data, mostLog) {
+			cut := *e.Log
+			cut.Data = part
+			l.append(progress.Event{Log: &cut})
+		}
+		return
+	}
+	l.append(e)
 }
 
-func (l *eventLog) wake() {
-	close(l.more)
-	l.more = make(chan struct{})
+func (l *eventLog) append(e progress.Event) {
+	frame, err := encode(statusResponse(e))
+	if err == nil && len(frame) > history.MaxFrame {
+		frame, err = encode(statusResponse(shorten(e)))
+	}
+	if err == nil {
+		l.log.Append(frame)
+	}
 }
 
-// close says that no more will come.
+// encode also takes texts that are no UTF-8, which the wire does not.
+func encode(m *control.StatusResponse) ([]byte, error) {
+	frame, err := proto.Marshal(m)
+	if err != nil {
+		return proto.Marshal(validText(m))
+	}
+	return frame, nil
+}
+
+// note keeps count of what becomes of vertices.
+func (l *eventLog) note(v *progress.Vertex) {
+	l.vertices[v.Digest] = vertexState{cached: v.Cached, completed: v.Completed != nil}
+	i := slices.IndexFunc(l.open, func(o *progress.Vertex) bool { return o.Digest == v.Digest })
+	switch {
+	case v.Completed != nil || v.Started == nil:
+		if i >= 0 {
+			l.open = slices.Delete(l.open, i, i+1)
+		}
+		if v.Completed != nil {
+			l.trace.vertex(v)
+		}
+	case i >= 0:
+		l.open[i] = v
+	default:
+		l.open = append(l.open, v)
+	}
+}
+
+// close says that no more will come. What has begun and not ended, ends now.
 func (l *eventLog) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.closed {
-		l.closed = true
-		l.wake()
+	if l.closed {
+		return
+	}
+	l.closed = true
+	for _, v := range slices.Clone(l.open) {
+		now, last := time.Now(), *v
+		last.Completed, last.Error = &now, context.Canceled.Error()
+		l.note(&last)
+		l.append(progress.Event{Vertex: &last})
 	}
 }
 
-// follow calls f with all events, in batches, until the log is closed.
-func (l *eventLog) follow(ctx context.Context, f func([]progress.Event) error) error {
-	for next := 0; ; {
-		l.mu.Lock()
-		batch, closed, more := l.events[next:], l.closed, l.more
-		l.mu.Unlock()
-		if len(batch) > 0 {
-			if err := f(batch); err != nil {
-				return err
-			}
-			next += len(batch)
-			continue
+// steps counts what the build has told of.
+func (l *eventLog) steps() history.Steps {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := history.Steps{Total: len(l.vertices), Warnings: l.warnings}
+	for _, v := range l.vertices {
+		if v.cached {
+			s.Cached++
 		}
-		if closed {
+		if v.completed {
+			s.Completed++
+		}
+	}
+	return s
+}
+
+// sendFrames passes the frames of a log on, as few messages as keep the order.
+func sendFrames(frames [][]byte, send func(*control.StatusResponse) error) error {
+	var data []byte
+	flush := func() error {
+		if len(data) == 0 {
 			return nil
 		}
-		select {
-		case <-more:
-		case <-ctx.Done():
-			return ctx.Err()
+		m := &control.StatusResponse{}
+		if err := proto.Unmarshal(data, m); err != nil {
+			return err
 		}
+		data = nil
+		return send(m)
 	}
-}
-
-// statusResponses makes messages of events, in their order, none of them with
-// more logs than fit a message (WIRE.md section 0: 16 MiB).
-func statusResponses(es []progress.Event) (all []*control.StatusResponse) {
-	const most = 1 << 20
-	cur, size := &control.StatusResponse{}, 0
-	for _, e := range es {
-		if size > 0 && outOfOrder(cur, e) || size > most {
-			all, cur, size = append(all, cur), &control.StatusResponse{}, 0
+	last := byte(0)
+	for _, f := range frames {
+		// A frame is a message with one field. Messages one after the other are
+		// one message with the fields of all, but they are read kind by kind:
+		// the kinds, by number, must not tell of later things first.
+		kind := f[0]
+		if kind < last || len(data)+len(f) > mostMessage {
+			if err := flush(); err != nil {
+				return err
+			}
 		}
-		switch {
-		case e.Vertex != nil:
-			cur.Vertexes = append(cur.Vertexes, wireVertex(e.Vertex))
-		case e.Status != nil:
-			cur.Statuses = append(cur.Statuses, wireStatus(e.Status))
-		case e.Log != nil:
-			cur.Logs = append(cur.Logs, &control.VertexLog{
-				Vertex: string(e.Log.Vertex), Timestamp: timestamppb.New(e.Log.Timestamp), Stream: int64(e.Log.Stream), Msg: e.Log.Data,
-			})
-			size += len(e.Log.Data)
-		case e.Warning != nil:
-			cur.Warnings = append(cur.Warnings, wireWarning(e.Warning))
-		}
-		size += 200
+		data, last = append(data, f...), kind
 	}
-	if size > 0 {
-		all = append(all, cur)
-	}
-	return all
-}
-
-// outOfOrder tells whether a message, which is read kind by kind, would tell of
-// e before what came before it.
-func outOfOrder(cur *control.StatusResponse, e progress.Event) bool {
-	switch {
-	case e.Vertex != nil:
-		return len(cur.Statuses)+len(cur.Logs)+len(cur.Warnings) > 0
-	case e.Status != nil:
-		return len(cur.Logs)+len(cur.Warnings) > 0
-	case e.Log != nil:
-		return len(cur.Warnings) > 0
-	}
-	return false
-}
-
-func wireVertex(v *progress.Vertex) *control.Vertex {
-	w := &control.Vertex{
-		Digest: string(v.Digest), Inputs: digestStrings(v.Inputs), Name: v.Name, Cached: v.Cached,
-		Started: wireTime(v.Started), Completed: wireTime(v.Completed), Error: v.Error,
-	}
-	if v.Group != nil {
-		w.ProgressGroup = &pb.ProgressGroup{Id: v.Group.ID, Name: v.Group.Name, Weak: v.Group.Weak}
-	}
-	return w
-}
-
-func wireStatus(s *progress.Status) *control.VertexStatus {
-	return &control.VertexStatus{
-		ID: s.ID, Vertex: string(s.Vertex), Name: s.Name, Current: s.Current, Total: s.Total,
-		Timestamp: timestamppb.New(s.Timestamp), Started: wireTime(s.Started), Completed: wireTime(s.Completed),
-	}
-}
-
-func wireWarning(w *progress.Warning) *control.VertexWarning {
-	out := &control.VertexWarning{Vertex: string(w.Vertex), Level: int64(w.Level), Short: w.Short, Detail: w.Detail, Url: w.URL}
-	if s := w.Source; s != nil {
-		out.Info = &pb.SourceInfo{Filename: s.Filename, Data: s.Data, Language: s.Language}
-		for _, r := range s.Ranges {
-			out.Ranges = append(out.Ranges, wireRange(r.StartLine, r.StartChar, r.EndLine, r.EndChar))
-		}
-	}
-	return out
-}
-
-func wireRange(startLine, startChar, endLine, endChar int) *pb.Range {
-	return &pb.Range{
-		Start: &pb.Position{Line: int32(startLine), Character: int32(startChar)},
-		End:   &pb.Position{Line: int32(endLine), Character: int32(endChar)},
-	}
-}
-
-func wireTime(t *time.Time) *timestamppb.Timestamp {
-	if t == nil {
-		return nil
-	}
-	return timestamppb.New(*t)
-}
-
-func digestStrings(ds []digest.Digest) (ss []string) {
-	for _, d := range ds {
-		ss = append(ss, string(d))
-	}
-	return ss
+	return flush()
 }

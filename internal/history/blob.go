@@ -1,13 +1,19 @@
 package history
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/store"
 )
 
 // BlobReader reads a blob, also one that is removed meanwhile.
@@ -37,33 +43,40 @@ func (b *BlobReader) ReadAt(p []byte, off int64) (int, error) {
 // Close closes the blob.
 func (b *BlobReader) Close() error { return b.file.Close() }
 
-// BlobInfo is a blob's name and size in bytes.
+// BlobInfo is what is known of a blob besides its content.
 type BlobInfo struct {
-	Digest digest.Digest
-	Size   int64
+	Digest    digest.Digest
+	Size      int64 // bytes
+	CreatedAt time.Time
 }
 
 // Blobs lists the blobs of the history, by digest.
 func (h *History) Blobs() []BlobInfo {
-	h.files.mu.Lock()
-	defer h.files.mu.Unlock()
 	var all []BlobInfo
-	for d, held := range h.files.held {
-		all = append(all, BlobInfo{d, held.size})
+	for _, d := range h.files.list() {
+		if info, ok := h.Stat(d); ok {
+			all = append(all, info)
+		}
 	}
 	slices.SortFunc(all, func(a, b BlobInfo) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
 	return all
 }
 
-// Stat tells the size of a blob of the history, if it is there.
+// Stat tells of a blob of the history, if it is there.
 func (h *History) Stat(d digest.Digest) (BlobInfo, bool) {
-	h.files.mu.Lock()
-	defer h.files.mu.Unlock()
-	held, ok := h.files.held[d]
-	return BlobInfo{d, held.size}, ok
+	b, err := h.Open(d)
+	if err != nil {
+		return BlobInfo{}, false
+	}
+	defer b.Close()
+	fi, err := b.file.Stat()
+	if err != nil {
+		return BlobInfo{}, false
+	}
+	return BlobInfo{d, b.size, fi.ModTime()}, true
 }
 
-// Images calls f with what exporters have made, as far as it is recorded.
+// Images lists what exporters have made, as far as it is recorded.
 func (h *History) Images() (all []ocispecs.Descriptor, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -72,6 +85,18 @@ func (h *History) Images() (all []ocispecs.Descriptor, err error) {
 	}
 	err = h.eachEnded(func(r *Record) { all = append(all, r.images()...) })
 	return all, err
+}
+
+// References returns the blobs of the content store that records need: of what
+// exporters have made everything but the layers of file systems.
+func (h *History) References(ctx context.Context, blobs content.Provider) (map[digest.Digest]bool, error) {
+	images, err := h.Images()
+	if err != nil {
+		return nil, fmt.Errorf("list images of the history: %w", err)
+	}
+	return store.Closure(ctx, blobs, images, func(layer ocispecs.Descriptor) bool {
+		return layer.MediaType == MediaTypeAttestation
+	})
 }
 
 // putBlob stores a blob, which is kept at least until release.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -170,6 +172,13 @@ func (f *files) open(d digest.Digest) (*os.File, int64, error) {
 		return nil, 0, fmt.Errorf("open blob of the history: %w", err)
 	}
 	return file, h.size, nil
+}
+
+// list returns what is held, in no order.
+func (f *files) list() []digest.Digest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.held))
 }
 
 // sweep removes the files that nobody needs. Only the start may call it.

@@ -1,0 +1,151 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+
+	contentpb "github.com/containerd/containerd/api/services/content/v1"
+	contentstore "github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kiln-build/kiln/internal/history"
+)
+
+// Content is what of the content store clients may be shown.
+type Content interface {
+	contentstore.Provider
+	contentstore.InfoProvider
+}
+
+// contentService is containerd.services.content.v1.Content, to read what the
+// history names and nothing else (WIRE.md section 17). Writing is Unimplemented.
+type contentService struct {
+	contentpb.UnimplementedContentServer
+	*Server
+}
+
+const (
+	contentChunk = 1 << 20 // bytes in one message
+	contentInfos = 100     // in one message
+)
+
+// Info tells the size of a blob.
+func (s *contentService) Info(ctx context.Context, r *contentpb.InfoRequest) (*contentpb.InfoResponse, error) {
+	if err := digest.Digest(r.Digest).Validate(); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "%q failed validation: %v", r.Digest, err)
+	}
+	if info, ok := s.config.History.Stat(digest.Digest(r.Digest)); ok {
+		return &contentpb.InfoResponse{Info: wireInfo(info)}, nil
+	}
+	info, err := s.imageBlob(ctx, digest.Digest(r.Digest))
+	if err != nil {
+		return nil, err
+	}
+	return &contentpb.InfoResponse{Info: wireInfo(info)}, nil
+}
+
+func wireInfo(i history.BlobInfo) *contentpb.Info {
+	t := timestamppb.New(i.CreatedAt)
+	return &contentpb.Info{Digest: string(i.Digest), Size: i.Size, CreatedAt: t, UpdatedAt: t}
+}
+
+// imageBlob finds a part of what an exporter has made.
+func (s *contentService) imageBlob(ctx context.Context, d digest.Digest) (history.BlobInfo, error) {
+	missing := status.Errorf(codes.NotFound, "content %s: not found", d)
+	if s.config.Content == nil {
+		return history.BlobInfo{}, missing
+	}
+	named, err := s.config.History.References(ctx, s.config.Content)
+	if err != nil {
+		return history.BlobInfo{}, err
+	}
+	if !named[d] {
+		return history.BlobInfo{}, missing
+	}
+	info, err := s.config.Content.Info(ctx, d)
+	if errdefs.IsNotFound(err) {
+		return history.BlobInfo{}, missing
+	}
+	return history.BlobInfo{Digest: d, Size: info.Size, CreatedAt: info.CreatedAt}, err
+}
+
+// List tells of all blobs that are the history's own. Of filters, which no client
+// sends, it knows none.
+func (s *contentService) List(r *contentpb.ListContentRequest, stream contentpb.Content_ListServer) error {
+	if len(r.Filters) > 0 {
+		return status.Error(codes.Unimplemented, "blobs of the history cannot be filtered")
+	}
+	m := &contentpb.ListContentResponse{}
+	for _, info := range s.config.History.Blobs() {
+		m.Info = append(m.Info, wireInfo(info))
+		if len(m.Info) == contentInfos {
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+			m = &contentpb.ListContentResponse{}
+		}
+	}
+	if len(m.Info) == 0 {
+		return nil
+	}
+	return stream.Send(m)
+}
+
+// Read sends a blob, or, with an offset or a size, a part of it.
+func (s *contentService) Read(r *contentpb.ReadContentRequest, stream contentpb.Content_ReadServer) error {
+	d := digest.Digest(r.Digest)
+	if err := d.Validate(); err != nil {
+		return status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	blob, err := s.open(stream.Context(), d)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	end := blob.Size()
+	switch {
+	case r.Offset < 0 || r.Size < 0 || r.Offset > end:
+		return status.Errorf(codes.OutOfRange, "read past object length %d bytes", end)
+	case r.Size > 0 && r.Size > end-r.Offset:
+		return status.Errorf(codes.OutOfRange, "read past object length %d bytes", end)
+	case r.Size > 0:
+		end = r.Offset + r.Size
+	}
+	buf := make([]byte, min(contentChunk, end-r.Offset))
+	for at := r.Offset; at < end; {
+		n, err := blob.ReadAt(buf[:min(int64(len(buf)), end-at)], at)
+		if n == 0 {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		if err := stream.Send(&contentpb.ReadContentResponse{Offset: at, Data: buf[:n]}); err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+func (s *contentService) open(ctx context.Context, d digest.Digest) (contentstore.ReaderAt, error) {
+	blob, err := s.config.History.Open(d)
+	if err == nil {
+		return blob, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	info, err := s.imageBlob(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return s.config.Content.ReaderAt(ctx, ocispecs.Descriptor{Digest: d, Size: info.Size})
+}

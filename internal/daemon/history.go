@@ -1,0 +1,212 @@
+package daemon
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/history"
+)
+
+// currentTime is the header by which clients correct for their clock.
+const currentTime = "buildkit-current-timestamp"
+
+func sendTime(stream grpc.ServerStream) error {
+	return stream.SendHeader(metadata.Pairs(currentTime, time.Now().Format(time.RFC3339Nano)))
+}
+
+// begin registers the build that a request asks for, and its record.
+func (s *Server) begin(ctx context.Context, r *control.SolveRequest) (*running, error) {
+	rec := history.Record{Ref: r.Ref, Frontend: r.Frontend, FrontendAttrs: r.FrontendAttrs}
+	for _, e := range exporters(r) {
+		rec.Exporters = append(rec.Exporters, history.Exporter{Type: e.Type, Attrs: e.Attrs})
+	}
+	run, err := s.builds.begin(r.Ref, func() (*history.Build, error) { return s.config.History.Begin(rec, r.Internal) })
+	if err != nil {
+		return nil, err
+	}
+	run.events.trace = s.traces.begin(ctx, run)
+	return run, nil
+}
+
+// finish completes the record of a build, and forgets the build.
+func (s *Server) finish(run *running, response map[string]string, err error) {
+	run.events.close()
+	o := history.Outcome{ExporterResponse: response, Steps: run.events.steps()}
+	if err != nil {
+		o.Failure, o.Error = failure(err)
+	}
+	if err := run.record.End(o); err != nil {
+		slog.Error("record build", "ref", run.ref, "error", err)
+	}
+	s.traces.end(run, err)
+	s.builds.end(run)
+}
+
+// failure is what a record says of an error: shortly, and with all details.
+func failure(err error) (*history.Failure, []byte) {
+	st := status.Convert(wireError(err)).Proto()
+	if errors.Is(err, context.Canceled) && !strings.Contains(st.Message, context.Canceled.Error()) {
+		st = proto.CloneOf(st) // by these words a listener's filter knows a canceled build
+		st.Message += ": " + context.Canceled.Error()
+	}
+	data, errMarshal := proto.Marshal(st)
+	if errMarshal != nil { // a message that is no UTF-8
+		data = nil
+	}
+	return &history.Failure{Code: int(st.Code), Message: strings.ToValidUTF8(st.Message, "\uFFFD")}, data
+}
+
+// noteImage has the record name what an exporter made, by what the exporter
+// answers the client.
+func (s *Server) noteImage(run *running, exporter int, response map[string]string) {
+	data, err := base64.StdEncoding.DecodeString(response["containerimage.descriptor"])
+	if err != nil || len(data) == 0 || !run.record.Recorded() {
+		return // an exporter that makes no image
+	}
+	var d ocispecs.Descriptor
+	if err = json.Unmarshal(data, &d); err == nil {
+		err = d.Digest.Validate()
+	}
+	if err == nil {
+		err = s.config.History.SetImage(run.ref, "", exporter, d)
+	}
+	if err != nil {
+		slog.Error("record image", "ref", run.ref, "error", err)
+	}
+}
+
+// Status tells of a build from its start, until it ends.
+func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStreamingServer[control.StatusResponse]) error {
+	if err := sendTime(stream); err != nil {
+		return err
+	}
+	send := func(frames [][]byte) error { return sendFrames(frames, stream.Send) }
+	run := s.builds.now(r.Ref)
+	if run == nil {
+		err := s.config.History.Replay(stream.Context(), r.Ref, send)
+		if !errors.Is(err, history.ErrNotFound) {
+			return err
+		}
+		if run, err = s.builds.get(stream.Context(), r.Ref, waitStatus); err != nil {
+			return err
+		}
+	}
+	err := run.events.log.Follow(stream.Context(), send)
+	if errors.Is(err, os.ErrClosed) { // it has ended meanwhile
+		return s.config.History.Replay(stream.Context(), r.Ref, send)
+	}
+	return err
+}
+
+// ListenBuildHistory tells of builds that were, are and begin.
+func (s *controlService) ListenBuildHistory(r *control.BuildHistoryRequest, stream grpc.ServerStreamingServer[control.BuildHistoryEvent]) error {
+	if err := sendTime(stream); err != nil {
+		return err
+	}
+	o := history.ListenOptions{Ref: r.Ref, ActiveOnly: r.ActiveOnly, EarlyExit: r.EarlyExit, Filters: r.Filter, Limit: int(r.Limit)}
+	if _, err := history.ParseFilters(r.Filter); err != nil || r.Limit < 0 {
+		if err == nil {
+			err = status.Errorf(codes.InvalidArgument, "invalid limit %d", r.Limit)
+		}
+		return status.Error(codes.InvalidArgument, status.Convert(err).Message())
+	}
+	return s.config.History.Listen(stream.Context(), o, func(e history.Event) error {
+		return stream.Send(&control.BuildHistoryEvent{Type: control.BuildHistoryEventType(e.Kind), Record: wireRecord(e.Record)})
+	})
+}
+
+// UpdateBuildHistory pins, deletes or completes a record.
+func (s *controlService) UpdateBuildHistory(ctx context.Context, r *control.UpdateBuildHistoryRequest) (*control.UpdateBuildHistoryResponse, error) {
+	h := s.config.History
+	var err error
+	switch {
+	case r.Delete:
+		if err = s.traces.finalize(ctx, r.Ref); err == nil {
+			err = h.Delete(r.Ref)
+		}
+	case r.Finalize:
+		err = s.traces.finalize(ctx, r.Ref)
+	default:
+		err = h.Pin(r.Ref, r.Pinned)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &control.UpdateBuildHistoryResponse{}, nil
+}
+
+func wireRecord(r *history.Record) *control.BuildHistoryRecord {
+	w := &control.BuildHistoryRecord{
+		Ref: r.Ref, Frontend: r.Frontend, FrontendAttrs: r.FrontendAttrs,
+		Logs: wireDescriptor(r.Logs), Trace: wireDescriptor(r.Trace), ExternalError: wireDescriptor(r.Error),
+		ExporterResponse: r.ExporterResponse, Generation: int32(r.Generation), Pinned: r.Pinned,
+		NumCachedSteps: int32(r.Steps.Cached), NumTotalSteps: int32(r.Steps.Total),
+		NumCompletedSteps: int32(r.Steps.Completed), NumWarnings: int32(r.Steps.Warnings),
+	}
+	if !r.CreatedAt.IsZero() {
+		w.CreatedAt = timestamppb.New(r.CreatedAt)
+	}
+	if !r.CompletedAt.IsZero() {
+		w.CompletedAt = timestamppb.New(r.CompletedAt)
+	}
+	for _, e := range r.Exporters {
+		w.Exporters = append(w.Exporters, &control.Exporter{Type: e.Type, Attrs: e.Attrs})
+	}
+	if f := r.Failure; f != nil {
+		w.Error = &rpcstatus.Status{Code: int32(f.Code), Message: f.Message}
+	}
+	if r.Result != nil {
+		w.Result = wireResult(*r.Result)
+	}
+	for platform, res := range r.Results {
+		if w.Results == nil {
+			w.Results = map[string]*control.BuildResultInfo{}
+		}
+		w.Results[platform] = wireResult(res)
+	}
+	return w
+}
+
+func wireResult(r history.Result) *control.BuildResultInfo {
+	w := &control.BuildResultInfo{}
+	for _, d := range r.Attestations {
+		w.Attestations = append(w.Attestations, wireDescriptor(&d))
+	}
+	var exporters []int
+	for i, d := range r.Images {
+		if w.Results == nil {
+			w.Results = map[int64]*control.Descriptor{}
+		}
+		w.Results[int64(i)] = wireDescriptor(&d)
+		exporters = append(exporters, i)
+	}
+	if len(exporters) > 0 { // for old clients, which know one exporter
+		first := r.Images[slices.Min(exporters)]
+		w.ResultDeprecated = wireDescriptor(&first)
+	}
+	return w
+}
+
+func wireDescriptor(d *ocispecs.Descriptor) *control.Descriptor {
+	if d == nil {
+		return nil
+	}
+	return &control.Descriptor{MediaType: d.MediaType, Digest: string(d.Digest), Size: d.Size, Annotations: d.Annotations}
+}
