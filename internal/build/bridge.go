@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"slices"
 	"sync"
@@ -34,6 +33,7 @@ type Bridge struct {
 	release   func()
 
 	policed    policed
+	imports    *imports
 	ctx        context.Context // of the build
 	containers containers
 
@@ -60,6 +60,11 @@ func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]str
 	if !ok {
 		return nil, fmt.Errorf("no frontend %q: expected one of %v", name, slices.Sorted(maps.Keys(br.builder.Frontends)))
 	}
+	caches, err := readCacheImports(opts)
+	if err != nil {
+		return nil, err
+	}
+	br.ImportCaches(caches)
 	return f.Build(ctx, frontend.Request{Opts: opts, Inputs: inputs, Worker: br.builder.Worker.Platforms[0]}, br)
 }
 
@@ -236,9 +241,6 @@ func (r *Ref) WithRoot(ctx context.Context, f func(*safepath.Root) error) (err e
 	ref, err := r.Layer(ctx)
 	if err != nil {
 		return err
-	}
-	if ref == nil {
-		return fs.ErrNotExist
 	}
 	layers := r.br.builder.Worker.Layers
 	dir, release, err := layers.Mount(session.WithGroup(ctx, r.br), ref)

@@ -49,6 +49,8 @@ type running struct {
 
 	mu   sync.Mutex
 	refs map[string]*gatewayRef
+
+	phase gatewayPhase
 }
 
 // gatewayRef is a result that a client may refer to by id.
@@ -157,7 +159,9 @@ func (b *builds) get(ctx context.Context, ref string, wait time.Duration) (*runn
 
 // serve lets the client act as frontend, until it returns a result.
 func (r *running) serve(ctx context.Context, br *build.Bridge) (*frontend.Result, error) {
-	r.bridge = br
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	r.bridge, r.phase.ctx = br, ctx
 	close(r.gateway)
 	select {
 	case a := <-r.answer:

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"slices"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -37,6 +40,12 @@ func wireError(err error) error {
 
 func errorStatus(err error) *status.Status {
 	st := &status.Status{Code: int32(errorCode(err)), Message: err.Error()}
+	var foreign interface{ GRPCStatus() *grpcstatus.Status }
+	if errors.As(err, &foreign) { // another side's error, with its own details
+		other := foreign.GRPCStatus()
+		st.Message = strings.Replace(st.Message, other.Err().Error(), other.Message(), 1)
+		st.Details = append(st.Details, other.Proto().GetDetails()...)
+	}
 	var exit interface{ ExitCode() int }
 	if errors.As(err, &exit) {
 		st.Details = appendDetail(st.Details, "gatewayapi.ExitMessage", struct{ Code uint32 }{uint32(exit.ExitCode())})
@@ -53,6 +62,10 @@ func errorStatus(err error) *status.Status {
 	var denied *build.DeniedError
 	if errors.As(err, &denied) && len(denied.Messages) > 0 {
 		st.Details = appendDetail(st.Details, "policysession.DecisionResponse", denial(denied))
+	}
+	var failed *solveError
+	if errors.As(err, &failed) {
+		st.Details = appendDetail(st.Details, "errdefs.Solve", solveDetail{failed.detail})
 	}
 	var be *build.Error
 	if errors.As(err, &be) {
@@ -89,7 +102,11 @@ func appendDetail(ds []*anypb.Any, name string, v any) []*anypb.Any {
 	if err != nil {
 		return ds // the message says it all without the detail
 	}
-	return append(ds, &anypb.Any{TypeUrl: typePrefix + name + typeSuffix, Value: b})
+	d := &anypb.Any{TypeUrl: typePrefix + name + typeSuffix, Value: b}
+	if slices.ContainsFunc(ds, func(have *anypb.Any) bool { return proto.Equal(have, d) }) {
+		return ds
+	}
+	return append(ds, d)
 }
 
 func wireSource(s build.Source) *errdefs.Source {

@@ -1,0 +1,238 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/internal/api/fsutil"
+	"github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/safepath"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/llb/pb"
+)
+
+// NewContainer makes a container, for processes to be run in.
+func (s *gatewayService) NewContainer(ctx context.Context, r *gateway.NewContainerRequest) (*gateway.NewContainerResponse, error) {
+	run, br, err := s.running(ctx)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := run.containerSpec(r)
+	if err != nil {
+		return nil, err
+	}
+	// The client's id is a key of a map and nothing else (CVE-2026-33747).
+	if err := run.reserveContainer(r.ContainerID); err != nil {
+		return nil, err
+	}
+	c, err := br.NewContainer(ctx, spec)
+	run.setContainer(r.ContainerID, c)
+	if err != nil {
+		return nil, run.failed(br, err)
+	}
+	return &gateway.NewContainerResponse{}, nil
+}
+
+// containerSpec checks what a client wants of a container.
+func (r *running) containerSpec(w *gateway.NewContainerRequest) (build.ContainerSpec, error) {
+	invalid := func(format string, args ...any) error {
+		return status.Errorf(codes.InvalidArgument, format, args...)
+	}
+	spec := build.ContainerSpec{Hostname: w.Hostname, Network: llb.NetMode(w.Network), Platform: readPlatform(w.Platform)}
+	if spec.Network < llb.NetSandbox || spec.Network > llb.NetNone {
+		return spec, invalid("invalid network mode %d", w.Network)
+	}
+	for i, h := range w.ExtraHosts {
+		if h == nil {
+			return spec, invalid("extra host %d is nil", i)
+		}
+		spec.Hosts = append(spec.Hosts, llb.HostIP{Host: h.Host, IP: h.IP})
+	}
+	root := false
+	for i, m := range w.Mounts {
+		if m == nil {
+			return spec, invalid("mount %d is nil", i)
+		}
+		mount, err := readMount(m)
+		if err != nil {
+			return spec, invalid("mount %q: %v", m.Dest, err)
+		}
+		root = root || m.Dest == "/"
+		ref, err := r.mountRef(m.ResultID)
+		if err != nil {
+			return spec, status.Errorf(codes.NotFound, "failed to find ref %s for %q mount: %v", m.ResultID, m.Dest, err)
+		}
+		spec.Mounts = append(spec.Mounts, build.ContainerMount{Mount: mount, Ref: ref})
+	}
+	if !root {
+		return spec, invalid("root mount is required")
+	}
+	return spec, nil
+}
+
+func readMount(w *pb.Mount) (llb.Mount, error) {
+	m := llb.Mount{
+		Kind: llb.MountKind(w.MountType), Selector: w.Selector, Dest: w.Dest, ReadOnly: w.Readonly,
+		TmpfsSize: w.GetTmpfsOpt().GetSize(),
+		CacheID:   w.GetCacheOpt().GetID(), CacheSharing: llb.CacheSharing(w.GetCacheOpt().GetSharing()),
+	}
+	switch {
+	case m.Dest == "":
+		return m, fmt.Errorf("has no destination")
+	case m.Kind < llb.MountBind || m.Kind > llb.MountTmpfs:
+		return m, fmt.Errorf("mount type %d is unknown", m.Kind)
+	case m.CacheSharing < llb.CacheShared || m.CacheSharing > llb.CacheLocked:
+		return m, fmt.Errorf("cache sharing mode %d is unknown", m.CacheSharing)
+	case m.TmpfsSize < 0:
+		return m, fmt.Errorf("tmpfs size %d is negative", m.TmpfsSize)
+	case m.Dest == "/" && m.Kind != llb.MountBind:
+		return m, fmt.Errorf("invalid mount type %s for /", w.MountType)
+	}
+	switch o := w.SecretOpt; {
+	case m.Kind == llb.MountSecret && o == nil:
+		return m, fmt.Errorf("a secret mount requires options")
+	case m.Kind == llb.MountSecret:
+		m.Secret = &llb.SecretMount{ID: o.ID, UID: o.Uid, GID: o.Gid, Mode: o.Mode, Optional: o.Optional}
+	}
+	switch o := w.SSHOpt; {
+	case m.Kind == llb.MountSSH && o == nil:
+		return m, fmt.Errorf("an SSH mount requires options")
+	case m.Kind == llb.MountSSH:
+		m.Secret = &llb.SecretMount{ID: o.ID, UID: o.Uid, GID: o.Gid, Mode: o.Mode, Optional: o.Optional}
+	}
+	return m, nil
+}
+
+// mountRef finds what a mount is of: a result, or what a failed step left.
+func (r *running) mountRef(id string) (*build.Ref, error) {
+	r.mu.Lock()
+	left, ok := r.phase.states[id]
+	r.mu.Unlock()
+	if ok {
+		return left, nil
+	}
+	g, err := r.lookup(id)
+	if err != nil || g == nil {
+		return nil, err
+	}
+	ref, ok := g.ref.(*build.Ref)
+	if !ok {
+		return nil, fmt.Errorf("the ref has no files")
+	}
+	return ref, nil
+}
+
+func (r *running) reserveContainer(id string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.phase.containers[id]; ok {
+		return status.Errorf(codes.AlreadyExists, "Container %s already exists", id)
+	}
+	if r.phase.containers == nil {
+		r.phase.containers = map[string]*build.Container{}
+	}
+	r.phase.containers[id] = nil
+	return nil
+}
+
+// setContainer keeps a container under a reserved id, or frees the id if there is none.
+func (r *running) setContainer(id string, c *build.Container) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.phase.containers[id] = c; c == nil {
+		delete(r.phase.containers, id)
+	}
+}
+
+// container finds a container, and takes it out if it is to be released.
+func (r *running) container(id string, take bool) (*build.Container, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.phase.containers[id]
+	if c == nil {
+		return nil, status.Errorf(codes.NotFound, "container %q previously released or not created", id)
+	}
+	if take {
+		delete(r.phase.containers, id)
+	}
+	return c, nil
+}
+
+// ReleaseContainer ends a container and tells how the first of its processes
+// to fail ended.
+func (s *gatewayService) ReleaseContainer(ctx context.Context, r *gateway.ReleaseContainerRequest) (*gateway.ReleaseContainerResponse, error) {
+	run, _, err := s.running(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := run.container(r.ContainerID, true)
+	if err != nil {
+		return nil, err
+	}
+	return &gateway.ReleaseContainerResponse{}, c.Release()
+}
+
+// withMount calls f with the files of a container's mount.
+func (s *gatewayService) withMount(ctx context.Context, id string, mount int32, f func(*safepath.Root) error) error {
+	run, _, err := s.running(ctx)
+	if err != nil {
+		return err
+	}
+	c, err := run.container(id, false)
+	if err != nil {
+		return err
+	}
+	return c.WithMount(int(mount), f)
+}
+
+// ReadFileContainer reads a file of a container's mount as it is at the moment.
+func (s *gatewayService) ReadFileContainer(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
+	resp := &gateway.ReadFileResponse{}
+	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
+		resp.Data, err = readFile(root, r)
+		return err
+	})
+	return resp, err
+}
+
+// ReadDirContainer lists a directory of a container's mount.
+func (s *gatewayService) ReadDirContainer(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
+	resp := &gateway.ReadDirResponse{}
+	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
+		resp.Entries, err = readDir(root, r)
+		return err
+	})
+	return resp, err
+}
+
+// StatFileContainer tells of a file of a container's mount. A symlink that may
+// lead to another mount is left to the client to follow.
+func (s *gatewayService) StatFileContainer(ctx context.Context, r *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
+	resp := &gateway.StatFileResponse{}
+	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
+		resp.Stat, err = statLive(root, r.Path)
+		return renamed(err, r.Path)
+	})
+	return resp, err
+}
+
+func statLive(root *safepath.Root, name string) (*fsutil.Stat, error) {
+	st, err := stat(root, name)
+	if err != nil || fs.FileMode(st.Mode)&fs.ModeSymlink == 0 || leadsOut(name, st.Linkname) {
+		return st, err
+	}
+	at, err := root.Resolve(name)
+	if err != nil {
+		return nil, err
+	}
+	named := st.Path
+	if st, err = stat(root, at); err == nil {
+		st.Path = named
+	}
+	return st, err
+}

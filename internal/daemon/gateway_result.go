@@ -1,0 +1,298 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// wireResult keeps a frontend's result for the client and names it.
+func (r *running) wireResult(ctx context.Context, br *build.Bridge, res *frontend.Result, req *gateway.SolveRequest) (*gateway.Result, error) {
+	out := &gateway.Result{Metadata: maps.Clone(res.Meta)}
+	if out.Metadata == nil {
+		out.Metadata = map[string][]byte{}
+	}
+	if err := notePlatforms(out.Metadata, res.Platforms); err != nil {
+		return nil, err
+	}
+	refs := map[string]*gateway.Ref{}
+	for _, p := range res.Platforms {
+		if p.Config != nil {
+			out.Metadata[configKey(p.ID)] = p.Config
+		}
+		ref, err := r.keepGraph(ctx, br, p.Graph, req.Evaluate)
+		if err != nil {
+			return nil, err
+		}
+		refs[p.ID] = ref
+		if err := r.wireAttestations(ctx, br, p, out); err != nil {
+			return nil, err
+		}
+	}
+	single := len(refs) == 1 && refs[""] != nil
+	switch {
+	case len(refs) == 0:
+	case single && req.AllowResultArrayRef:
+		out.Result = &gateway.Result_Ref{Ref: refs[""]}
+	case single:
+		out.Result = &gateway.Result_RefDeprecated{RefDeprecated: refs[""].Id}
+	case !req.AllowResultReturn:
+		return nil, status.Error(codes.Unimplemented, "the result is of several platforms, which the client does not know: update it")
+	case req.AllowResultArrayRef:
+		out.Result = &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: refs}}
+	default:
+		ids := map[string]string{}
+		for k, ref := range refs {
+			ids[k] = ref.Id
+		}
+		out.Result = &gateway.Result_RefsDeprecated{RefsDeprecated: &gateway.RefMapDeprecated{Refs: ids}}
+	}
+	return out, nil
+}
+
+// keepGraph gives a graph's result an id. An empty file system has none.
+func (r *running) keepGraph(ctx context.Context, br *build.Bridge, g *llb.Graph, evaluate bool) (*gateway.Ref, error) {
+	if g == nil || g.Root.Vertex == nil {
+		return &gateway.Ref{}, nil
+	}
+	ref, err := br.Solve(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	if evaluate {
+		if err := ref.Evaluate(ctx); err != nil {
+			return nil, err
+		}
+	}
+	def, err := g.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	return &gateway.Ref{Id: r.keep(&gatewayRef{graph: g, ref: ref}), Def: def}, nil
+}
+
+// wireAttestations adds the statements about one platform's result.
+func (r *running) wireAttestations(ctx context.Context, br *build.Bridge, p frontend.PlatformResult, out *gateway.Result) error {
+	if len(p.Attestations) == 0 {
+		return nil
+	}
+	list := &gateway.Attestations{}
+	for _, a := range p.Attestations {
+		// Clients read the ref of each, also where there is none.
+		ref, err := r.keepGraph(ctx, br, a.Graph, false)
+		if err != nil {
+			return err
+		}
+		w := &gateway.Attestation{Metadata: a.Meta, Ref: ref, Path: a.Path, InTotoPredicateType: a.PredicateType}
+		if a.Bundle {
+			w.Kind = gateway.AttestationKind_Bundle
+		}
+		for _, s := range a.Subjects {
+			subject := &gateway.InTotoSubject{Kind: gateway.InTotoSubjectKind_Raw, Name: s.Name, Digest: digestStrings(s.Digests)}
+			if s.Self {
+				subject.Kind = gateway.InTotoSubjectKind_Self
+			}
+			w.InTotoSubjects = append(w.InTotoSubjects, subject)
+		}
+		list.Attestation = append(list.Attestation, w)
+	}
+	if out.Attestations == nil {
+		out.Attestations = map[string]*gateway.Attestations{}
+	}
+	out.Attestations[platformID(p)] = list
+	return nil
+}
+
+// platformID names a platform's result, also where it is the only one.
+func platformID(p frontend.PlatformResult) string {
+	if p.ID != "" {
+		return p.ID
+	}
+	return platforms.FormatAll(platforms.Normalize(p.Platform))
+}
+
+// platformList is the metadata refs.platforms (WIRE.md section 13.4).
+type platformList struct {
+	Platforms []platformEntry
+}
+
+type platformEntry struct {
+	ID       string
+	Platform ocispecs.Platform
+}
+
+// notePlatforms says in meta which platform each of several results is for.
+func notePlatforms(meta map[string][]byte, ps []frontend.PlatformResult) error {
+	var list platformList
+	for _, p := range ps {
+		if p.ID != "" {
+			list.Platforms = append(list.Platforms, platformEntry{p.ID, p.Platform})
+		}
+	}
+	if len(list.Platforms) == 0 || meta["refs.platforms"] != nil {
+		return nil
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encode platforms: %w", err)
+	}
+	meta["refs.platforms"] = b
+	return nil
+}
+
+func configKey(id string) string {
+	if id == "" {
+		return "containerimage.config"
+	}
+	return "containerimage.config/" + id
+}
+
+// result reads what a client returned.
+func (r *running) result(w *gateway.Result, native ocispecs.Platform) (*frontend.Result, error) {
+	res := &frontend.Result{Meta: map[string][]byte{}}
+	if w == nil {
+		return res, nil
+	}
+	for k, v := range w.Metadata {
+		if !strings.HasPrefix(k, "containerimage.config") {
+			res.Meta[k] = v
+		}
+	}
+	ids := map[string]string{}
+	switch v := w.Result.(type) {
+	case *gateway.Result_RefDeprecated:
+		ids[""] = v.RefDeprecated
+	case *gateway.Result_RefsDeprecated:
+		ids = v.RefsDeprecated.GetRefs()
+	case *gateway.Result_Ref:
+		ids[""] = v.Ref.GetId()
+	case *gateway.Result_Refs:
+		for k, ref := range v.Refs.GetRefs() {
+			ids[k] = ref.GetId()
+		}
+	}
+	known, err := resultPlatforms(w.Metadata["refs.platforms"], native)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		p := frontend.PlatformResult{ID: id, Platform: native, Config: w.Metadata[configKey(id)]}
+		if got, ok := known[id]; ok {
+			p.Platform = got
+		} else if id != "" {
+			return nil, status.Errorf(codes.InvalidArgument, "result %q is not among refs.platforms", id)
+		}
+		if p.Graph, err = r.returned(ids[id]); err != nil {
+			return nil, err
+		}
+		res.Platforms = append(res.Platforms, p)
+	}
+	return res, r.readAttestations(w.Attestations, res)
+}
+
+// returned is the graph of a ref that a client returns.
+func (r *running) returned(id string) (*llb.Graph, error) {
+	ref, err := r.lookup(id)
+	if err != nil {
+		return nil, status.Errorf(codes.NotFound, "return reference %s not found", id)
+	}
+	if ref == nil {
+		return &llb.Graph{}, nil
+	}
+	return ref.graph, nil
+}
+
+// readAttestations gives the results of res the statements about them.
+func (r *running) readAttestations(w map[string]*gateway.Attestations, res *frontend.Result) error {
+	for _, key := range slices.Sorted(maps.Keys(w)) {
+		i := slices.IndexFunc(res.Platforms, func(p frontend.PlatformResult) bool {
+			return key == p.ID || key == platformID(p) || key == platforms.Format(p.Platform)
+		})
+		if i < 0 {
+			return status.Errorf(codes.InvalidArgument, "attestations of %q: there is no such result", key)
+		}
+		for _, a := range w[key].GetAttestation() {
+			read, err := r.readAttestation(a)
+			if err != nil {
+				return err
+			}
+			res.Platforms[i].Attestations = append(res.Platforms[i].Attestations, read)
+		}
+	}
+	return nil
+}
+
+func (r *running) readAttestation(w *gateway.Attestation) (frontend.Attestation, error) {
+	a := frontend.Attestation{
+		Bundle: w.GetKind() == gateway.AttestationKind_Bundle, Meta: w.GetMetadata(),
+		Path: w.GetPath(), PredicateType: w.GetInTotoPredicateType(),
+	}
+	invalid := func(format string, args ...any) (frontend.Attestation, error) {
+		return a, status.Errorf(codes.InvalidArgument, format, args...)
+	}
+	if w == nil {
+		return invalid("invalid nil attestation")
+	}
+	if !a.Bundle && w.Kind != gateway.AttestationKind_InToto {
+		return invalid("unknown attestation kind %d", w.Kind)
+	}
+	for _, s := range w.InTotoSubjects {
+		if s == nil {
+			return invalid("invalid nil attestation subject")
+		}
+		subject := frontend.Subject{Name: s.Name, Self: s.Kind == gateway.InTotoSubjectKind_Self}
+		if !subject.Self && s.Kind != gateway.InTotoSubjectKind_Raw {
+			return invalid("unknown attestation subject kind %d", s.Kind)
+		}
+		for _, text := range s.Digest {
+			d, err := digest.Parse(text)
+			if err != nil {
+				return invalid("attestation subject %q: digest %q: %v", s.Name, text, err)
+			}
+			subject.Digests = append(subject.Digests, d)
+		}
+		a.Subjects = append(a.Subjects, subject)
+	}
+	if w.Ref.GetId() == "" {
+		return a, nil
+	}
+	var err error
+	a.Graph, err = r.returned(w.Ref.Id)
+	return a, err
+}
+
+// resultPlatforms reads the metadata refs.platforms.
+func resultPlatforms(b []byte, native ocispecs.Platform) (map[string]ocispecs.Platform, error) {
+	out := map[string]ocispecs.Platform{}
+	if len(b) == 0 {
+		return out, nil
+	}
+	var list platformList
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "decode refs.platforms: %v", err)
+	}
+	for _, p := range list.Platforms {
+		if p.Platform.OS == "" || p.Platform.Architecture == "" {
+			return nil, status.Errorf(codes.InvalidArgument, "refs.platforms: %q has no os or no architecture", p.ID)
+		}
+		out[p.ID] = p.Platform
+		if len(list.Platforms) == 1 {
+			out[""] = p.Platform
+		}
+	}
+	return out, nil
+}
