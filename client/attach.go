@@ -1,11 +1,16 @@
 package client
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/session/auth"
@@ -15,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/ssh"
 	"github.com/kiln-build/kiln/internal/session/upload"
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // Attach is what a build may use of this machine, and no more.
@@ -24,19 +30,39 @@ type Attach struct {
 	SharedKey string
 	// Dirs are directories that may be read, by name, such as "context".
 	Dirs map[string]string
+	// Trees are file systems that may be read, by name: directories that exist
+	// only in this program. Names are shared with Dirs.
+	Trees map[string]fs.FS
 	// Files are directories that exist only here: for each name, files by name.
 	Files map[string]map[string][]byte
 	// Uploads can be read once each, at the URLs http://buildkit-session/NAME.
 	Uploads map[string]io.Reader
 	// Layouts are OCI layouts that may be read: directories by store id.
 	Layouts map[string]string
+	// Stores are content stores that may be read, by store id. Ids are shared with
+	// Layouts.
+	Stores  map[string]content.Store
 	Secrets []Secret
 	// SSH are the unix sockets of ssh agents, by id, such as "default".
 	SSH map[string]string
+	// Agents are ssh agents in other forms, by id; see [SSHAgent].
+	Agents map[string]SSHAgent
 	// DockerConfig is the directory of the Docker configuration with the
 	// credentials of registries; "" is the usual one.
 	DockerConfig string
+	// RegistryTLS says how to reach the token servers of registries, by the host of
+	// the registry.
+	RegistryTLS map[string]*tls.Config
+	// Services are more services that the daemon may call. Nothing that this struct
+	// attaches may be among them.
+	Services []Service
 }
+
+// Service is a service of gRPC that a client offers to the daemon.
+type Service = session.Attachable
+
+// SSHAgent is an ssh agent made of private keys, or a socket of any kind.
+type SSHAgent = ssh.Agent
 
 // Secret is a secret in a file or in a variable of the environment.
 type Secret = secret.Source
@@ -53,6 +79,8 @@ type Export struct {
 	Layout string
 	File   string
 	Writer io.Writer
+	// Store takes the blobs of an image of type oci with tar=false.
+	Store content.Store
 	// DeleteOthers removes what is in Dir and not in the result.
 	DeleteOthers bool
 }
@@ -77,12 +105,19 @@ type services struct {
 	closers []io.Closer
 	stores  map[string]content.Store // of blobs, by id
 	outputs []*sessioncontent.Output
+	imports []CacheEntry // those that are there
+	caches  []*cacheOutput
 }
 
 // finish completes the outputs that the daemon only writes blobs to.
-func (s *services) finish(response map[string]string) error {
+func (s *services) finish(ctx context.Context, response map[string]string) error {
 	for _, o := range s.outputs {
-		if err := o.Finish(response["containerimage.descriptor"]); err != nil {
+		if err := o.Finish(response["containerimage.descriptor"], response["image.name"]); err != nil {
+			return err
+		}
+	}
+	for _, c := range s.caches {
+		if err := c.finish(ctx, response["cache.manifest"]); err != nil {
 			return err
 		}
 	}
@@ -96,51 +131,123 @@ func (s *services) close() {
 	}
 }
 
-func (a *Attach) services(exports []Export) (_ *services, err error) {
+// services opens all that a build's session serves.
+func (o *SolveOpt) services() (_ *services, err error) {
 	s := &services{stores: map[string]content.Store{}}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	s.list = append(s.list, auth.NewProvider(auth.DockerConfig(a.DockerConfig)))
-	if len(a.Dirs)+len(a.Files) > 0 {
-		dirs := map[string]files.Source{}
-		for name, dir := range a.Dirs {
-			dirs[name] = files.FromDir(dir)
-		}
-		for name, f := range a.Files {
-			dirs[name] = files.FromMemory(f)
-		}
-		s.list = append(s.list, files.NewProvider(dirs))
-	}
-	if len(a.Uploads) > 0 {
-		p := upload.NewProvider()
-		for name, r := range a.Uploads {
-			p.Add(name, r)
-		}
-		s.list = append(s.list, p)
-	}
-	if len(a.Secrets) > 0 {
-		p, err := secret.NewProvider(a.Secrets)
-		if err != nil {
+	a := &o.Attach
+	s.list = append(s.list, auth.NewProvider(auth.DockerConfig(a.DockerConfig), auth.Options{Dir: a.DockerConfig, TLS: a.RegistryTLS}))
+	for _, attach := range []func(*Attach) error{s.directories, s.uploads, s.secrets, s.agents, s.contentStores} {
+		if err := attach(a); err != nil {
 			return nil, err
 		}
-		s.list = append(s.list, p)
 	}
-	if len(a.SSH) > 0 {
-		s.list = append(s.list, ssh.NewProvider(a.SSH))
-	}
-	if err := s.layouts(a.Layouts); err != nil {
+	if err := s.cacheStores(o.CacheExports, o.CacheImports); err != nil {
 		return nil, err
 	}
-	if err := s.targets(exports); err != nil {
+	if err := s.targets(o.Exports); err != nil {
 		return nil, err
 	}
 	if len(s.stores) > 0 {
 		s.list = append(s.list, sessioncontent.NewProvider(s.stores))
 	}
+	if o.SourcePolicyVerifier != nil {
+		s.list = append(s.list, policyService{verify: o.SourcePolicyVerifier})
+	}
+	if o.SessionExporter != nil {
+		s.list = append(s.list, exporterService{chooser: o.SessionExporter})
+	}
+	s.list = append(s.list, a.Services...)
 	return s, nil
+}
+
+// directories attaches what may be read as files.
+func (s *services) directories(a *Attach) error {
+	dirs := map[string]files.Source{}
+	for name, dir := range a.Dirs {
+		dirs[name] = files.FromDir(dir)
+	}
+	for name, tree := range a.Trees {
+		dirs[name] = files.FromFS(tree)
+	}
+	for name, f := range a.Files {
+		dirs[name] = files.FromMemory(f)
+	}
+	if len(dirs) > 0 {
+		s.list = append(s.list, files.NewProvider(dirs))
+	}
+	return nil
+}
+
+func (s *services) uploads(a *Attach) error {
+	if len(a.Uploads) == 0 {
+		return nil
+	}
+	p := upload.NewProvider()
+	for name, r := range a.Uploads {
+		p.Add(name, r)
+	}
+	s.list = append(s.list, p)
+	return nil
+}
+
+func (s *services) secrets(a *Attach) error {
+	if len(a.Secrets) == 0 {
+		return nil
+	}
+	p, err := secret.NewProvider(a.Secrets)
+	if err != nil {
+		return err
+	}
+	s.list = append(s.list, p)
+	return nil
+}
+
+func (s *services) agents(a *Attach) error {
+	if len(a.SSH)+len(a.Agents) == 0 {
+		return nil
+	}
+	p, err := ssh.NewAgentProvider(a.SSH, a.Agents)
+	if err != nil {
+		return err
+	}
+	s.list = append(s.list, p)
+	return nil
+}
+
+// contentStores attaches content stores to build from; they are called "oci:" and
+// the id.
+func (s *services) contentStores(a *Attach) error {
+	for id, store := range a.Stores {
+		s.stores["oci:"+id] = store
+	}
+	return s.layouts(a.Layouts)
+}
+
+// checkLocals tells of a directory that a definition reads and that is not offered,
+// before the daemon has to ask for it in vain.
+func (a *Attach) checkLocals(def *pb.Definition) error {
+	for _, raw := range def.GetDef() {
+		var op pb.Op
+		if err := proto.Unmarshal(raw, &op); err != nil {
+			return fmt.Errorf("failed to parse llb proto op: %w", err)
+		}
+		name, local := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")
+		if !local || op.GetSource().GetAttrs()["local.session"] != "" {
+			continue
+		}
+		_, dir := a.Dirs[name]
+		_, tree := a.Trees[name]
+		_, memory := a.Files[name]
+		if !dir && !tree && !memory {
+			return fmt.Errorf("local directory %s not enabled", name)
+		}
+	}
+	return nil
 }
 
 // layouts attaches OCI layouts; their stores are called "oci:" and the id.
@@ -170,6 +277,15 @@ func (s *services) layoutOutput(dir string) error {
 	return nil
 }
 
+// storeOutput attaches a content store that an image is written to.
+func (s *services) storeOutput(store content.Store) error {
+	if _, taken := s.stores[sessioncontent.ExportStore]; taken {
+		return errors.New("only one output can be a layout (tar=false): leave out the others")
+	}
+	s.stores[sessioncontent.ExportStore] = store
+	return nil
+}
+
 // targets attaches the outputs.
 func (s *services) targets(exports []Export) error {
 	targets := map[int]export.Target{}
@@ -182,6 +298,10 @@ func (s *services) targets(exports []Export) error {
 			targets[i] = files.DirTarget{Name: e.Dir, Delete: e.DeleteOthers}
 		case e.Layout != "":
 			if err := s.layoutOutput(e.Layout); err != nil {
+				return err
+			}
+		case e.Store != nil:
+			if err := s.storeOutput(e.Store); err != nil {
 				return err
 			}
 		case e.Type == "local":

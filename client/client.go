@@ -30,12 +30,20 @@ type Client struct {
 	address string
 	conn    *grpc.ClientConn
 	control control.ControlClient
+	// dialSession is that of the options.
+	dialSession func(context.Context, string, map[string][]string) (net.Conn, error)
 }
 
 // Options say how to connect.
 type Options struct {
-	// TLS, if not nil, is used on TCP connections.
+	// TLS, if not nil, is used on TCP connections; see [TLSConfig].
 	TLS *tls.Config
+	// Dial, if not nil, connects to the daemon in place of what the address says.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// DialSession, if not nil, opens the connection of a build's session in place
+	// of the daemon's rpc for it. proto is "h2c", and meta what the daemon has to
+	// be told of the session (WIRE.md section 7.1).
+	DialSession func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error)
 }
 
 // AddressFromEnv returns the daemon's address that the environment names: that
@@ -50,49 +58,80 @@ func AddressFromEnv(getenv func(string) string) string {
 }
 
 // New returns a client of the daemon at address, a URL such as
-// "unix:///run/kiln/kiln.sock" or "tcp://host:1234". It does not wait for the
-// daemon; see [Client.Ping].
+// "unix:///run/kiln/kiln.sock", "tcp://host:1234", "ssh://user@host" or
+// "docker-container://name"; the latter kinds run a program of this machine that
+// connects (see WIRE.md section 0). It does not wait for the daemon; see
+// [Client.Ping] and [Client.Wait].
 func New(address string, opt Options) (*Client, error) {
-	u, err := url.Parse(address)
+	t, err := parseAddress(address, opt)
 	if err != nil {
-		return nil, fmt.Errorf("daemon address %q: %w", address, err)
+		return nil, err
 	}
-	creds := insecure.NewCredentials()
-	network, target, authority := u.Scheme, u.Host, u.Hostname()
-	switch u.Scheme {
-	case "unix":
-		target, authority = u.Host+u.Path, "localhost"
-	case "tcp":
-		if opt.TLS != nil {
-			creds = credentials.NewTLS(opt.TLS)
-			if opt.TLS.ServerName != "" {
-				authority = opt.TLS.ServerName
-			}
-		}
-	default:
-		return nil, fmt.Errorf("daemon address %q: want unix://PATH or tcp://HOST:PORT", address)
-	}
-	if target == "" {
-		return nil, fmt.Errorf("daemon address %q names no place after the scheme", address)
-	}
-	conn, err := grpc.NewClient("passthrough:///"+authority, append(session.DialOptions(),
-		grpc.WithTransportCredentials(creds),
-		grpc.WithAuthority(authority),
+	conn, err := grpc.NewClient("passthrough:///"+t.authority, append(session.DialOptions(),
+		grpc.WithTransportCredentials(t.creds),
+		grpc.WithAuthority(t.authority),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second},
 			MinConnectTimeout: 20 * time.Second,
 		}),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, network, target)
-		}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dial(ctx) }),
 	)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", address, err)
 	}
-	return &Client{address: address, conn: conn, control: control.NewControlClient(conn)}, nil
+	return &Client{address: address, conn: conn, control: control.NewControlClient(conn), dialSession: opt.DialSession}, nil
+}
+
+// target is how an address is reached.
+type target struct {
+	authority string // of HTTP/2; never empty
+	creds     credentials.TransportCredentials
+	dial      func(context.Context) (net.Conn, error)
+}
+
+func parseAddress(address string, opt Options) (target, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return target{}, fmt.Errorf("daemon address %q: %w", address, err)
+	}
+	t := target{authority: u.Hostname(), creds: insecure.NewCredentials()}
+	if opt.TLS != nil && u.Scheme != "unix" {
+		t.creds = credentials.NewTLS(opt.TLS)
+		if opt.TLS.ServerName != "" {
+			t.authority = opt.TLS.ServerName
+		}
+	}
+	switch u.Scheme {
+	case "unix":
+		t.authority, t.dial = "localhost", dialNetwork("unix", u.Host+u.Path)
+	case "tcp":
+		t.dial = dialNetwork("tcp", u.Host)
+	default:
+		argv, err := helperCommand(u)
+		if err != nil {
+			return target{}, fmt.Errorf("daemon address %q: %w", address, err)
+		}
+		t.dial = func(context.Context) (net.Conn, error) { return dialCommand(argv) }
+	}
+	if u.Host+u.Path == "" && opt.Dial == nil {
+		return target{}, fmt.Errorf("daemon address %q names no place after the scheme", address)
+	}
+	if opt.Dial != nil {
+		t.dial = opt.Dial
+	}
+	if t.authority == "" {
+		t.authority = "localhost"
+	}
+	return t, nil
+}
+
+func dialNetwork(network, where string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, where)
+	}
 }
 
 // Close ends the connection.
@@ -114,6 +153,22 @@ func (c *Client) Ping(ctx context.Context) error {
 	return err
 }
 
+// Wait waits until the daemon answers, or ctx ends.
+func (c *Client) Wait(ctx context.Context) error {
+	for {
+		err := c.Ping(ctx)
+		if err == nil || !errors.Is(err, ErrUnreachable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+		c.conn.ResetConnectBackoff()
+	}
+}
+
 // wrap makes an error of an rpc one that a person can use.
 func (c *Client) wrap(err error) error {
 	if err == nil {
@@ -121,10 +176,23 @@ func (c *Client) wrap(err error) error {
 	}
 	switch st, _ := status.FromError(err); st.Code() {
 	case codes.Unavailable:
-		return fmt.Errorf("%w at %s: %s", ErrUnreachable, c.address, st.Message())
+		return &unreachableError{address: c.address, status: decodeError(st)}
 	case codes.OK:
 		return err
 	default:
 		return decodeError(st)
 	}
 }
+
+// unreachableError says that nobody answers. It is [ErrUnreachable], and an
+// [*Error], too.
+type unreachableError struct {
+	address string
+	status  error
+}
+
+func (e *unreachableError) Error() string {
+	return fmt.Sprintf("%v at %s: %v", ErrUnreachable, e.address, e.status)
+}
+
+func (e *unreachableError) Unwrap() []error { return []error{ErrUnreachable, e.status} }

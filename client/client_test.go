@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/platforms"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -278,13 +279,13 @@ func TestManage(t *testing.T) {
 	if v, err := c.Info(ctx); err != nil || v.Version != "1.2.3" {
 		t.Errorf("info %v, %v", v, err)
 	}
-	if w, err := c.ListWorkers(ctx, nil); err != nil || len(w) != 1 || w[0].Platforms[0] != "linux/arm64/v8" || w[0].GC[0].MaxUsed != 1e9 {
+	if w, err := c.ListWorkers(ctx, nil); err != nil || len(w) != 1 || platforms.Format(w[0].Platforms[0]) != "linux/arm64/v8" || w[0].GC[0].MaxUsed != 1e9 {
 		t.Errorf("workers %v, %v", w, err)
 	}
-	if u, err := c.DiskUsage(ctx, nil); err != nil || len(u) != 1 || u[0].Size != 5 || !u[0].LastUsed.IsZero() || u[0].Created.Unix() != 1 {
+	if u, err := c.DiskUsage(ctx, client.UsageOpt{}); err != nil || len(u) != 1 || u[0].Size != 5 || !u[0].LastUsed.IsZero() || u[0].Created.Unix() != 1 {
 		t.Errorf("usage %v, %v", u, err)
 	}
-	if _, err := c.DiskUsage(ctx, []string{"bad"}); err == nil || err.Error() != "bad filter" {
+	if _, err := c.DiskUsage(ctx, client.UsageOpt{Filters: []string{"bad"}}); err == nil || err.Error() != "bad filter" {
 		t.Errorf("error %v, want the daemon's", err)
 	}
 	var gone []client.Usage
@@ -297,7 +298,7 @@ func TestManage(t *testing.T) {
 }
 
 func TestAddress(t *testing.T) {
-	for _, a := range []string{"", "/run/x", "docker-container://x", "unix://", "tcp://", "http://x", "::"} {
+	for _, a := range []string{"", "/run/x", "docker-container://", "unix://", "tcp://", "http://x", "::"} {
 		if _, err := client.New(a, client.Options{}); err == nil {
 			t.Errorf("%q was taken", a)
 		}

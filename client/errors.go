@@ -24,18 +24,31 @@ type Error struct {
 	Sources []Source
 	// ExitCode is that of a process that failed, or 0.
 	ExitCode int
+	// Denials are the reasons of a policy of the client's for a source that it
+	// did not allow.
+	Denials []string
+	// OpInputs and OpMounts are results of the step that failed, by which a client
+	// that drives the build can make a container to look into it.
+	OpInputs, OpMounts []string
+
+	status *status.Status // as it came, with all details
 }
 
 // Error is what the daemon said.
 func (e *Error) Error() string { return e.Message }
 
-// GRPCStatus is the error as gRPC knows it.
-func (e *Error) GRPCStatus() *status.Status { return status.New(e.Code, e.Message) }
+// GRPCStatus is the error as gRPC knows it, with the details that it came with.
+func (e *Error) GRPCStatus() *status.Status {
+	if e.status != nil {
+		return e.status
+	}
+	return status.New(e.Code, e.Message)
+}
 
 // decodeError reads the details of an error. One that is not understood is left
 // out: the message says it too.
 func decodeError(st *status.Status) error {
-	e := &Error{Code: st.Code(), Message: st.Message()}
+	e := &Error{Code: st.Code(), Message: st.Message(), status: st}
 	if e.Message == "" {
 		e.Message = "the daemon answered with the error " + e.Code.String()
 	}
@@ -59,6 +72,21 @@ func decodeError(st *status.Status) error {
 			var v wireSource
 			if json.Unmarshal(d.GetValue(), &v) == nil {
 				e.Sources = append(e.Sources, v.source())
+			}
+		case "errdefs.Solve":
+			var v struct {
+				InputIDs []string `json:"inputIDs"`
+				MountIDs []string `json:"mountIDs"`
+			}
+			if json.Unmarshal(d.GetValue(), &v) == nil {
+				e.OpInputs, e.OpMounts = v.InputIDs, v.MountIDs
+			}
+		case "policysession.DecisionResponse", "moby.buildkit.v1.sourcepolicy.policysession.DecisionResponse":
+			var v struct{ DenyMessages []struct{ Message string } }
+			if json.Unmarshal(d.GetValue(), &v) == nil {
+				for _, m := range v.DenyMessages {
+					e.Denials = append(e.Denials, m.Message)
+				}
 			}
 		}
 	}

@@ -6,9 +6,10 @@ import (
 	"io"
 	"time"
 
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/worker"
-	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // Usage is one thing that a daemon stores.
@@ -38,10 +39,18 @@ func usage(r *control.UsageRecord) Usage {
 	return u
 }
 
-// DiskUsage lists what the daemon stores. Of filters (WIRE.md section 5.4) one
-// must match; none match all.
-func (c *Client) DiskUsage(ctx context.Context, filters []string) ([]Usage, error) {
-	r, err := c.control.DiskUsage(ctx, &control.DiskUsageRequest{Filter: filters})
+// UsageOpt says what to list.
+type UsageOpt struct {
+	// Filters select records; one must match, and none match all (WIRE.md section
+	// 5.4).
+	Filters []string
+	// AgeLimit leaves out what was used in this time.
+	AgeLimit time.Duration
+}
+
+// DiskUsage lists what the daemon stores.
+func (c *Client) DiskUsage(ctx context.Context, opt UsageOpt) ([]Usage, error) {
+	r, err := c.control.DiskUsage(ctx, &control.DiskUsageRequest{Filter: opt.Filters, AgeLimit: int64(opt.AgeLimit)})
 	if err != nil {
 		return nil, c.wrap(err)
 	}
@@ -88,8 +97,18 @@ func (c *Client) Prune(ctx context.Context, opt PruneOpt, f func(Usage)) error {
 type Worker struct {
 	ID        string
 	Labels    map[string]string
-	Platforms []string // such as "linux/arm64", its own first
+	Platforms []ocispecs.Platform // its own first
 	GC        []GCPolicy
+	Version   Version
+	Devices   []Device
+}
+
+// Device is one that steps may be given by its name (CDI).
+type Device struct {
+	Name        string
+	AutoAllow   bool // needs no entitlement
+	OnDemand    bool // is set up when it is asked for
+	Annotations map[string]string
 }
 
 // GCPolicy is a rule of what the daemon keeps; see [PruneOpt].
@@ -116,9 +135,15 @@ func (c *Client) ListWorkers(ctx context.Context, filters []string) ([]Worker, e
 }
 
 func workerOf(w *worker.WorkerRecord) Worker {
-	out := Worker{ID: w.GetID(), Labels: w.GetLabels()}
+	out := Worker{ID: w.GetID(), Labels: w.GetLabels(), Version: versionOf(w.GetBuildkitVersion())}
 	for _, p := range w.GetPlatforms() {
-		out.Platforms = append(out.Platforms, platformName(p))
+		out.Platforms = append(out.Platforms, ocispecs.Platform{
+			OS: p.GetOS(), Architecture: p.GetArchitecture(), Variant: p.GetVariant(),
+			OSVersion: p.GetOSVersion(), OSFeatures: p.GetOSFeatures(),
+		})
+	}
+	for _, d := range w.GetCDIDevices() {
+		out.Devices = append(out.Devices, Device{d.GetName(), d.GetAutoAllow(), d.GetOnDemand(), d.GetAnnotations()})
 	}
 	for _, g := range w.GetGCPolicy() {
 		out.GC = append(out.GC, GCPolicy{
@@ -129,16 +154,17 @@ func workerOf(w *worker.WorkerRecord) Worker {
 	return out
 }
 
-func platformName(p *pb.Platform) string {
-	name := p.GetOS() + "/" + p.GetArchitecture()
-	if p.GetVariant() != "" {
-		name += "/" + p.GetVariant()
-	}
-	return name
+// Version is what a daemon is.
+type Version struct {
+	Package, Version, Revision string
+	Dockerfile                 string // of its Dockerfile frontend, or ""
 }
 
-// Version is what a daemon is.
-type Version struct{ Package, Version, Revision string }
+func versionOf(v *worker.BuildkitVersion) Version {
+	return Version{
+		Package: v.GetPackage(), Version: v.GetVersion(), Revision: v.GetRevision(), Dockerfile: v.GetDockerfileVersion(),
+	}
+}
 
 // Info asks the daemon what it is.
 func (c *Client) Info(ctx context.Context) (Version, error) {
@@ -146,6 +172,5 @@ func (c *Client) Info(ctx context.Context) (Version, error) {
 	if err != nil {
 		return Version{}, c.wrap(err)
 	}
-	v := r.GetBuildkitVersion()
-	return Version{Package: v.GetPackage(), Version: v.GetVersion(), Revision: v.GetRevision()}, nil
+	return versionOf(r.GetBuildkitVersion()), nil
 }

@@ -40,7 +40,7 @@ func duCommand(e *env) *cli.Command {
 				return err
 			}
 			return withClient(ctx, e, cmd, func(c *client.Client) error {
-				list, err := c.DiskUsage(ctx, filters(cmd))
+				list, err := c.DiskUsage(ctx, client.UsageOpt{Filters: filters(cmd)})
 				if err != nil {
 					return err
 				}

@@ -262,18 +262,8 @@ func setCaches(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 	if o.CacheExports, err = cacheEntries(cmd, "cache-to"); err != nil {
 		return err
 	}
-	if o.CacheImports, err = cacheEntries(cmd, "cache-from"); err != nil {
-		return err
-	}
-	if len(o.CacheImports) == 0 {
-		return nil
-	}
-	list, err := json.Marshal(o.CacheImports) // frontends want it, too
-	if err != nil {
-		return err
-	}
-	o.FrontendAttrs["cache-imports"] = string(list)
-	return nil
+	o.CacheImports, err = cacheEntries(cmd, "cache-from")
+	return err
 }
 
 func cacheEntries(cmd *cli.Command, flag string) ([]client.CacheEntry, error) {

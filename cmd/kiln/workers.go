@@ -9,6 +9,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/containerd/platforms"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
@@ -40,7 +42,7 @@ func writeWorkers(out io.Writer, list []client.Worker) error {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "ID:\t%s\nPlatforms:\t%s\n", worker.ID, strings.Join(worker.Platforms, ", "))
+		fmt.Fprintf(w, "ID:\t%s\nPlatforms:\t%s\n", worker.ID, strings.Join(platformNames(worker.Platforms), ", "))
 		for _, k := range slices.Sorted(maps.Keys(worker.Labels)) {
 			fmt.Fprintf(w, "Label:\t%s=%s\n", k, worker.Labels[k])
 		}
@@ -49,6 +51,15 @@ func writeWorkers(out io.Writer, list []client.Worker) error {
 		}
 	}
 	return w.Flush()
+}
+
+// platformNames are platforms such as "linux/arm64".
+func platformNames(list []ocispecs.Platform) []string {
+	out := make([]string, 0, len(list))
+	for _, p := range list {
+		out = append(out, platforms.Format(platforms.Normalize(p)))
+	}
+	return out
 }
 
 // policyText says a rule in words.

@@ -23,7 +23,7 @@ func clientOf(t *testing.T, config string) context.Context {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	caller := sessiontest.Connect(t, auth.NewProvider(auth.DockerConfig(dir)))
+	caller := sessiontest.Connect(t, auth.NewProvider(auth.DockerConfig(dir), auth.Options{Dir: dir}))
 	return sessiontest.Context(context.Background(), caller)
 }
 

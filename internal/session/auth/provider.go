@@ -2,12 +2,12 @@ package auth
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -49,16 +49,52 @@ type Provider struct {
 	auth.UnimplementedAuthServer
 	lookup Lookup
 	client *http.Client
+	byHost map[string]*http.Client // those with a TLS configuration of their own
+	seeds  *seeds
+}
+
+// Options say how a client deals with token servers.
+type Options struct {
+	// Dir is where the seeds of token authorities are kept: the directory of the
+	// Docker configuration, or "" for the usual one.
+	Dir string
+	// TLS is how to reach the token servers of a registry, by the registry's host.
+	TLS map[string]*tls.Config
 }
 
 // NewProvider returns the provider of what lookup knows.
-func NewProvider(lookup Lookup) *Provider {
-	return &Provider{lookup: lookup, client: &http.Client{
+func NewProvider(lookup Lookup, opt Options) *Provider {
+	p := &Provider{
+		lookup: lookup, client: tokenClient(nil), byHost: map[string]*http.Client{}, seeds: &seeds{dir: opt.Dir},
+	}
+	for host, config := range opt.TLS {
+		p.byHost[host] = tokenClient(config)
+	}
+	return p
+}
+
+// tokenClient is the client for token servers.
+func tokenClient(config *tls.Config) *http.Client {
+	c := &http.Client{
 		Timeout: timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return errors.New("a token server must not redirect")
 		},
-	}}
+	}
+	if config != nil {
+		t := http.DefaultTransport.(*http.Transport).Clone()
+		t.TLSClientConfig = config
+		c.Transport = t
+	}
+	return c
+}
+
+// clientFor is the client for the token servers of a registry's host.
+func (p *Provider) clientFor(host string) *http.Client {
+	if c := p.byHost[host]; c != nil {
+		return c
+	}
+	return p.client
 }
 
 // Register attaches the provider to a session.
@@ -79,13 +115,19 @@ func (p *Provider) credentials(host string) (user, secret string, err error) {
 	if err != nil {
 		return "", "", err
 	}
+	user, secret = presented(c)
+	return user, secret, nil
+}
+
+// presented is what is presented of an entry to a token server.
+func presented(c types.AuthConfig) (user, secret string) {
 	switch {
 	case c.IdentityToken != "":
-		return "", c.IdentityToken, nil
+		return "", c.IdentityToken
 	case c.RegistryToken != "":
-		return "", "", nil // for a registry itself, not for its token server
+		return "", "" // for a registry itself, not for its token server
 	}
-	return c.Username, c.Password, nil
+	return c.Username, c.Password
 }
 
 // Credentials returns what the configuration has for a host.
@@ -99,13 +141,17 @@ func (p *Provider) Credentials(_ context.Context, req *auth.CredentialsRequest) 
 
 // FetchToken fetches a token, so that the daemon need not see the password.
 func (p *Provider) FetchToken(ctx context.Context, req *auth.FetchTokenRequest) (*auth.FetchTokenResponse, error) {
-	if os.Getenv("BUILDKIT_NO_CLIENT_TOKEN") == "1" {
+	if noTokens() {
 		return nil, status.Error(codes.Unimplemented, "the client fetches no tokens")
 	}
-	user, secret, err := p.credentials(req.GetHost())
+	entry, err := p.lookup(key(req.GetHost()))
 	if err != nil {
 		return nil, status.Errorf(codes.Unknown, "credentials of %s: %v", req.GetHost(), err)
 	}
+	if entry.RegistryToken != "" && entry.IdentityToken == "" {
+		return &auth.FetchTokenResponse{Token: entry.RegistryToken}, nil
+	}
+	user, secret := presented(entry)
 	if secret != "" {
 		if err := checkRealm(req.GetHost(), req.GetRealm()); err != nil {
 			return nil, status.Errorf(codes.PermissionDenied, "token of %s: %v", req.GetHost(), err)
@@ -115,7 +161,7 @@ func (p *Provider) FetchToken(ctx context.Context, req *auth.FetchTokenRequest) 
 		Realm: req.GetRealm(), Service: req.GetService(), Scopes: req.GetScopes(),
 		Username: user, Secret: secret,
 	}
-	resp, err := p.fetch(ctx, req.GetClientID(), to)
+	resp, err := fetch(ctx, p.clientFor(req.GetHost()), req.GetClientID(), to)
 	if err != nil {
 		return nil, status.Errorf(codes.Unauthenticated, "token of %s: %v", req.GetHost(), err)
 	}
@@ -124,16 +170,16 @@ func (p *Provider) FetchToken(ctx context.Context, req *auth.FetchTokenRequest) 
 
 // fetch asks a token server: the way of OAuth with an identity token, else by
 // GET, which every server has.
-func (p *Provider) fetch(ctx context.Context, clientID string, to remoteauth.TokenOptions) (*auth.FetchTokenResponse, error) {
+func fetch(ctx context.Context, client *http.Client, clientID string, to remoteauth.TokenOptions) (*auth.FetchTokenResponse, error) {
 	header := http.Header{"User-Agent": {"kiln"}}
 	if to.Username == "" && to.Secret != "" {
-		r, err := remoteauth.FetchTokenWithOAuth(ctx, p.client, header, clientID, to)
+		r, err := remoteauth.FetchTokenWithOAuth(ctx, client, header, clientID, to)
 		if err != nil {
 			return nil, err
 		}
 		return &auth.FetchTokenResponse{Token: r.AccessToken, ExpiresIn: int64(r.ExpiresInSeconds), IssuedAt: unix(r.IssuedAt)}, nil
 	}
-	r, err := remoteauth.FetchToken(ctx, p.client, header, to)
+	r, err := remoteauth.FetchToken(ctx, client, header, to)
 	if err != nil {
 		return nil, err
 	}

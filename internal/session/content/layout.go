@@ -44,16 +44,40 @@ func OpenLayout(dir string) (*Layout, error) {
 // Close lets the directory go.
 func (l *Layout) Close() error { return l.root.Close() }
 
-// Resolve returns what the layout's index has under a tag, or its only entry
-// if tag is empty.
-func (l *Layout) Resolve(tag string) (ocispecs.Descriptor, error) {
+// OpenStore opens the blobs and the index in a directory, such as those of a cache,
+// whether it is marked as an OCI layout or not.
+func OpenStore(dir string) (*Layout, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open content store: %w", err)
+	}
+	return &Layout{root}, nil
+}
+
+// index reads the layout's index.
+func (l *Layout) index() (ocispecs.Index, error) {
+	var index ocispecs.Index
 	b, err := l.readFile(ocispecs.ImageIndexFile)
 	if err != nil {
-		return ocispecs.Descriptor{}, fmt.Errorf("read index of OCI layout: %w", err)
+		return index, fmt.Errorf("read index of OCI layout: %w", err)
 	}
-	var index ocispecs.Index
 	if err := json.Unmarshal(b, &index); err != nil {
-		return ocispecs.Descriptor{}, fmt.Errorf("decode index of OCI layout: %w", err)
+		return index, fmt.Errorf("decode index of OCI layout: %w", err)
+	}
+	return index, nil
+}
+
+// Resolve returns what the layout's index has under a tag, or under an image's whole
+// name; or its only entry if tag is empty.
+func (l *Layout) Resolve(tag string) (ocispecs.Descriptor, error) {
+	index, err := l.index()
+	if err != nil {
+		return ocispecs.Descriptor{}, err
+	}
+	for _, d := range index.Manifests {
+		if tag != "" && d.Annotations[annotationName] == tag {
+			return d, nil
+		}
 	}
 	var found *ocispecs.Descriptor
 	for i := range index.Manifests {
@@ -67,7 +91,7 @@ func (l *Layout) Resolve(tag string) (ocispecs.Descriptor, error) {
 		found = d
 	}
 	if found == nil {
-		return ocispecs.Descriptor{}, fmt.Errorf("the OCI layout has no image with tag %q: %w", tag, errdefs.ErrNotFound)
+		return ocispecs.Descriptor{}, fmt.Errorf("the OCI layout has no image with tag %q: %w: %w", tag, errdefs.ErrNotFound, fs.ErrNotExist)
 	}
 	return *found, nil
 }

@@ -32,30 +32,46 @@ const bufferSize = 32 << 10
 // Provider serves a client's agents. It is a [session.Attachable].
 type Provider struct {
 	sshforward.UnimplementedSSHServer
-	sockets map[string]string
+	agents map[string]dialer // by id
 }
+
+// dialer connects to an agent.
+type dialer func(context.Context) (net.Conn, error)
 
 // NewProvider returns the provider of agents: the paths of their unix sockets by
 // id.
-func NewProvider(sockets map[string]string) *Provider { return &Provider{sockets: sockets} }
+func NewProvider(sockets map[string]string) *Provider {
+	p := &Provider{agents: map[string]dialer{}}
+	for id, socket := range sockets {
+		p.agents[id] = dialSocket(socket)
+	}
+	return p
+}
+
+func dialSocket(path string) dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+}
 
 // Register attaches the provider to a session.
 func (p *Provider) Register(s *grpc.Server) { sshforward.RegisterSSHServer(s, p) }
 
-func (p *Provider) socket(id string) (string, error) {
+func (p *Provider) agent(id string) (dialer, error) {
 	if id == "" {
 		id = DefaultID
 	}
-	socket, ok := p.sockets[id]
+	dial, ok := p.agents[id]
 	if !ok {
-		return "", status.Errorf(codes.NotFound, "the client offers no ssh agent %q", id)
+		return nil, status.Errorf(codes.NotFound, "the client offers no ssh agent %q", id)
 	}
-	return socket, nil
+	return dial, nil
 }
 
 // CheckAgent tells whether there is an agent.
 func (p *Provider) CheckAgent(_ context.Context, req *sshforward.CheckAgentRequest) (*sshforward.CheckAgentResponse, error) {
-	if _, err := p.socket(req.GetID()); err != nil {
+	if _, err := p.agent(req.GetID()); err != nil {
 		return nil, err
 	}
 	return &sshforward.CheckAgentResponse{}, nil
@@ -68,12 +84,11 @@ func (p *Provider) ForwardAgent(stream grpc.BidiStreamingServer[sshforward.Bytes
 	if v := md.Get(keyID); len(v) > 0 {
 		id = v[0]
 	}
-	socket, err := p.socket(id)
+	dial, err := p.agent(id)
 	if err != nil {
 		return err
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(stream.Context(), "unix", socket)
+	conn, err := dial(stream.Context())
 	if err != nil {
 		return status.Errorf(codes.Unavailable, "connect to ssh agent: %v", err)
 	}
