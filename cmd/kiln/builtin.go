@@ -20,6 +20,9 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
+	localcache "github.com/kiln-build/kiln/internal/cache/local"
+	registrycache "github.com/kiln-build/kiln/internal/cache/registry"
+	cachev0 "github.com/kiln-build/kiln/internal/cache/v0"
 	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/daemon"
 	"github.com/kiln-build/kiln/internal/dockerfile"
@@ -39,6 +42,7 @@ import (
 	"github.com/kiln-build/kiln/internal/op"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/session"
+	sessionexporter "github.com/kiln-build/kiln/internal/session/exporter"
 	"github.com/kiln-build/kiln/internal/session/policy"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/ssh"
@@ -59,13 +63,10 @@ import (
 
 // settings are what of the daemon's options its parts depend on.
 type settings struct {
-	root         string
-	executor     string // "oci" or "fake"
-	snapshotter  string // "auto", "overlayfs" or "native"
-	runtime      string // an OCI runtime; "" finds one
-	idle         time.Duration
-	entitlements []string
-	labels       map[string]string // of the worker, set by the user
+	root     string
+	executor string // "oci" or "fake"
+	idle     time.Duration
+	config   *config.Config
 }
 
 // closers are undone in reverse order.
@@ -100,8 +101,8 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	}
 	parts.add(db.Close)
 	logRecovery(db.Recovered())
-	reg := registry.New(registry.Config{UserAgent: "kiln/" + version})
-	past, err := history.Open(filepath.Join(s.root, "history"), db, history.DefaultRetention())
+	reg := registry.New(registryConfig(s.config))
+	past, err := history.Open(filepath.Join(s.root, "history"), db, retention(s.config))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -128,8 +129,9 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	}
 	sessions := session.NewManager()
 	native := nativePlatforms()
+	own := cache.New(db, layers.Store)
 	builder := &build.Builder{
-		Solver: solver.New(cache.New(db, layers.Store)),
+		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg)},
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, repos, scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: mounts, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
@@ -137,7 +139,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		},
 		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()},
 		Exporters:    newExporters(layers, db, reg),
-		Entitlements: s.entitlements, Caps: daemon.Caps(),
+		Entitlements: entitlements(s.config), Caps: daemon.Caps(),
 	}
 	spans, err := daemon.NewSpanCollector(ctx)
 	if err != nil {
@@ -148,7 +150,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		return nil, nil, err
 	}
 	return daemon.New(daemon.Config{
-		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Platforms: native,
+		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db}, CacheMounts: keepers{cacheMountKeeper{mounts}, repos},
 		History: past, Content: layers.blobs, Spans: spans,
 		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
@@ -162,7 +164,8 @@ type layerStore struct {
 }
 
 func openLayers(ctx context.Context, s settings, db *store.Store, past *history.History, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
-	snapshots, err := snapshot.Open(filepath.Join(s.root, "snapshots"), s.snapshotter)
+	kind, _ := snapshotterName(s.config.Workers.OCI.Snapshotter)
+	snapshots, err := snapshot.Open(filepath.Join(s.root, "snapshots"), kind)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -173,7 +176,8 @@ func openLayers(ctx context.Context, s settings, db *store.Store, past *history.
 		return nil, nil, err
 	}
 	layers, err := layer.NewStore(ctx, layer.Config{
-		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db, Fetcher: layoutsource.Fetcher{Next: reg},
+		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
+		Fetcher: newFetcher(reg),
 		References: func(ctx context.Context) (map[digest.Digest]bool, error) {
 			images, err := db.References(ctx, blobs)
 			if err != nil {
@@ -198,12 +202,22 @@ func logRecovery(sentence string) {
 	}
 }
 
+// newFetcher gets blobs from wherever they are kept.
+func newFetcher(reg *registry.Client) layer.Fetcher {
+	return localcache.Fetcher{Next: layoutsource.Fetcher{Next: reg}}
+}
+
+// newPlaces are where caches for others are kept, by type.
+func newPlaces(reg *registry.Client) map[string]cache.Place {
+	return map[string]cache.Place{"registry": registrycache.New(reg), "local": localcache.Place{}}
+}
+
 func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Executor, error) {
 	switch s.executor {
 	case "fake":
 		return fake.New(), nil
 	case "oci":
-		ex, err := oci.New(oci.Config{StateDir: filepath.Join(s.root, "run"), Binary: s.runtime, Rootless: ns.Rootless})
+		ex, err := oci.New(executorConfig(s, ns, filepath.Join(s.root, "run")))
 		if err != nil {
 			return nil, err
 		}
@@ -227,7 +241,7 @@ func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessi
 
 func newExporters(layers *layerStore, db *store.Store, reg *registry.Client) map[string]exporter.Exporter {
 	return map[string]exporter.Exporter{
-		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: layoutsource.Fetcher{Next: reg}}),
+		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: newFetcher(reg)}),
 		"oci":    ociexporter.New(layers),
 		"docker": dockerexporter.New(layers),
 		"local":  localexporter.New(layers),
@@ -270,7 +284,7 @@ func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]
 		prefix + "executor": s.executor, prefix + "snapshotter": snapshotter, prefix + "hostname": host,
 		prefix + "network": network, prefix + "oci.process-mode": "sandbox",
 	}
-	maps.Copy(labels, s.labels)
+	maps.Copy(labels, s.config.Workers.OCI.Labels)
 	return labels
 }
 

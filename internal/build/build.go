@@ -35,6 +35,7 @@ type Builder struct {
 	Worker    *op.Worker
 	Frontends map[string]frontend.Frontend // by name, such as "dockerfile.v0"
 	Exporters map[string]exporter.Exporter // by type, such as "image"
+	Caches    Caches
 	// Entitlements are what the daemon's configuration grants to builds that ask.
 	Entitlements []string
 	Caps         []string // what graphs may need (WIRE.md section 4)
@@ -57,7 +58,10 @@ type Request struct {
 	Entitlements []string
 	Policies     []pass.Policy // what every source is held against
 	Policy       SourcePolicy  // who decides on each source after them; nil for nobody
-	Sink         progress.Sink
+	Chooser      Chooser       // adds to Exports when the result is known; nil for nobody
+	// CacheExports and CacheImports are caches for others, and of others.
+	CacheExports, CacheImports []CacheOption
+	Sink                       progress.Sink
 	// Exported is told what each exporter answered, by its number in Exports; it
 	// is called concurrently. Nil for nobody.
 	Exported func(exporter int, response map[string]string)
@@ -67,6 +71,15 @@ type Request struct {
 type Export struct {
 	Type  string
 	Attrs map[string]string // by the keys of WIRE.md section 13.2
+}
+
+// Chooser says how to bring out a result once it is known, such as a client over
+// its session (WIRE.md section 7.8).
+type Chooser interface {
+	// Choose returns further exports. refs are the results, without empty ones.
+	Choose(ctx context.Context, meta map[string][]byte, refs []frontend.Ref) ([]Export, error)
+	// Done is told what the exports answered.
+	Done(ctx context.Context, response map[string]string) error
 }
 
 // Error is why a build failed, with where.
@@ -118,15 +131,22 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		job.Sessions = []*session.Caller{req.Session}
 		id = req.Session.ID()
 	}
-	return &Bridge{
-		builder: b, req: req, values: job, sessionID: id, ctx: ctx,
-		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job}),
+	im := &imports{known: map[string]bool{}}
+	im.br = &Bridge{
+		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
+		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im}),
 		release: b.Worker.Layers.Use(),
-	}, nil
+	}
+	im.br.ImportCaches(req.CacheImports)
+	return im.br, nil
 }
 
 func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[string]string, error) {
 	exports, err := b.exporters(req.Exports)
+	if err != nil {
+		return nil, err
+	}
+	caches, err := b.cacheExports(req.CacheExports)
 	if err != nil {
 		return nil, err
 	}
@@ -147,11 +167,57 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 			out["frontend."+k] = string(v)
 		}
 	}
+	br.inlineCaches(caches, res, &in)
+	chosen, err := br.chooseExports(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	more, err := b.exporters(chosen)
+	if err != nil {
+		return nil, err
+	}
+	if err := br.exportAll(ctx, append(exports, more...), append(slices.Clone(req.Exports), chosen...), in, out); err != nil {
+		return nil, err
+	}
+	// After the exports, so that the layers that they made are used again.
+	made, err := br.exportCaches(ctx, caches, res, in)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(out, made)
+	if req.Chooser != nil {
+		err = req.Chooser.Done(ctx, out)
+	}
+	return out, err
+}
+
+// chooseExports asks the client what else to make of the result.
+func (br *Bridge) chooseExports(ctx context.Context, res *frontend.Result) ([]Export, error) {
+	if br.req.Chooser == nil {
+		return nil, nil
+	}
+	var refs []frontend.Ref
+	for _, p := range res.Platforms {
+		if p.Graph == nil || p.Graph.Root.Vertex == nil {
+			continue
+		}
+		ref, err := br.Solve(ctx, p.Graph)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
+	}
+	return br.req.Chooser.Choose(ctx, res.Meta, refs)
+}
+
+// exportAll carries the result out by all exporters at once and adds to out
+// what they tell.
+func (br *Bridge) exportAll(ctx context.Context, by []exporter.Exporter, exports []Export, in exporter.Input, out map[string]string) error {
 	var mu sync.Mutex
 	eg, ctx := errgroup.WithContext(ctx)
-	for i, e := range req.Exports {
+	for i, e := range exports {
 		eg.Go(func() error {
-			got, err := br.export(ctx, exports[i], e, i, in)
+			got, err := br.export(ctx, by[i], e, i, in)
 			if err != nil {
 				return err
 			}
@@ -161,7 +227,7 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 			return nil
 		})
 	}
-	return out, eg.Wait()
+	return eg.Wait()
 }
 
 // exporters finds the exporters of a request, before any work is done.

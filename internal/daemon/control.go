@@ -84,6 +84,7 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 	if err := s.policies(r, &req); err != nil {
 		return req, err
 	}
+	caches(r, &req)
 	for _, e := range exporters(r) {
 		req.Exports = append(req.Exports, build.Export{Type: e.Type, Attrs: e.Attrs})
 	}
@@ -93,6 +94,9 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 		if req.Session, err = s.config.Sessions.Get(wait, r.Session); err != nil {
 			return req, status.Errorf(codes.NotFound, "session %s of the build did not arrive: %v", r.Session, err)
 		}
+	}
+	if r.EnableSessionExporter && req.Session != nil {
+		req.Chooser = &sessionChooser{s.config.Exports, req.Session, run}
 	}
 	return req, nil
 }

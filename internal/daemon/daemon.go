@@ -34,6 +34,7 @@ type Config struct {
 	Builder   *build.Builder
 	Sessions  *session.Manager
 	Policy    PolicyClient // asks clients about sources
+	Exports   ExportClient // asks clients how to bring out results
 	Collector *gc.Collector
 	History   *history.History
 	Content   Content // where what exporters make is kept; nil shows none of it

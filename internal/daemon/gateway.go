@@ -63,6 +63,7 @@ func (s *gatewayService) Solve(ctx context.Context, r *gateway.SolveRequest) (*g
 	if slices.Contains(r.CacheImports, nil) {
 		return nil, status.Error(codes.InvalidArgument, "invalid nil cache import")
 	}
+	br.ImportCaches(readCacheImports(r))
 	hasDef := r.Definition != nil && len(r.Definition.Def) > 0
 	if hasDef && r.Frontend != "" {
 		return nil, status.Error(codes.InvalidArgument, "a solve takes a definition or a frontend, not both")

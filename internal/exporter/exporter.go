@@ -49,6 +49,8 @@ type Platform struct {
 	// Cache is what an image is to say of the build cache (its config's field
 	// "moby.buildkit.cache.v0"); nil for nothing.
 	Cache []byte
+	// MakeCache makes Cache for an image of these layers; nil keeps it.
+	MakeCache func(ctx context.Context, layers []layer.Blob) ([]byte, error)
 	// Attestations are statements about the result.
 	Attestations []Attestation
 }
