@@ -72,10 +72,10 @@ func (s *Source) download(ctx context.Context, r *request, file string) (err err
 		return fmt.Errorf("no source takes %s", scheme)
 	}
 	op := &llb.SourceOp{Identifier: r.bundle, Attrs: map[string]string{llb.AttrHTTPFilename: bundleFile}}
-	if r.bundleSession != "" {
-		op.Attrs[llb.AttrOCISession] = r.bundleSession
-	}
 	if scheme == "oci-layout+blob" {
+		if r.bundleSession != "" {
+			op.Attrs[llb.AttrOCISession] = r.bundleSession
+		}
 		_, body, _ := strings.Cut(r.bundle, "://")
 		op.Attrs[llb.AttrOCIStore], _, _ = strings.Cut(body, "@")
 		if r.bundleStore != "" {

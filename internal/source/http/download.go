@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,18 +105,20 @@ type passingError struct {
 func (e *passingError) Error() string { return e.err.Error() }
 func (e *passingError) Unwrap() error { return e.err }
 
-// try makes one request.
+// try makes one attempt. Some servers have ETags and do not look at those that
+// they are sent, so what is known is asked about first, without the file.
 func (s *Source) try(ctx context.Context, r *request, known file, ref *layer.Ref) (file, *layer.Ref, error) {
 	req, err := s.newRequest(ctx, r)
 	if err != nil {
 		return file{}, nil, err
 	}
-	if ref != nil {
-		if known.ETag != "" {
-			req.Header.Set("If-None-Match", known.ETag)
-		} else if known.LastModified != "" {
-			req.Header.Set("If-Modified-Since", known.LastModified)
+	if ref != nil && known.ETag != "" {
+		req.Header.Set("If-None-Match", known.ETag)
+		if s.unchanged(req, known.ETag) {
+			return known, ref, nil
 		}
+	} else if ref != nil && known.LastModified != "" {
+		req.Header.Set("If-Modified-Since", known.LastModified)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -130,9 +133,9 @@ func (s *Source) try(ctx context.Context, r *request, known file, ref *layer.Ref
 	case resp.StatusCode == http.StatusNotModified && ref != nil:
 		return known, ref, nil
 	case resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500:
-		return file{}, nil, &passingError{fmt.Errorf("server answered %s", resp.Status), retryAfter(resp.Header.Get("Retry-After"))}
+		return file{}, nil, &passingError{fmt.Errorf("invalid response status %s", resp.Status), retryAfter(resp.Header.Get("Retry-After"))}
 	case resp.StatusCode < 200 || resp.StatusCode >= 300:
-		return file{}, nil, fmt.Errorf("server answered %s: check the URL and, if it needs a login, the secret HTTP_AUTH_TOKEN_%s", resp.Status, r.url.Host)
+		return file{}, nil, fmt.Errorf("invalid response status %s: check the URL and, if it needs a login, the secret HTTP_AUTH_TOKEN_%s", resp.Status, r.url.Hostname())
 	case resp.ContentLength > s.cfg.MaxBytes:
 		return file{}, nil, fmt.Errorf("the file has %d bytes, more than the %d that are allowed", resp.ContentLength, s.cfg.MaxBytes)
 	}
@@ -144,6 +147,33 @@ func (s *Source) try(ctx context.Context, r *request, known file, ref *layer.Ref
 	got, err := s.save(ctx, r, &f, body, resp.ContentLength)
 	return f, got, err
 }
+
+// unchanged asks whether the file still has its ETag. What else comes of it does
+// not matter: the file is then asked for.
+func (s *Source) unchanged(get *http.Request, etag string) bool {
+	ctx, cancel := context.WithTimeout(get.Context(), s.cfg.Stall)
+	defer cancel()
+	req := get.Clone(ctx)
+	req.Method = http.MethodHead
+	// As in the request that follows; servers may have an ETag for each.
+	req.Header.Set("Accept-Encoding", "gzip")
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return false
+	}
+	_ = resp.Body.Close() // of no interest
+	got := resp.Header.Get("ETag")
+	switch resp.StatusCode {
+	case http.StatusNotModified:
+		return got == "" || sameETag(got, etag)
+	case http.StatusOK:
+		return sameETag(got, etag)
+	}
+	return false
+}
+
+// sameETag compares weakly.
+func sameETag(a, b string) bool { return strings.TrimPrefix(a, "W/") == strings.TrimPrefix(b, "W/") }
 
 // failed tells why a request came to nothing.
 func failed(ctx context.Context, err error) error {
@@ -213,14 +243,15 @@ func (s *Source) authorization(ctx context.Context, r *request) (string, error) 
 		}
 		return v, err
 	}
-	if v, err := get("HTTP_AUTH_HEADER_" + r.url.Host); err != nil || v != "" {
-		return v, err
+	for _, host := range slices.Compact([]string{r.url.Host, r.url.Hostname()}) {
+		if v, err := get("HTTP_AUTH_HEADER_" + host); err != nil || v != "" {
+			return v, err
+		}
+		if v, err := get("HTTP_AUTH_TOKEN_" + host); err != nil || v != "" {
+			return "Bearer " + v, err
+		}
 	}
-	v, err := get("HTTP_AUTH_TOKEN_" + r.url.Host)
-	if err != nil || v == "" {
-		return "", err
-	}
-	return "Bearer " + v, nil
+	return "", nil
 }
 
 // getUpload takes the file from the client, which has it once: what it was is
@@ -313,7 +344,7 @@ func (s *Source) write(ctx context.Context, r *request, f file, dir string, body
 	}
 	got := digest.NewDigest(algorithm, hash)
 	if r.checksum != "" && got != r.checksum {
-		return "", fmt.Errorf("the file has digest %s, expected %s: the server has another file now, or somebody tampers with it", got, r.checksum)
+		return "", fmt.Errorf("digest mismatch %s: expected %s: the server has another file now, or somebody tampers with it", got, r.checksum)
 	}
 	mtime := time.Unix(0, 0)
 	if t, err := http.ParseTime(f.LastModified); err == nil {

@@ -1,9 +1,9 @@
 // Package http brings in single files by http and https (WIRE.md section 3.1).
 //
-// A URL is pinned by what it serves: Resolve asks the server whether the file
-// that was downloaded last is still the one, and downloads it if not. A URL
-// that comes with a checksum is pinned by that and needs no request while the
-// file is kept. Files of the host "buildkit-session" come from the client over
+// A URL is pinned by what it serves: Resolve asks the server, once for a build,
+// whether the file that was downloaded last is still the one, and downloads it if
+// not. A URL that comes with a checksum is pinned by that and needs no request
+// while the file is kept. Files of the host "buildkit-session" come from the client over
 // its session.
 //
 // What a server says decides over one file's name, bytes and time, and over
@@ -35,6 +35,7 @@ import (
 type Layers interface {
 	Get(ctx context.Context, id string) (*layer.Ref, error)
 	New(ctx context.Context, parent *layer.Ref, opt layer.NewOptions) (*layer.Mutable, error)
+	Mount(ctx context.Context, r *layer.Ref) (dir string, release func() error, err error)
 }
 
 // Config is what a Source is made of.
@@ -50,8 +51,15 @@ type Config struct {
 
 // Source is a source.Source for URLs.
 type Source struct {
-	cfg    Config
-	client *http.Client
+	cfg     Config
+	client  *http.Client
+	answers source.Answers[answer]
+}
+
+// answer is what a URL serves, for one build.
+type answer struct {
+	file file
+	ref  *layer.Ref
 }
 
 // New returns a source.
@@ -72,7 +80,6 @@ func New(c Config) *Source {
 		c.Transport = &http.Transport{
 			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
 			TLSHandshakeTimeout: c.Stall, IdleConnTimeout: time.Minute,
-			DisableCompression: true, // the bytes of the file are wanted, and their length
 		}
 	}
 	return &Source{cfg: c, client: &http.Client{Transport: c.Transport, CheckRedirect: checkRedirect}}
@@ -105,6 +112,8 @@ type request struct {
 	perm, uid, gid int
 	authSecret     string
 	headers        []headerField
+	// keys and signature are OpenPGP's, armored; both or none.
+	keys, signature []byte
 }
 
 // headerField is a header that the build asks to be sent.
@@ -120,6 +129,9 @@ func decode(op *llb.SourceOp) (*request, error) {
 		if err := r.attr(k, v); err != nil {
 			return nil, fmt.Errorf("source %s: %w", u.Redacted(), err)
 		}
+	}
+	if (len(r.keys) == 0) != (len(r.signature) == 0) {
+		return nil, fmt.Errorf("source %s: http signature verification requires both pubkey and signature", u.Redacted())
 	}
 	slices.SortFunc(r.headers, func(a, b headerField) int { return strings.Compare(a.Name, b.Name) })
 	return r, nil
@@ -142,7 +154,9 @@ func (r *request) attr(key, value string) (err error) {
 			err = fmt.Errorf("attribute %s=%q: expected a digest such as sha256:<64 hex digits>", key, value)
 		}
 	case "http.filename":
-		r.filename, err = value, checkName(value)
+		if r.filename = value; value != "" {
+			err = checkName(value)
+		}
 	case "http.perm":
 		r.perm = number(0, 0o7777)
 	case "http.uid":
@@ -155,9 +169,13 @@ func (r *request) attr(key, value string) (err error) {
 		if strings.ContainsAny(value, "\r\n\x00") {
 			return fmt.Errorf("attribute %s: a header's value has no line breaks", key)
 		}
-		r.headers = append(r.headers, headerField{strings.TrimPrefix(key, "http.header."), value})
+		r.headers = append(r.headers, headerField{http.CanonicalHeaderKey(strings.TrimPrefix(key, "http.header.")), value})
+	case llb.AttrHTTPSigPubKey:
+		r.keys = []byte(value)
+	case llb.AttrHTTPSignature:
+		r.signature = []byte(value)
 	default:
-		err = fmt.Errorf("attribute %q is not known", key)
+		err = source.UnknownAttr(key)
 	}
 	return err
 }
@@ -212,14 +230,19 @@ func (r *request) fileName(header http.Header) (string, error) {
 
 // key is the cache key of WIRE.md section 11.2. Fields and order are the protocol's.
 func (r *request) key(filename string, dgst digest.Digest, lastModified string) (string, error) {
+	if t, err := http.ParseTime(lastModified); err == nil {
+		lastModified = t.Format(http.TimeFormat)
+	} else {
+		lastModified = ""
+	}
 	b, err := json.Marshal(struct {
-		Filename         []byte
+		Filename         string
 		Perm, UID, GID   int
 		Checksum         digest.Digest
 		LastModTime      string        `json:",omitempty"`
 		AuthHeaderSecret string        `json:",omitempty"`
 		Header           []headerField `json:",omitempty"`
-	}{[]byte(filename), r.perm, r.uid, r.gid, dgst, lastModified, r.authSecret, r.headers})
+	}{filename, r.perm, r.uid, r.gid, dgst, lastModified, r.authSecret, r.headers})
 	if err != nil {
 		return "", fmt.Errorf("encode cache key: %w", err)
 	}
@@ -232,38 +255,61 @@ type private struct {
 	ref *layer.Ref // nil if it was not downloaded yet
 }
 
-// Resolve finds out what the URL serves now.
+// Resolve finds out what the URL serves now, once for a build.
 func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Options) (*source.Pin, error) {
 	req, err := decode(op)
 	if err != nil {
 		return nil, err
 	}
-	pin := &source.Pin{Op: op, Platform: opt.Platform}
-	if req.checksum != "" {
-		// The content is known beforehand, so the name can only come from the URL.
-		name, err := req.fileName(http.Header{})
-		if err != nil {
-			return nil, fmt.Errorf("source %s: %w", req.url.Redacted(), err)
-		}
-		req.filename = name
-		if pin.Key, err = req.key(name, req.checksum, ""); err != nil {
-			return nil, err
-		}
-		pin.Digest, pin.Name, pin.Private = req.checksum, name, &private{req: req}
-		return pin, nil
+	if err := checkQuery(opt.Checksum); err != nil {
+		return nil, fmt.Errorf("source %s: %w", req.url.Redacted(), err)
 	}
-	file, ref, err := s.get(ctx, req)
+	pin := &source.Pin{Op: op, Platform: opt.Platform}
+	if req.checksum != "" && req.keys == nil && opt.Checksum == nil {
+		return pin, req.pinKnown(pin)
+	}
+	got, err := s.ask(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	if pin.Key, err = req.key(file.Name, file.Digest, file.LastModified); err != nil {
+	if req.keys != nil || opt.Checksum != nil {
+		if err := s.inspect(ctx, req, got, opt.Checksum, pin); err != nil {
+			return nil, fmt.Errorf("source %s: %w", req.url.Redacted(), err)
+		}
+	}
+	if pin.Key, err = req.key(got.file.Name, got.file.Digest, got.file.LastModified); err != nil {
 		return nil, err
 	}
-	pin.Digest, pin.Name, pin.Private = file.Digest, file.Name, &private{req: req, ref: ref}
-	if t, err := http.ParseTime(file.LastModified); err == nil {
+	pin.Digest, pin.Name, pin.Private = got.file.Digest, got.file.Name, &private{req: req, ref: got.ref}
+	if t, err := http.ParseTime(got.file.LastModified); err == nil {
 		pin.LastModified = &t
 	}
 	return pin, nil
+}
+
+// pinKnown pins a file whose content is known beforehand, so its name can only
+// come from the URL.
+func (r *request) pinKnown(pin *source.Pin) error {
+	name, err := r.fileName(http.Header{})
+	if err != nil {
+		return fmt.Errorf("source %s: %w", r.url.Redacted(), err)
+	}
+	r.filename = name
+	pin.Digest, pin.Name, pin.Private = r.checksum, name, &private{req: r}
+	pin.Key, err = r.key(name, r.checksum, "")
+	return err
+}
+
+// ask finds out what the URL serves, for the build that ctx belongs to.
+func (s *Source) ask(ctx context.Context, r *request) (answer, error) {
+	question, err := r.memoKey()
+	if err != nil {
+		return answer{}, err
+	}
+	return s.answers.Ask(ctx, question, func(ctx context.Context) (a answer, err error) {
+		a.file, a.ref, err = s.get(ctx, r)
+		return a, err
+	})
 }
 
 // Fetch returns a state with the one file in it.
@@ -282,7 +328,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 		return nil, err
 	}
 	if file.Digest != pin.Digest {
-		return nil, fmt.Errorf("fetch %s: the file changed while it was in use (digest %s, before %s): build again",
+		return nil, fmt.Errorf("fetch %s: digest mismatch %s: %s: the file changed while it was in use: build again",
 			p.req.url.Redacted(), file.Digest, pin.Digest)
 	}
 	return ref, nil

@@ -78,13 +78,14 @@ func TestBadAttributes(t *testing.T) {
 }
 
 func TestKey(t *testing.T) {
-	r, err := decode(&llb.SourceOp{Identifier: "http://h/x", Attrs: map[string]string{"http.perm": "0755", "http.uid": "1", "http.gid": "2"}})
+	r, err := decode(&llb.SourceOp{Identifier: "http://h/x", Attrs: map[string]string{"http.perm": "0755", "http.uid": "1", "http.gid": "2", "http.header.accept": "a/b"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.key("x", "sha256:abc", "then")
+	got, err := r.key("x", "sha256:abc", "Mon Jan  2 15:04:05 2006")
 	// The JSON is the protocol's: see WIRE.md section 11.2.
-	want := digest.FromString(`{"Filename":"eA==","Perm":493,"UID":1,"GID":2,"Checksum":"sha256:abc","LastModTime":"then"}`).String()
+	want := digest.FromString(`{"Filename":"x","Perm":493,"UID":1,"GID":2,"Checksum":"sha256:abc","LastModTime":"Mon, 02 Jan 2006 15:04:05 GMT",` +
+		`"Header":[{"Name":"Accept","Value":"a/b"}]}`).String()
 	if err != nil || got != want {
 		t.Errorf("got %s, %v; want %s", got, err, want)
 	}
