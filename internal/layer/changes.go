@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 
@@ -288,18 +289,19 @@ func filesDiffer(a, b int, name string) (bool, error) {
 		return false, err
 	}
 	defer fb.Close()
-	xa, err := readXattrs(fd(fa))
-	if err != nil {
-		return false, err
-	}
-	xb, err := readXattrs(fd(fb))
-	if err != nil {
-		return false, err
-	}
-	if fmt.Sprint(xa) != fmt.Sprint(xb) {
-		return true, nil
+	if same, err := sameXattrs(fa, fb); err != nil || !same {
+		return !same, err
 	}
 	return contentsDiffer(fa, fb)
+}
+
+func sameXattrs(a, b *os.File) (bool, error) {
+	xa, err := readXattrs(fd(a))
+	if err != nil {
+		return false, err
+	}
+	xb, err := readXattrs(fd(b))
+	return maps.Equal(xa, xb), err
 }
 
 func contentsDiffer(a, b io.Reader) (bool, error) {

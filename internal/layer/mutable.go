@@ -167,6 +167,11 @@ func (m *Mutable) commit(ctx context.Context, id string, rec Record) (*Ref, erro
 		return nil, errors.New("commit layer: it is still mounted; release the mount first")
 	}
 	s := m.store
+	if !m.plain() {
+		if err := s.dropUnchanged(ctx, m.dir, m.lowers); err != nil {
+			return nil, fmt.Errorf("commit layer: %w", err)
+		}
+	}
 	name, size, err := s.freeze(ctx, m.key, m.dir)
 	if err != nil {
 		return nil, fmt.Errorf("commit layer: %w", err)

@@ -1,0 +1,146 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+)
+
+// dropUnchanged removes from an upper directory what is the same in the layers
+// below. The kernel copies up what is merely opened to be written, or gets the
+// owner that it has, and each folder in which a mount point was made; a layer,
+// and a diff, must hold only what the step changed. Like BuildKit, it does not
+// count the time of a folder.
+func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string) error {
+	root, err := openRoot(upper)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	below, err := openBelow(lowers, s.marks)
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	_, err = s.dropIn(ctx, root, below.dirs, "")
+	return err
+}
+
+// dropIn does so in one folder, which has the path at, and tells whether it is
+// empty then. Below are the folders that it covers, the topmost first.
+func (s *Store) dropIn(ctx context.Context, dir *os.File, below []*os.File, at string) (empty bool, err error) {
+	var before unix.Stat_t
+	if err := unix.Fstat(fd(dir), &before); err != nil {
+		return false, err
+	}
+	names, err := readNames(dir)
+	if err != nil {
+		return false, err
+	}
+	left := len(names)
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		same, flags, err := s.unchanged(ctx, dir, below, name, path.Join(at, name))
+		if err == nil && same {
+			left--
+			err = unix.Unlinkat(fd(dir), name, flags)
+		}
+		if err != nil {
+			return false, fmt.Errorf("compare %s with what it was: %w", path.Join(at, name), err)
+		}
+	}
+	if left < len(names) {
+		err = setTimes(fd(dir), "", before.Mtim)
+	}
+	return left == 0, err
+}
+
+// unchanged compares an entry with what the layers below have in its place.
+// Flags are those to unlink it with.
+func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, name, at string) (same bool, flags int, err error) {
+	now, err := lstat(fd(dir), name)
+	if err != nil || now == nil || isWhiteout(now) {
+		return false, 0, err
+	}
+	was, parent, err := topmost(below, name)
+	if err != nil || was == nil {
+		return false, 0, err
+	}
+	if !isDir(now) {
+		if now.Nlink > 1 { // the link itself may be what is new
+			return false, 0, nil
+		}
+		changed, err := differ(fd(parent), was, fd(dir), now, name)
+		return !changed, 0, err
+	}
+	sub, err := openDir(fd(dir), name)
+	if err != nil {
+		return false, 0, err
+	}
+	defer sub.Close()
+	if opaque, err := s.marks.isOpaque(fd(sub)); err != nil || opaque || !isDir(was) {
+		return false, 0, err
+	}
+	covered, err := s.folders(below, name)
+	defer func() {
+		for _, f := range covered {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return false, 0, err
+	}
+	empty, err := s.dropIn(ctx, sub, covered, at)
+	if err != nil || !empty {
+		return false, 0, err
+	}
+	if changed, err := differ(fd(parent), was, fd(dir), now, name); err != nil || changed {
+		return false, 0, err
+	}
+	equal, err := sameXattrs(sub, covered[0])
+	return equal, unix.AT_REMOVEDIR, err
+}
+
+// topmost finds a name in folders that cover each other; st is nil if it is not there.
+func topmost(dirs []*os.File, name string) (st *unix.Stat_t, parent *os.File, err error) {
+	for _, d := range dirs {
+		if st, err = lstat(fd(d), name); err != nil {
+			return nil, nil, err
+		}
+		if st != nil {
+			if isWhiteout(st) {
+				st = nil
+			}
+			return st, d, nil
+		}
+	}
+	return nil, nil, nil
+}
+
+// folders opens a folder in all layers that show in it, the topmost first.
+func (s *Store) folders(dirs []*os.File, name string) (open []*os.File, err error) {
+	for _, d := range dirs {
+		sub, err := openDir(fd(d), name)
+		switch {
+		case err == nil:
+		case os.IsNotExist(err):
+			continue
+		case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP): // a whiteout, a file or a link covers the rest
+			return open, nil
+		default:
+			return open, err
+		}
+		open = append(open, sub)
+		opaque, err := s.marks.isOpaque(fd(sub))
+		if err != nil || opaque {
+			return open, err
+		}
+	}
+	return open, nil
+}
