@@ -14,15 +14,14 @@ import (
 var frontendCaps = []string{
 	"solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return", "returnmap",
 	"readdir", "statfile", "proto.refarray", "frontend.inputs", "gateway.solve.metadata", "gateway.solve.evaluate",
-	"gateway.evaluate", "gateway.warnings", "source.metaresolver", "source.metaresolver.image.attestations",
+	"gateway.evaluate", "gateway.warnings", "reference.output", "reference.attestations", "frontend.caps",
+	"gateway.exec", "gateway.exec.extrahosts", "gateway.exec.secretenv", "gateway.exec.signals", "gateway.exec.filesystem",
+	"source.metaresolver", "source.metaresolver.image.attestations",
 }
 
 // lacking are the capabilities of the language that this daemon does not have.
 var lacking = []string{
-	llb.CapSourceGit, llb.CapSourceGitKeepDir, llb.CapSourceGitFullURL, llb.CapSourceGitHTTPAuth, llb.CapSourceGitKnownSSHHosts,
-	llb.CapSourceGitMountSSHSock, llb.CapSourceGitSubdir, llb.CapSourceGitChecksum, llb.CapSourceGitSkipSubmodules,
-	llb.CapSourceGitSignatureVerify, llb.CapSourceGitMTime, llb.CapSourceGitFetchByCommit, llb.CapSourceGitBundle,
-	llb.CapSourceGitCheckoutBundle, llb.CapSourceLocalMetadataTransfer, llb.CapSourceHTTPSignatureVerify,
+	llb.CapSourceLocalMetadataTransfer,
 	llb.CapBuildOpLLBFileName, llb.CapExecMetaCDI, llb.CapExecMetaNetworkProxy,
 }
 

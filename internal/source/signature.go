@@ -89,12 +89,17 @@ func readKeyRing(keys []byte) (openpgp.EntityList, error) {
 	if len(keys) > maxKeyRing {
 		return nil, fmt.Errorf("public keys are of %d bytes, expected at most %d", len(keys), maxKeyRing)
 	}
+	// One block at a time: the decoder reads past the end of its own.
+	begin := []byte("-----BEGIN PGP")
 	var ring openpgp.EntityList
-	for r := bytes.NewReader(keys); ; {
-		block, err := armor.Decode(r)
-		if errors.Is(err, io.EOF) {
-			break
+	for i := bytes.Index(keys, begin); i >= 0; {
+		keys = keys[i:]
+		this := keys
+		if i = bytes.Index(keys[len(begin):], begin); i >= 0 {
+			i += len(begin)
+			this = keys[:i]
 		}
+		block, err := armor.Decode(bytes.NewReader(this))
 		if err != nil {
 			return nil, fmt.Errorf("decode armored public key: %w", err)
 		}
