@@ -56,6 +56,10 @@ type ResolveOpt struct {
 	Mode     string // "default", "pull" or "local"
 	LogName  string // what to show while resolving
 	Image    ImageQuery
+	// GitObjects asks for the objects in SourceMeta.Git; Checksum for the
+	// checksum in SourceMeta.HTTP.
+	GitObjects bool
+	Checksum   *ChecksumQuery
 }
 
 // ImageQuery says what else to find out about an image.
@@ -86,6 +90,8 @@ type SourceMeta struct {
 	Digest digest.Digest
 	Config []byte            // an image's config, JSON
 	Chain  *AttestationChain // of an image, if it was asked for
+	Git    *GitMeta          // of a git reference
+	HTTP   *HTTPMeta         // of a file at a URL
 }
 
 // Warning is a remark on a build file.

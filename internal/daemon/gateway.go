@@ -168,7 +168,11 @@ func (s *gatewayService) ResolveSourceMeta(ctx context.Context, r *gateway.Resol
 	if err != nil {
 		return nil, err
 	}
-	m, err := br.ResolveSourceUnder(ctx, readSourceOp(r.Source), readResolveOpt(r), policies)
+	opt, err := readResolveOpt(r)
+	if err != nil {
+		return nil, err
+	}
+	m, err := br.ResolveSourceUnder(ctx, readSourceOp(r.Source), opt, policies)
 	if err != nil {
 		return nil, err
 	}

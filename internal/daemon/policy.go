@@ -124,7 +124,8 @@ func (p *sessionPolicy) Check(ctx context.Context, q build.PolicyQuestion) (buil
 		return build.PolicyAnswer{}, err
 	}
 	if r := resp.GetRequest(); r != nil {
-		return build.PolicyAnswer{Want: &build.PolicyWant{Op: readSourceOp(r.GetSource()), Opt: readResolveOpt(r)}}, nil
+		opt, err := readResolveOpt(r)
+		return build.PolicyAnswer{Want: &build.PolicyWant{Op: readSourceOp(r.GetSource()), Opt: opt}}, err
 	}
 	d := resp.GetDecision()
 	action, err := known[build.PolicyAction](d.GetAction(), sourcepolicy.PolicyAction_name, "action")

@@ -10,7 +10,7 @@ import (
 )
 
 // readResolveOpt is what a client wants to know of a source.
-func readResolveOpt(r *gateway.ResolveSourceMetaRequest) frontend.ResolveOpt {
+func readResolveOpt(r *gateway.ResolveSourceMetaRequest) (frontend.ResolveOpt, error) {
 	o := frontend.ResolveOpt{Platform: readPlatform(r.GetPlatform()), Mode: r.GetResolveMode(), LogName: r.GetLogName()}
 	if i := r.GetImage(); i != nil {
 		o.Image = frontend.ImageQuery{
@@ -18,19 +18,17 @@ func readResolveOpt(r *gateway.ResolveSourceMetaRequest) frontend.ResolveOpt {
 			AttestationChain: i.GetAttestationChain() || len(i.GetResolveAttestations()) > 0,
 		}
 	}
-	return o
+	return o, readQueries(r, &o)
 }
 
 // wireMeta tells what is known of a source.
 func wireMeta(m *frontend.SourceMeta) *gateway.ResolveSourceMetaResponse {
-	resp := &gateway.ResolveSourceMetaResponse{Source: wireSourceOp(m.Op)}
+	resp := &gateway.ResolveSourceMetaResponse{Source: wireSourceOp(m.Op), Git: wireGit(m.Git), HTTP: wireHTTP(m)}
 	switch scheme, _, _ := strings.Cut(m.Op.Identifier, "://"); scheme {
 	case "docker-image", "oci-layout":
 		resp.Image = &gateway.ResolveSourceImageResponse{
 			Digest: string(m.Digest), Config: m.Config, AttestationChain: wireChain(m.Chain),
 		}
-	case "http", "https":
-		resp.HTTP = &gateway.ResolveSourceHTTPResponse{Checksum: string(m.Digest)}
 	}
 	return resp
 }
