@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -36,6 +37,11 @@ type Bridge struct {
 	imports    *imports
 	ctx        context.Context // of the build
 	containers containers
+	records    records
+	invocation string // names this run of the build
+	started    time.Time
+	finished   sync.Once
+	finishedAt time.Time
 
 	mu     sync.Mutex
 	graphs []*llb.Graph // what was solved, to find where steps were written
@@ -65,7 +71,10 @@ func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]str
 		return nil, err
 	}
 	br.ImportCaches(caches)
-	return f.Build(ctx, frontend.Request{Opts: opts, Inputs: inputs, Worker: br.builder.Worker.Platforms[0]}, br)
+	ctx, s := br.records.enter(ctx, name, opts, inputs)
+	res, err := f.Build(ctx, frontend.Request{Opts: opts, Inputs: inputs, Worker: br.builder.Worker.Platforms[0]}, br)
+	br.records.returned(s, res)
+	return res, err
 }
 
 // Solve checks a graph and returns its result, to be made when it is read.
@@ -82,6 +91,7 @@ func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	if g == nil || g.Root.Vertex == nil {
 		return solver.Edge{}, nil
 	}
+	given := g
 	g, err := br.ApplyPolicies(ctx, g, nil)
 	if err != nil {
 		return solver.Edge{}, err
@@ -93,6 +103,7 @@ func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	br.mu.Lock()
 	br.graphs = append(br.graphs, g)
 	br.mu.Unlock()
+	br.records.solving(ctx, given, g)
 	if g.Root.Vertex == nil {
 		return solver.Edge{}, nil
 	}
@@ -118,6 +129,7 @@ func (br *Bridge) build(ctx context.Context, e solver.Edge) (*layer.Ref, error) 
 	if err != nil {
 		return nil, err
 	}
+	br.records.evaluated(e)
 	ref, _ := r.(*layer.Ref)
 	return ref, nil
 }
@@ -133,6 +145,7 @@ func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt fronte
 		Platform: br.builder.Worker.Platforms[0], Mode: opt.Mode, WantConfig: !opt.Image.NoConfig,
 		WantChain: opt.Image.AttestationChain, Attestations: opt.Image.Attestations,
 	}
+	askMore(&so, opt)
 	if opt.Platform != nil {
 		so.Platform = *opt.Platform
 	}
@@ -151,7 +164,7 @@ func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt fronte
 	if err != nil {
 		return nil, err
 	}
-	return &frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config, Chain: attestationChain(pin.Chain)}, nil
+	return tellMore(&frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config, Chain: attestationChain(pin.Chain)}, pin, so), nil
 }
 
 // Warn tells the user of something that stops nothing.

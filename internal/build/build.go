@@ -8,11 +8,12 @@ package build
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +40,11 @@ type Builder struct {
 	// Entitlements are what the daemon's configuration grants to builds that ask.
 	Entitlements []string
 	Caps         []string // what graphs may need (WIRE.md section 4)
+	// ProvenanceEnv is what the daemon's owner adds to all provenance.
+	ProvenanceEnv map[string]any
+	// DockerfileVersion is that of the language which the frontend "dockerfile.v0" reads.
+	DockerfileVersion string
+	Version           string // of Kiln
 }
 
 // Request is what a client wants built.
@@ -65,6 +71,12 @@ type Request struct {
 	// Exported is told what each exporter answered, by its number in Exports; it
 	// is called concurrently. Nil for nobody.
 	Exported func(exporter int, response map[string]string)
+	// Attested is told the whole provenance of each result, a predicate of SLSA,
+	// by the result's platform ID. Nil for nobody.
+	Attested func(platform, predicateType string, predicate []byte)
+	// CompatibilityVersion is the version of behaviour that the client asks for
+	// (see package exporter); 0 is the current one.
+	CompatibilityVersion int
 }
 
 // Export is one thing to make of the result.
@@ -135,14 +147,21 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 	im.br = &Bridge{
 		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
 		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im}),
-		release: b.Worker.Layers.Use(),
+		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
+	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
+	job.Pinned = im.br.records.pinned
 	im.br.ImportCaches(req.CacheImports)
 	return im.br, nil
 }
 
 func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[string]string, error) {
+	req.Exports = withEpoch(req.Exports, req.Opts)
 	exports, err := b.exporters(req.Exports)
+	if err != nil {
+		return nil, err
+	}
+	asked, err := parseAttests(req.Opts)
 	if err != nil {
 		return nil, err
 	}
@@ -154,17 +173,21 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err != nil {
 		return nil, err
 	}
+	if err := br.scan(ctx, res, asked); err != nil {
+		return nil, err
+	}
 	in, err := br.evaluate(ctx, res)
 	if err != nil {
 		return nil, err
 	}
-	if in.Epoch, err = epoch(req.Opts, res.Meta); err != nil {
+	if err := br.attest(ctx, res, &in, asked); err != nil {
 		return nil, err
 	}
+	defer br.recordProvenance(res, in, asked)
 	out := map[string]string{}
 	for k, v := range res.Meta {
-		if printable(v) {
-			out["frontend."+k] = string(v)
+		if strings.HasPrefix(k, "frontend.") {
+			out[k] = string(v)
 		}
 	}
 	br.inlineCaches(caches, res, &in)
@@ -214,10 +237,15 @@ func (br *Bridge) chooseExports(ctx context.Context, res *frontend.Result) ([]Ex
 // what they tell.
 func (br *Bridge) exportAll(ctx context.Context, by []exporter.Exporter, exports []Export, in exporter.Input, out map[string]string) error {
 	var mu sync.Mutex
-	eg, ctx := errgroup.WithContext(ctx)
+	var later []func() error
+	eg, gctx := errgroup.WithContext(ctx)
 	for i, e := range exports {
 		eg.Go(func() error {
-			got, err := br.export(ctx, by[i], e, i, in)
+			got, err := br.export(gctx, by[i], e, i, in, func(f func(context.Context) error) {
+				mu.Lock()
+				defer mu.Unlock()
+				later = append(later, func() error { return br.exporting(ctx, e, f) })
+			})
 			if err != nil {
 				return err
 			}
@@ -226,6 +254,13 @@ func (br *Bridge) exportAll(ctx context.Context, by []exporter.Exporter, exports
 			maps.Copy(out, got)
 			return nil
 		})
+	}
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	eg = &errgroup.Group{}
+	for _, f := range later {
+		eg.Go(f)
 	}
 	return eg.Wait()
 }
@@ -236,6 +271,11 @@ func (b *Builder) exporters(es []Export) (found []exporter.Exporter, err error) 
 		ex, ok := b.Exporters[e.Type]
 		if !ok {
 			return nil, fmt.Errorf("no exporter %q: expected one of %v", e.Type, slices.Sorted(maps.Keys(b.Exporters)))
+		}
+		if c, ok := ex.(exporter.Checker); ok {
+			if err := c.Check(e.Attrs); err != nil {
+				return nil, fmt.Errorf("export to %s: %w", e.Type, err)
+			}
 		}
 		found = append(found, ex)
 	}
@@ -252,59 +292,6 @@ func (b *Builder) result(ctx context.Context, req Request, br *Bridge) (*fronten
 		return &frontend.Result{Platforms: []frontend.PlatformResult{{Platform: b.Worker.Platforms[0], Graph: req.Graph}}}, nil
 	}
 	return br.Frontend(ctx, req.Frontend, req.Opts, req.Inputs)
-}
-
-// evaluate makes the files of every platform.
-func (br *Bridge) evaluate(ctx context.Context, res *frontend.Result) (exporter.Input, error) {
-	in := exporter.Input{Meta: res.Meta, Platforms: make([]exporter.Platform, len(res.Platforms))}
-	eg, ctx := errgroup.WithContext(ctx)
-	for i, p := range res.Platforms {
-		eg.Go(func() error {
-			ref, err := br.solve(ctx, p.Graph)
-			in.Platforms[i] = exporter.Platform{ID: p.ID, Platform: p.Platform, Ref: ref, Config: p.Config}
-			return err
-		})
-	}
-	return in, eg.Wait()
-}
-
-func (br *Bridge) export(ctx context.Context, ex exporter.Exporter, e Export, i int, in exporter.Input) (out map[string]string, err error) {
-	ctx = session.WithGroup(ctx, br)
-	name := "exporting to " + map[string]string{
-		"image": "image", "oci": "oci image format", "docker": "docker image format", "local": "client directory", "tar": "client tarball",
-	}[e.Type]
-	err = progress.Run(ctx, br.req.Sink, name, func(ctx context.Context) error {
-		out, err = ex.Export(ctx, in, exporter.Target{Attrs: e.Attrs, ID: i, Session: br.req.Session})
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("export to %s: %w", e.Type, err)
-	}
-	if br.req.Exported != nil {
-		br.req.Exported(i, out)
-	}
-	return out, nil
-}
-
-// epoch is the time that no time in the output may pass.
-func epoch(opts map[string]string, meta map[string][]byte) (*time.Time, error) {
-	v, ok := opts["build-arg:SOURCE_DATE_EPOCH"]
-	if m, set := meta["source.date.epoch"]; set {
-		v, ok = string(m), true
-	}
-	if !ok || v == "" {
-		return nil, nil
-	}
-	sec, err := strconv.ParseInt(v, 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("SOURCE_DATE_EPOCH is %q: expected a number of seconds since 1970", v)
-	}
-	t := time.Unix(sec, 0).UTC()
-	return &t, nil
-}
-
-func printable(b []byte) bool {
-	return !slices.ContainsFunc(b, func(c byte) bool { return c < ' ' && c != '\n' && c != '\t' })
 }
 
 // Locate gives an error the place that it came from.

@@ -131,7 +131,11 @@ func (br *Bridge) ResolveSourceUnder(ctx context.Context, o *llb.SourceOp, opt f
 	if err != nil {
 		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
 	}
-	return br.resolveSource(ctx, o, opt)
+	meta, err := br.resolveSource(ctx, o, opt)
+	if err == nil {
+		br.records.resolved(ctx, meta.Op, opt.Platform, meta.Digest)
+	}
+	return meta, err
 }
 
 func attestationChain(c *source.AttestationChain) *frontend.AttestationChain {

@@ -28,7 +28,7 @@ var lacking = []string{
 // Caps are the capabilities that definitions may need of this daemon.
 func Caps() []string {
 	all := slices.DeleteFunc(llb.Caps(), func(id string) bool { return slices.Contains(lacking, id) })
-	return append(all, "exporter.image.annotations", "exporter.sourcedateepoch", "exporter.multiple",
+	return append(all, "exporter.image.annotations", "exporter.image.attestations", "exporter.sourcedateepoch", "exporter.multiple",
 		"source.policy", "source.policy.session")
 }
 

@@ -84,6 +84,9 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 	if err := s.policies(r, &req); err != nil {
 		return req, err
 	}
+	if err := s.attesting(run, r, &req); err != nil {
+		return req, err
+	}
 	caches(r, &req)
 	for _, e := range exporters(r) {
 		req.Exports = append(req.Exports, build.Export{Type: e.Type, Attrs: e.Attrs})

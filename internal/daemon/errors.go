@@ -67,6 +67,7 @@ func errorStatus(err error) *status.Status {
 	if errors.As(err, &failed) {
 		st.Details = appendDetail(st.Details, "errdefs.Solve", solveDetail{failed.detail})
 	}
+	attestDetails(st, err)
 	var be *build.Error
 	if errors.As(err, &be) {
 		if be.Vertex != "" {

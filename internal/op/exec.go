@@ -104,6 +104,11 @@ func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 	if err := o.runnable(); err != nil {
 		return nil, err
 	}
+	release, err := o.worker.step(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	ctx = withSessions(ctx)
 	ms := &mountSet{worker: o.worker, inputs: refs(inputs), description: strings.Join(o.op.Args, " "), cwd: o.op.Cwd}
 	defer func() {
@@ -180,7 +185,11 @@ func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []con
 // runnable tells whether this machine can run programs of the platform.
 func (o *execOp) runnable() error {
 	p := o.platform()
-	for _, have := range o.worker.Platforms {
+	all := o.worker.Platforms
+	if o.worker.Detected != nil {
+		all = append(all[:len(all):len(all)], o.worker.Detected()...)
+	}
+	for _, have := range all {
 		if platforms.Only(have).Match(p) {
 			return nil
 		}

@@ -39,6 +39,12 @@ type Worker struct {
 	// Slots bounds the file operations that are carried out at a time; nil
 	// sets no bound. Containers are not bounded.
 	Slots chan struct{}
+	// Steps bounds the commands, file operations and sources together that are
+	// carried out at a time; nil sets no bound.
+	Steps chan struct{}
+	// Detected tells what containers can run here besides Platforms, by
+	// emulators that came later. Nil is nothing.
+	Detected func() []ocispecs.Platform
 }
 
 // Secrets gets secrets from the clients that ctx's work is done for.
@@ -65,6 +71,8 @@ type Job struct {
 	Mode string
 	// KeepFailed keeps what failed steps left until Close, see [Failure].
 	KeepFailed bool
+	// Pinned is told what a source turned out to be. Nil for nobody.
+	Pinned func(*llb.Vertex, *source.Pin)
 
 	mu     sync.Mutex
 	closed bool
@@ -158,7 +166,7 @@ func (w *Worker) op(v *llb.Vertex, job *Job) (solver.Op, error) {
 		scheme, _, _ := strings.Cut(o.Identifier, "://")
 		for _, s := range w.Sources {
 			if slices.Contains(s.Schemes(), scheme) {
-				return &sourceOp{base: b, op: o, source: s, mode: job.Mode}, nil
+				return &sourceOp{base: b, op: o, source: s, mode: job.Mode, pinned: job.Pinned}, nil
 			}
 		}
 		return nil, fmt.Errorf("no source takes %q: its scheme must be one of %s", o.Identifier, strings.Join(w.schemes(), ", "))
@@ -187,14 +195,31 @@ func (w *Worker) schemes() (all []string) {
 
 // slot waits for the right to carry out a file operation.
 func (w *Worker) slot(ctx context.Context) (release func(), err error) {
-	if w.Slots == nil {
+	release, err = take(ctx, w.Slots)
+	if err != nil {
+		return nil, err
+	}
+	step, err := w.step(ctx)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return func() { step(); release() }, nil
+}
+
+// step waits for the right to carry out a step. Whoever has it waits for no
+// other step.
+func (w *Worker) step(ctx context.Context) (release func(), err error) { return take(ctx, w.Steps) }
+
+func take(ctx context.Context, slots chan struct{}) (release func(), err error) {
+	if slots == nil {
 		return func() {}, nil
 	}
 	select {
-	case w.Slots <- struct{}{}:
-		return func() { <-w.Slots }, nil
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -19,6 +19,7 @@ type sourceOp struct {
 	op     *llb.SourceOp
 	source source.Source
 	mode   string
+	pinned func(*llb.Vertex, *source.Pin) // nil for nobody
 
 	pin *source.Pin // set by CacheMap, which comes before Exec
 }
@@ -29,6 +30,9 @@ func (o *sourceOp) CacheMap(ctx context.Context) (solver.CacheMap, error) {
 		return solver.CacheMap{}, err
 	}
 	o.pin = pin
+	if o.pinned != nil {
+		o.pinned(o.vertex, pin)
+	}
 	return solver.CacheMap{
 		Digest: string(digest.FromString("buildkit.source.v0:" + pin.Key)),
 		Keep:   keepSource(o.op.Identifier, pin.Key),
@@ -49,6 +53,11 @@ func keepSource(identifier, key string) solver.Keep {
 }
 
 func (o *sourceOp) Exec(ctx context.Context, _ []solver.Result) ([]solver.Result, error) {
+	release, err := o.worker.step(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	ref, err := o.source.Fetch(withSessions(ctx), o.pin)
 	if err != nil {
 		return nil, err

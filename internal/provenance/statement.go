@@ -3,6 +3,7 @@ package provenance
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	digest "github.com/opencontainers/go-digest"
@@ -85,6 +86,24 @@ func (p *Predicate) Encode(o Options) ([]byte, error) {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode provenance: %w", err)
+	}
+	return data, nil
+}
+
+// NamedSubject is what a name and digests say.
+func NamedSubject(name string, digests ...digest.Digest) Subject {
+	s := Subject{Name: name, Digest: DigestSet{}}
+	for _, d := range digests {
+		maps.Copy(s.Digest, digestSet(d))
+	}
+	return s
+}
+
+// Encode writes the statement.
+func (s Statement) Encode() ([]byte, error) {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s statement: %w", s.PredicateType, err)
 	}
 	return data, nil
 }
