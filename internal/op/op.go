@@ -195,16 +195,16 @@ func (w *Worker) schemes() (all []string) {
 
 // slot waits for the right to carry out a file operation.
 func (w *Worker) slot(ctx context.Context) (release func(), err error) {
-	release, err = take(ctx, w.Slots)
+	slot, err := take(ctx, w.Slots)
 	if err != nil {
 		return nil, err
 	}
 	step, err := w.step(ctx)
 	if err != nil {
-		release()
+		slot()
 		return nil, err
 	}
-	return func() { step(); release() }, nil
+	return func() { step(); slot() }, nil
 }
 
 // step waits for the right to carry out a step. Whoever has it waits for no
