@@ -141,6 +141,17 @@ func GitCheckoutBundle() GitOption {
 // BuildKit's library asks ssh servers for their keys if [KnownSSHHosts] gives
 // none. This one does no I/O: give them.
 func Git(url, fragment string, opts ...GitOption) State {
+	op, info := gitOp(url, fragment, opts)
+	return source(op.Identifier, op.Attrs, &info.Constraints, nil)
+}
+
+// GitOp is the operation of [Git], for those who make graphs by hand.
+func GitOp(url, fragment string, opts ...GitOption) *SourceOp {
+	op, _ := gitOp(url, fragment, opts)
+	return op
+}
+
+func gitOp(url, fragment string, opts []GitOption) (*SourceOp, *GitInfo) {
 	remote, problem := ParseGitURL(url)
 	if errors.Is(problem, ErrNoGitURL) {
 		url = "https://" + url
@@ -168,7 +179,7 @@ func Git(url, fragment string, opts ...GitOption) State {
 	if info.ownAuth {
 		info.addCap(CapSourceGitHTTPAuth)
 	}
-	return source("git://"+id, info.attrs(url, problem == nil && remote.Scheme == "ssh"), &info.Constraints, nil)
+	return &SourceOp{Identifier: "git://" + id, Attrs: info.attrs(url, problem == nil && remote.Scheme == "ssh")}, info
 }
 
 func (i *GitInfo) attrs(url string, ssh bool) map[string]string {

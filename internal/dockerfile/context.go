@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -16,7 +15,7 @@ import (
 )
 
 // contextSchemes are the schemes of named contexts, for messages.
-const contextSchemes = "docker-image, oci-layout, http, https, local and input"
+const contextSchemes = "docker-image, oci-layout, git, http, https, local and input"
 
 // namedContext is an option "context:NAME=VALUE".
 type namedContext struct {
@@ -47,10 +46,15 @@ func (l *lowering) namedContext(name string, p ocispecs.Platform) (*namedContext
 func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.Platform) error {
 	scheme, rest, ok := strings.Cut(c.value, ":")
 	rest = strings.TrimPrefix(rest, "//")
-	var err error
+	op, isGit, err := l.in.opts.gitContext(c.value, false)
+	if !isGit {
+		err = nil // or it would be an error of every other context
+	}
 	switch {
-	case isGitURL(c.value):
-		err = fmt.Errorf("git contexts are not supported yet")
+	case isGit && err != nil:
+	case isGit:
+		s.state.edge = l.source(op, nil, gitTitle(c.value), nil)
+		s.resolved = true
 	case !ok:
 		err = fmt.Errorf("it has no scheme: expected one of %s", contextSchemes)
 	case scheme == "docker-image":
@@ -59,7 +63,7 @@ func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.P
 		err = l.layoutContext(s, c, rest, platform)
 	case scheme == "http" || scheme == "https":
 		op := llb.SourceOp{Identifier: c.value, Attrs: map[string]string{"http.filename": "context"}}
-		s.state.edge = l.source(op, nil, "[context "+c.name+"] "+c.value, nil)
+		s.state.edge = l.source(op, nil, "[context "+c.name+"] "+withoutPassword(c.value), nil)
 		s.resolved = true
 	case scheme == "local":
 		l.localContext(s, c, rest)
@@ -69,7 +73,7 @@ func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.P
 		err = fmt.Errorf("scheme %q is not known: expected one of %s", scheme, contextSchemes)
 	}
 	if err != nil {
-		return fmt.Errorf("use context %s=%s: %w", c.name, c.value, err)
+		return fmt.Errorf("use context %s=%s: %w", c.name, withoutPassword(c.value), err)
 	}
 	if !s.resolved {
 		return nil
@@ -245,19 +249,4 @@ func localVertex(name, title string, attrs map[string]string) *llb.Vertex {
 		Op:   &llb.SourceOp{Identifier: "local://" + name, Attrs: attrs},
 		Meta: llb.Metadata{Description: map[string]string{"llb.customname": title}},
 	}
-}
-
-var scpURL = regexp.MustCompile(`^[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:`)
-
-// isGitURL reports whether a URL is that of a git repository.
-func isGitURL(u string) bool {
-	plain, _, _ := strings.Cut(u, "#")
-	plain, _, _ = strings.Cut(plain, "?")
-	switch {
-	case strings.HasPrefix(u, "git://"), strings.HasPrefix(u, "ssh://"), scpURL.MatchString(u):
-		return true
-	case strings.HasPrefix(u, "http://"), strings.HasPrefix(u, "https://"):
-		return strings.HasSuffix(plain, ".git")
-	}
-	return false
 }

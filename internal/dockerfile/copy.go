@@ -152,14 +152,14 @@ func (l *lowering) checkCopy(step *copyStep) error {
 			return l.errorAt(at, "--checksum stands with several sources", "one source", "")
 		}
 		if !isHTTP(step.sources[0]) && !isGitURL(step.sources[0]) {
-			return l.errorAt(at, fmt.Sprintf("--checksum stands with the source %q", step.sources[0]), "an http or https URL", "")
+			return l.errorAt(at, fmt.Sprintf("--checksum stands with the source %q", step.sources[0]), "an http, https or git URL", "")
 		}
 	}
 	for n, src := range step.sources {
 		switch {
 		case src == "":
 			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("source %q is empty", step.Copy.Sources[n].Value), "a path", "")
-		case !step.add && (isHTTP(src) || isGitURL(src) && !scpURL.MatchString(src)):
+		case !step.add && (isHTTP(src) || isGitURL(src) && strings.Contains(src, "://")):
 			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("COPY has the URL %q as a source", src), "a path; ADD takes URLs", "")
 		case isHTTP(src) && !hasHost(src):
 			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("source %q is no URL with a host", src), "a URL such as https://example.com/file", "")
@@ -184,7 +184,10 @@ func (l *lowering) copyOne(step *copyStep, n int, name string) (out llb.FileStep
 	from := step.from
 	switch {
 	case step.add && isGitURL(src):
-		return out, l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("ADD of the git repository %q is not supported yet", src), "", "")
+		if from, err = l.gitSource(step, n, name); err != nil {
+			return out, err
+		}
+		do, err = step.copyDo("/")
 	case isHTTP(src):
 		if from, err = l.httpSource(step, src, name); err != nil {
 			return out, err
@@ -200,6 +203,26 @@ func (l *lowering) copyOne(step *copyStep, n int, name string) (out llb.FileStep
 		return out, l.errorAt(step.Chmod.Span, err.Error(), "", "")
 	}
 	return llb.FileStepFrom{Do: do, From: from}, nil
+}
+
+// gitSource is a repository that is checked out.
+func (l *lowering) gitSource(step *copyStep, n int, name string) (llb.Edge, error) {
+	at, src := step.Copy.Sources[n].Span, step.sources[n]
+	g, _, err := parseGitRef(src)
+	if err != nil {
+		return llb.Edge{}, l.errorAt(at, fmt.Sprintf("git repository %q: %v", withoutPassword(src), err), "", "")
+	}
+	keep := step.KeepGitDir
+	if keep != nil && g.keepGitDir != nil && *keep != *g.keepGitDir {
+		return llb.Edge{}, l.errorAt(at, "inconsistent keep-git-dir configuration: the flag and the URL contradict each other", "", "")
+	}
+	if step.checksum != "" && g.checksum != "" && step.checksum != g.checksum {
+		return llb.Edge{}, l.errorAt(at, fmt.Sprintf("checksum mismatch %q != %q: the flag and the URL contradict each other", step.checksum, g.checksum), "", "")
+	}
+	if g.checksum == "" {
+		g.checksum = step.checksum
+	}
+	return l.source(g.op(isSet(keep) || isSet(g.keepGitDir), l.in.opts.gitAdvice, ""), nil, name, &step.Head), nil
 }
 
 // httpSource is a file that is downloaded.
@@ -304,7 +327,7 @@ func (l *lowering) inlineFile(name string, content []byte, mode int) llb.Edge {
 func (l *lowering) notePaths(c command, step *copyStep) {
 	for _, src := range step.sources {
 		switch p := path.Join("/", src); {
-		case isHTTP(src):
+		case isHTTP(src) || step.add && isGitURL(src):
 		case len(c.sources) > 0:
 			c.sources[0].paths[p] = true
 		default:

@@ -73,7 +73,7 @@ type driver struct {
 	source       *syntax.Source
 	sourceVertex digest.Digest // what the Dockerfile came from
 	context      *llb.Edge     // the main context if it is no directory of the client
-	remoteFile   bool          // the Dockerfile is in that context
+	remoteFile   *llb.Edge     // what has the Dockerfile if it came with that context
 }
 
 // maxRounds bounds how often a file is lowered. Each round needs something new,

@@ -106,8 +106,8 @@ func (d *driver) dockerfileEdge() llb.Edge {
 		if g := d.req.Inputs[d.opts.dockerfileName]; g != nil {
 			return g.Root
 		}
-		if d.context != nil && d.remoteFile {
-			return *d.context
+		if d.remoteFile != nil {
+			return *d.remoteFile
 		}
 	}
 	follow := []string{d.opts.filename, d.opts.filename + ".dockerignore"}
@@ -132,9 +132,15 @@ func smallLocal(local, hint, title string, follow []string) *llb.Vertex {
 // openRemote finds the main context where it is no directory of the client: a
 // URL, or a graph that came with the request.
 func (d *driver) openRemote(ctx context.Context) error {
+	op, isGit, err := d.opts.gitContext(d.opts.context, true)
 	switch url := d.opts.context; {
-	case isGitURL(url) || strings.HasPrefix(url, "github.com/"):
-		return fmt.Errorf("open context %s: git contexts are not supported yet", url)
+	case isGit && err != nil:
+		return fmt.Errorf("open context %s: %w", withoutPassword(url), err)
+	case isGit:
+		d.context = &llb.Edge{Vertex: &llb.Vertex{
+			Op: &op, Meta: llb.Metadata{Description: map[string]string{"llb.customname": gitTitle(url)}},
+		}}
+		d.remoteFile = d.context
 	case strings.HasPrefix(url, "http://") || strings.HasPrefix(url, "https://"):
 		if err := d.openHTTP(ctx, url); err != nil {
 			return err
@@ -161,20 +167,20 @@ func (d *driver) openHTTP(ctx context.Context, url string) error {
 	}}
 	ref, err := d.gw.Solve(ctx, &llb.Graph{Root: download})
 	if err != nil {
-		return fmt.Errorf("open context %s: %w", url, err)
+		return fmt.Errorf("open context %s: %w", withoutPassword(url), err)
 	}
 	data, err := ref.ReadFile(ctx, name)
 	if err != nil {
-		return fmt.Errorf("open context %s: %w", url, err)
+		return fmt.Errorf("open context %s: %w", withoutPassword(url), err)
 	}
-	d.remoteFile = true
 	if !isArchive(data) {
 		d.opts.filename = name
-		d.context = &download
+		d.context, d.remoteFile = &download, &download
 		return nil
 	}
 	do := &llb.DoCopy{Src: "/" + name, Dest: "/", Mode: -1, Unpack: true, Timestamp: llb.KeepTime}
 	d.context = &llb.Edge{Vertex: llb.BuildFile(llb.Edge{}, llb.FileStepFrom{Do: do, From: download})}
+	d.remoteFile = d.context
 	return nil
 }
 

@@ -3,6 +3,8 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -263,8 +265,8 @@ func (l *lowering) source(op llb.SourceOp, p *ocispecs.Platform, title string, h
 	if p != nil {
 		key += " " + platforms.FormatAll(*p)
 	}
-	for _, a := range []string{"oci.store", "http.filename", "http.checksum", "image.resolvemode"} {
-		key += " " + op.Attrs[a]
+	for _, a := range slices.Sorted(maps.Keys(op.Attrs)) {
+		key += " " + a + "=" + op.Attrs[a]
 	}
 	if e, ok := l.sources[key]; ok {
 		return e

@@ -47,6 +47,8 @@ type options struct {
 	hosts          []llb.HostIP
 	ulimits        []llb.Ulimit
 	resources      *llb.LinuxResources
+	keepGitDir     bool        // of the main context
+	gitAdvice      bool        // git may give advice
 	check          *lintConfig // takes the place of the "check" directive
 }
 
@@ -69,6 +71,8 @@ func decodeOptions(opts map[string]string) (*options, error) {
 		o.dockerfileName, o.forceLocalFile = v, true
 	}
 	o.context = opts[o.contextName]
+	// As for BuildKit, anything but a bool leaves the directory out.
+	o.keepGitDir, _ = strconv.ParseBool(o.buildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"])
 	o.cacheNamespace = o.buildArgs["BUILDKIT_CACHE_MOUNT_NS"]
 	if v := o.buildArgs["BUILDKIT_SANDBOX_HOSTNAME"]; v != "" {
 		o.hostname = v
@@ -101,7 +105,7 @@ func withPrefix(opts map[string]string, prefix string) map[string]string {
 
 // supportedCaps are the frontend capabilities of WIRE.md section 4 that are here.
 func supportedCaps() []string {
-	return []string{"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.contexts.zstd"}
+	return []string{"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring", "moby.buildkit.frontend.contexts.zstd"}
 }
 
 // checkRequest refuses what a request asks for and this frontend does not do.
@@ -175,6 +179,13 @@ func decodeModes(o *options, opts map[string]string) error {
 			return fmt.Errorf("read option shm-size: %q, expected a number of bytes", v)
 		}
 		o.shmSize = n
+	}
+	if v := o.buildArgs["BUILDKIT_GIT_ADVICE"]; v != "" {
+		advice, err := strconv.ParseBool(v)
+		if err != nil {
+			return fmt.Errorf("read build argument BUILDKIT_GIT_ADVICE: %q is neither true nor false", v)
+		}
+		o.gitAdvice = advice
 	}
 	if v, ok := o.buildArgs["BUILDKIT_DOCKERFILE_CHECK"]; ok {
 		c, err := parseCheck(v)
