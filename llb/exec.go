@@ -239,10 +239,10 @@ func (o *ExecOp) verify(inputs int) error {
 		return errors.New("exec has no arguments")
 	}
 	if o.Network < NetSandbox || o.Network > NetNone {
-		return fmt.Errorf("exec network mode %d is unknown", o.Network)
+		return fmt.Errorf("exec: invalid network mode %d", o.Network)
 	}
 	if o.Security < SecuritySandbox || o.Security > SecurityInsecure {
-		return fmt.Errorf("exec security mode %d is unknown", o.Security)
+		return fmt.Errorf("exec: invalid security mode %d", o.Security)
 	}
 	root := false
 	var outputs numbering

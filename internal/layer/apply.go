@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -307,9 +309,57 @@ func (b *below) descend(root *os.File, components []string) (dir *os.File, cover
 	return dir, covers, nil
 }
 
+// list names what is in a folder of the state that the directories make, in order.
+func (b *below) list(p string) ([]string, error) {
+	components := strings.FieldsFunc(p, func(r rune) bool { return r == '/' })
+	seen := map[string]bool{} // whether it is there
+	for _, root := range b.dirs {
+		dir, covers, err := b.descend(root, components)
+		if err != nil {
+			return nil, err
+		}
+		if dir != nil {
+			err = listInto(seen, dir)
+			dir.Close()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if covers {
+			break
+		}
+	}
+	maps.DeleteFunc(seen, func(_ string, there bool) bool { return !there })
+	return slices.Sorted(maps.Keys(seen)), nil
+}
+
+func listInto(seen map[string]bool, dir *os.File) error {
+	names, err := readNames(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, known := seen[name]; known {
+			continue
+		}
+		st, err := lstat(fd(dir), name)
+		if err != nil {
+			return err
+		}
+		seen[name] = st != nil && !isWhiteout(st)
+	}
+	return nil
+}
+
 // markFinder is a sink that fails with errMarked at the first mark.
 type markFinder struct{}
 
 func (markFinder) put(string, int, string, *unix.Stat_t) error { return nil }
 func (markFinder) remove(string) error                         { return errMarked }
 func (markFinder) opaque(string) error                         { return errMarked }
+
+// opaqueFinder is a sink that fails with errMarked at the first folder that
+// replaces another.
+type opaqueFinder struct{ markFinder }
+
+func (opaqueFinder) remove(string) error { return nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"time"
 )
@@ -148,7 +149,13 @@ func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error 
 			return err
 		}
 	}
-	if shared, err := s.share(l, r); shared || err != nil {
+	replaces, err := s.replacesFolders(l)
+	if err != nil {
+		return err
+	}
+	if replaces {
+		r.rec.DiffID, r.rec.Blobs = "", nil // they say it in another way
+	} else if shared, err := s.share(l, r); shared || err != nil {
 		return err
 	}
 	key := newID()
@@ -217,6 +224,30 @@ func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string) error {
 		defer under.Close()
 		to = usefulMarks{w, under}
 	}
+	replaces, err := s.replacesFolders(l)
+	if err != nil {
+		return err
+	}
+	if replaces {
+		lowers, err := s.lowers(ctx, l.parent)
+		if err != nil {
+			return err
+		}
+		had, err := openBelow(lowers, s.marks)
+		if err != nil {
+			return err
+		}
+		defer had.Close()
+		s.mu.Lock()
+		dir := l.dir
+		s.mu.Unlock()
+		own, err := openBelow([]string{dir}, s.marks)
+		if err != nil {
+			return err
+		}
+		defer own.Close()
+		to = namedMarks{to, had, own}
+	}
 	if err := s.changes(ctx, l, to); err != nil {
 		return err
 	}
@@ -250,6 +281,58 @@ func (u usefulMarks) ifBelow(p string, f func(string) error) error {
 	}
 	parent.Close()
 	return f(p)
+}
+
+// replacesFolders tells whether l, which a step made, has folders in place of
+// others. Put elsewhere, such a layer deletes what the step deleted and no
+// more, as with BuildKit. A layer that came as a blob goes by what is in that,
+// which may be all that there is of it.
+func (s *Store) replacesFolders(l *Ref) (bool, error) {
+	if rec := l.Record(); s.native || rec.Loose || rec.ChainID != "" || rec.Blobs[imageVariant].Digest != "" {
+		return false, nil
+	}
+	s.mu.Lock()
+	dir := l.dir
+	s.mu.Unlock()
+	d, err := openRoot(dir)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	err = s.marks.walk(context.Background(), d, "", opaqueFinder{})
+	if errors.Is(err, errMarked) {
+		return true, nil
+	}
+	return false, err
+}
+
+// namedMarks says of a folder that replaces another one by one what was in that.
+type namedMarks struct {
+	sink
+	had *below // the layers under the one that is told
+	own *below // the one that is told
+}
+
+func (n namedMarks) opaque(p string) error {
+	names, err := n.had.list(p)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		full := path.Join(p, name)
+		parent, _, st, err := n.own.find(full)
+		if err != nil {
+			return err
+		}
+		if st != nil {
+			parent.Close()
+			continue
+		}
+		if err := n.sink.remove(full); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // errMarked ends a walk at the first mark.

@@ -68,10 +68,7 @@ func TestMergeDeletes(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
 		a := w.step(nil, files("x=1", "d/x=1", "keep=1"))
 		b := w.step(w.step(nil, files("x=2", "d/y=2", "only=2")), files("-x", "-only", "-d", "d/z=3"))
-		want := []string{"d/", "d/z=3", "keep=1"}
-		if w.native { // copies cannot tell that d is a new directory
-			want = []string{"d/", "d/x=1", "d/z=3", "keep=1"}
-		}
+		want := []string{"d/", "d/x=1", "d/z=3", "keep=1"} // d/x was not in the base of b
 		m := w.merge(a, b)
 		w.want(m, want...)
 		w.want(w.again(w.blobs(m, Variant{})), want...)
@@ -162,4 +159,20 @@ func TestPruneKeepsWhatIsShared(t *testing.T) {
 	}
 	w.want(m, "a=1", "b=1")
 	w.debris()
+}
+
+// A folder that a step put in place of another deletes in a merge what was in
+// that, and nothing of other inputs.
+func TestMergeReplacedFolder(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		base := w.step(nil, files("bar/A=1", "bar/B=1", "bar/sub/x=1", "keep=1"))
+		run := w.step(base, files("-bar", "bar/D=1", "bar/B=2"))
+		other := w.step(nil, files("bar/A=other", "bar/E=1", "bar/sub/y=1"))
+		want := []string{"bar/", "bar/B=2", "bar/D=1", "bar/E=1", "keep=1"}
+		m := w.merge(other, run)
+		w.want(m, want...)
+		w.want(w.merge(other, w.diff(base, run)), "bar/", "bar/B=2", "bar/D=1", "bar/E=1")
+		w.want(w.again(w.blobs(m, Variant{})), want...)
+		w.debris()
+	})
 }

@@ -65,7 +65,7 @@ func (u *unpacking) extract(ctx context.Context) (err error) {
 		return err
 	}
 	if rec.DiffID != "" && got != rec.DiffID {
-		return fmt.Errorf("its files have digest %s, but the image's config says %s", got, rec.DiffID)
+		return fmt.Errorf("failed to verify layer: its files have digest %s, but the image's config says %s", got, rec.DiffID)
 	}
 	u.out = out
 	return nil

@@ -30,6 +30,7 @@ type CacheMounts struct {
 }
 
 type cacheUse struct {
+	opening   sync.Mutex // held while the directory is made, or found made
 	users     int
 	exclusive bool
 	outdated  bool // given to nobody any more, and removed after its last user
@@ -91,10 +92,12 @@ func (c *CacheMounts) acquire(ctx context.Context, key cacheKey, sharing llb.Cac
 	for {
 		c.mu.Lock()
 		slot, ok := c.pick(key.slots(), sharing)
-		freed := c.freed
+		use, freed := c.inUse[slot], c.freed
 		c.mu.Unlock()
 		if ok {
+			use.opening.Lock()
 			dir, err := c.open(slot, key.id, fill)
+			use.opening.Unlock()
 			if err != nil {
 				c.release(slot)
 				return "", nil, err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,5 +220,31 @@ func TestCacheMountsOfDifferentBases(t *testing.T) {
 	defer releaseBased()
 	if plain == based {
 		t.Error("a cache mount that begins empty has the files of one with a base")
+	}
+}
+
+func TestCacheMountFilledOnceForAll(t *testing.T) {
+	c, err := NewCacheMounts(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fills atomic.Int32
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			_, release, err := c.acquire(t.Context(), cacheKey{id: "go"}, llb.CacheShared, func(dir string) error {
+				fills.Add(1)
+				return os.WriteFile(filepath.Join(dir, "seed"), nil, 0o600)
+			})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			release()
+		})
+	}
+	all.Wait()
+	if n := fills.Load(); n != 1 {
+		t.Errorf("filled %d times, want once", n)
 	}
 }

@@ -176,6 +176,10 @@ func checkContentCache(o *llb.ExecOp) error {
 // checksum names the content of input i.
 func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []contenthash.Selector) (string, error) {
 	d, err := w.Layers.Checksum(withSessions(ctx), ref, sels)
+	var missing *contenthash.NotFoundError
+	if errors.As(err, &missing) { // what carrying the action out would say
+		err = fmt.Errorf("%w: lstat %s: no such file or directory", err, missing.Path)
+	}
 	if err != nil {
 		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: None, Input: i}
 	}

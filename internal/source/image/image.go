@@ -103,7 +103,7 @@ func decode(op *llb.SourceOp, opt source.Options) (*request, error) {
 			}
 		case "image.layerlimit":
 			if r.limit, err = strconv.Atoi(v); err != nil || r.limit <= 0 {
-				err = fmt.Errorf("attribute %s=%q: expected a number above 0", k, v)
+				err = fmt.Errorf("attribute %s: invalid layer limit %q: expected a number above 0", k, v)
 			}
 		case "image.checksum":
 			if r.checksum = digest.Digest(v); r.checksum.Validate() != nil {
@@ -209,7 +209,7 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 	memo := name
 	pinned, isPinned := r.ref.(reference.Digested)
 	if isPinned {
-		memo = pinned.Digest().String()
+		memo = pinnedName(r.ref, pinned.Digest())
 		if d, ok := s.remembered(memo); ok {
 			return d, nil
 		}
@@ -220,7 +220,7 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 	if r.mode != "pull" && s.cfg.Images != nil {
 		if d, ok := s.cfg.Images.Image(name); ok {
 			// Whoever pins the name asks next by digest, which no registry may know.
-			if err := s.remember(d.Digest.String(), d); err != nil {
+			if err := s.remember(pinnedName(r.ref, d.Digest), d); err != nil {
 				return d, err
 			}
 			s.forBuild(ctx, name+" "+r.mode, d)
@@ -245,6 +245,12 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 	}
 	s.forBuild(ctx, name+" "+r.mode, d)
 	return d, nil
+}
+
+// pinnedName is what a digest is remembered by: that one repository has it does
+// not mean that those who name another may have it.
+func pinnedName(ref reference.Named, d digest.Digest) string {
+	return reference.TrimNamed(ref).Name() + "@" + d.String()
 }
 
 func (s *Source) remember(key string, d ocispecs.Descriptor) error {
@@ -301,7 +307,7 @@ func (s *Source) forBuild(ctx context.Context, name string, d ocispecs.Descripto
 
 // Where things are remembered.
 const (
-	namespaceNames     = "source.image.names"     // name or digest: descriptor
+	namespaceNames     = "source.image.names"     // name:tag or name@digest: descriptor
 	namespaceDocuments = "source.image.documents" // digest: manifest, index or config
 )
 

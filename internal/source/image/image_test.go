@@ -222,6 +222,19 @@ func TestOwnStore(t *testing.T) {
 	}
 }
 
+// That an image is here says nothing of who may have it by another name.
+func TestDigestOfAnotherRepository(t *testing.T) {
+	p := newPlace(t)
+	dgst := push(t, p.host+"/secret:v1", "one").String()
+	s := newSource(&source.MemoryMemo{}, &recorder{}, nil)
+	for _, ref := range []string{p.host + "/secret:v1", p.host + "/secret@" + dgst} {
+		resolve(t, t.Context(), s, op(ref))
+	}
+	if _, err := s.Resolve(t.Context(), op(p.host+"/other@"+dgst), source.Options{Platform: amd64}); err == nil {
+		t.Error("a repository that is not there has an image")
+	}
+}
+
 func TestBadOps(t *testing.T) {
 	p := newPlace(t)
 	dgst := push(t, p.host+"/app:v1", "one")

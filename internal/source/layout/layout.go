@@ -85,7 +85,7 @@ func decode(op *llb.SourceOp) (*request, error) {
 			r.store = v
 		case "oci.layerlimit":
 			if r.limit, err = strconv.Atoi(v); err != nil || r.limit <= 0 {
-				err = fmt.Errorf("attribute %s=%q: expected a number above 0", k, v)
+				err = fmt.Errorf("attribute %s: invalid layer limit %q: expected a number above 0", k, v)
 			}
 		case "image.checksum":
 			if digest.Digest(v) != r.digest {
