@@ -17,6 +17,7 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/errdefs"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
@@ -46,9 +47,9 @@ func errorStatus(err error) *status.Status {
 		st.Message = strings.Replace(st.Message, other.Err().Error(), other.Message(), 1)
 		st.Details = append(st.Details, other.Proto().GetDetails()...)
 	}
-	var exit interface{ ExitCode() int }
+	var exit *executor.ExitError
 	if errors.As(err, &exit) {
-		st.Details = appendDetail(st.Details, "gatewayapi.ExitMessage", struct{ Code uint32 }{uint32(exit.ExitCode())})
+		st.Details = appendDetail(st.Details, "gatewayapi.ExitMessage", struct{ Code uint32 }{uint32(exit.Code)})
 	}
 	var lack *frontend.UnsupportedError
 	if errors.As(err, &lack) {
