@@ -1,16 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/kiln-build/kiln/internal/config"
 	"github.com/kiln-build/kiln/internal/namespace"
 )
 
@@ -49,14 +53,21 @@ func buildkitdCommand(e *env) *cli.Command {
 	cmd := &cli.Command{
 		Name:                      "buildkitd",
 		Usage:                     "build daemon",
-		Version:                   version,
+		HideHelpCommand:           true,
+		HideVersion:               true, // of --version there is one of our own
+		Version:                   "v" + version,
 		Writer:                    e.stdout,
 		ErrWriter:                 e.stderr,
 		Reader:                    e.stdin,
 		DisableSliceFlagSeparator: true,
-		Flags:                     buildkitdFlags(),
+		Flags:                     buildkitdFlags(config.DefaultPlaces(e.getenv, e.userPlaces())),
 		ExitErrHandler:            func(context.Context, *cli.Command, error) {}, // runBuildkitd does it
 		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if cmd.Bool("version") {
+				// Clients count the words: program, package, version, revision.
+				_, err := fmt.Fprintf(e.stdout, "buildkitd github.com/kiln-build/kiln v%s %s\n", version, revision())
+				return err
+			}
 			if cmd.Args().Present() {
 				return fmt.Errorf("unexpected argument %q", cmd.Args().First())
 			}
@@ -73,87 +84,221 @@ func buildkitdCommand(e *env) *cli.Command {
 	return cmd
 }
 
+// userPlaces tells whether the user's own places are the default ones, and not
+// the machine's: for a plain user, and for one who is root in a user namespace
+// that others made, such as RootlessKit.
+func (e *env) userPlaces() bool {
+	if e.uid != 0 {
+		return true
+	}
+	user := e.getenv("USER")
+	return e.namespaces.Rootless && user != "" && user != "root"
+}
+
 // buildkitdFlags are those of buildkitd v0.33, with their names, defaults and
-// variables.
-func buildkitdFlags() []cli.Flag {
+// variables. A flag that is given overrules the file.
+func buildkitdFlags(p config.Places) []cli.Flag {
 	flags := []cli.Flag{
 		&cli.BoolFlag{Name: "rootless", Usage: "set all the default options to be compatible with rootless containers"},
-		&cli.StringFlag{Name: "config", Usage: "path to config file", Value: "/etc/buildkit/buildkitd.toml", Sources: cli.EnvVars("BUILDKITD_CONFIG")},
+		&cli.StringFlag{Name: "config", Usage: "path to config `FILE`", Value: p.File, Sources: cli.EnvVars("BUILDKITD_CONFIG")},
 		&cli.BoolFlag{Name: "debug", Usage: "enable debug output in logs"},
 		&cli.BoolFlag{Name: "trace", Usage: "enable trace output in logs", Hidden: true},
-		&cli.StringFlag{Name: "root", Usage: "path to state directory", Value: "/var/lib/buildkit"},
-		&cli.StringSliceFlag{Name: "addr", Usage: "listening address (socket or tcp)", Value: []string{"unix:///run/buildkit/buildkitd.sock"}},
+		&cli.StringFlag{Name: "root", Usage: "`FOLDER` of all state", Value: p.Root},
+		&cli.StringSliceFlag{Name: "addr", Usage: "listening `ADDRESS`: unix://PATH, tcp://HOST:PORT or fd://[NAME]; may be repeated", Value: []string{p.Address}},
 		&cli.StringFlag{Name: "log-format", Usage: "log formatter: json or text", Value: "text"},
-		&cli.StringFlag{Name: "log-level", Usage: "set the log level", Value: "info", Sources: cli.EnvVars("BUILDKITD_LOG_LEVEL")},
-		&cli.StringFlag{Name: "group", Usage: "group (name or gid) which will own all Unix socket listening addresses"},
-		&cli.StringFlag{Name: "debugaddr", Usage: "debugging address (eg. 0.0.0.0:6060)", Sources: cli.EnvVars("BUILDKITD_DEBUGADDR")},
-		&cli.StringFlag{Name: "tlscert", Usage: "certificate file to use"},
-		&cli.StringFlag{Name: "tlskey", Usage: "key file to use"},
-		&cli.StringFlag{Name: "tlscacert", Usage: "ca certificate to verify clients"},
-		&cli.StringSliceFlag{Name: "allow-insecure-entitlement", Usage: "allows insecure entitlements e.g. network.host, security.insecure, device"},
-		&cli.BoolFlag{Name: "proxy-network", Usage: "enable proxy network enforcement for all builds"},
-		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket path"},
+		&cli.StringFlag{Name: "log-level", Usage: "log `LEVEL`: error, warn, info, debug or trace", Value: "info", Sources: cli.EnvVars("BUILDKITD_LOG_LEVEL")},
+		&cli.StringFlag{Name: "group", Usage: "`GROUP` (name or gid) which will own all Unix socket listening addresses"},
+		&cli.StringFlag{Name: "debugaddr", Usage: "debugging `ADDRESS` (eg. 127.0.0.1:6060)", Sources: cli.EnvVars("BUILDKITD_DEBUGADDR")},
+		&cli.StringFlag{Name: "tlscert", Usage: "certificate `FILE` to use"},
+		&cli.StringFlag{Name: "tlskey", Usage: "key `FILE` to use"},
+		&cli.StringFlag{Name: "tlscacert", Usage: "ca certificate `FILE` to verify clients"},
+		&cli.StringSliceFlag{Name: "allow-insecure-entitlement", Usage: "allows insecure entitlements: network.host, security.insecure, device"},
+		&cli.BoolFlag{Name: "proxy-network", Usage: "enable proxy network enforcement for all builds (not supported)"},
+		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket `PATH`", Value: p.OTEL},
 		&cli.BoolFlag{Name: "cdi-disabled", Usage: "disables support of the Container Device Interface (CDI)"},
-		&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "list of directories to scan for CDI spec files"},
-		&cli.BoolFlag{Name: "save-cache-debug", Usage: "enable saving cache debug info"},
+		&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "`FOLDER` to scan for CDI spec files; may be repeated"},
+		&cli.BoolFlag{Name: "save-cache-debug", Usage: "enable saving cache debug info (not supported)"},
 	}
-	return append(flags, workerFlags()...)
+	flags = append(flags, workerFlags()...)
+	return append(flags, &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"})
 }
 
 // workerFlags are those of the two workers; the containerd one is not there,
 // and its flags are read so that a command line need not change.
 func workerFlags() []cli.Flag {
 	var flags []cli.Flag
-	for _, w := range []string{"containerd", "oci"} {
+	for _, w := range []string{"oci", "containerd"} {
+		hidden := w == "containerd"
 		flags = append(flags,
 			&cli.StringFlag{Name: w + "-worker", Usage: "enable " + w + " workers (true/false/auto)", Value: "auto"},
-			&cli.StringSliceFlag{Name: w + "-worker-labels", Usage: "user-specific annotation labels (com.example.foo=bar)"},
-			&cli.StringSliceFlag{Name: w + "-worker-platform", Usage: "override supported platforms for worker"},
-			&cli.StringFlag{Name: w + "-worker-net", Usage: "worker network type (auto, bridge, cni or host)", Value: "auto"},
-			&cli.StringFlag{Name: w + "-cni-config-path", Usage: "path of cni config file", Value: "/etc/buildkit/cni.json"},
-			&cli.StringFlag{Name: w + "-cni-binary-dir", Usage: "path of cni binary files", Value: "/opt/cni/bin"},
-			&cli.IntFlag{Name: w + "-cni-pool-size", Usage: "size of cni network namespace pool"},
-			&cli.StringFlag{Name: w + "-worker-snapshotter", Usage: "name of snapshotter (overlayfs, native, etc.)", Value: "auto"},
-			&cli.StringFlag{Name: w + "-worker-apparmor-profile", Usage: "set the name of the apparmor profile applied to containers"},
-			&cli.BoolFlag{Name: w + "-worker-selinux", Usage: "apply SELinux labels"},
-			&cli.IntFlag{Name: w + "-max-parallelism", Usage: "limit the number of parallel build steps that can run at the same time"},
-			&cli.BoolFlag{Name: w + "-worker-rootless", Usage: "enable rootless mode"},
-			&cli.BoolFlag{Name: w + "-worker-gc", Usage: "Enable automatic garbage collection on worker", Value: true},
-			&cli.StringFlag{Name: w + "-worker-gc-keepstorage", Usage: `Amount of storage GC keep locally, format "Reserved[,Free[,Maximum]]" (MB)`},
+			&cli.StringSliceFlag{Name: w + "-worker-labels", Usage: "user-specific annotation labels (com.example.foo=bar)", Hidden: hidden},
+			&cli.StringSliceFlag{Name: w + "-worker-platform", Usage: "override supported platforms for worker", Hidden: hidden},
+			&cli.StringFlag{Name: w + "-worker-net", Usage: "worker network type (auto, bridge, cni or host)", Value: "auto", Hidden: hidden},
+			&cli.StringFlag{Name: w + "-cni-config-path", Usage: "path of cni config file", Hidden: true},
+			&cli.StringFlag{Name: w + "-cni-binary-dir", Usage: "path of cni binary files", Hidden: true},
+			&cli.IntFlag{Name: w + "-cni-pool-size", Usage: "number of network namespaces to keep ready", Hidden: hidden},
+			&cli.StringFlag{Name: w + "-worker-snapshotter", Usage: "name of snapshotter (auto, overlayfs, native)", Value: "auto", Hidden: hidden},
+			&cli.StringFlag{Name: w + "-worker-apparmor-profile", Usage: "set the name of the apparmor profile applied to containers", Hidden: hidden},
+			&cli.BoolFlag{Name: w + "-worker-selinux", Usage: "apply SELinux labels", Hidden: hidden},
+			&cli.IntFlag{Name: w + "-max-parallelism", Usage: "limit the number of parallel build steps that can run at the same time", Hidden: hidden},
+			&cli.BoolFlag{Name: w + "-worker-rootless", Usage: "enable rootless mode", Hidden: hidden},
+			&cli.BoolFlag{Name: w + "-worker-gc", Usage: "enable automatic garbage collection on worker", Value: true, Hidden: hidden},
+			&cli.StringFlag{Name: w + "-worker-gc-keepstorage", Usage: `amount of storage GC keep locally, format "Reserved[,Free[,Maximum]]" (MB)`, Hidden: hidden},
 		)
 	}
 	return append(flags,
-		&cli.StringFlag{Name: "containerd-worker-addr", Usage: "containerd socket", Value: "/run/containerd/containerd.sock"},
-		&cli.StringFlag{Name: "containerd-worker-namespace", Usage: "override containerd namespace", Value: "buildkit", Hidden: true},
+		&cli.StringFlag{Name: "containerd-worker-addr", Usage: "containerd socket", Hidden: true},
+		&cli.StringFlag{Name: "containerd-worker-namespace", Usage: "override containerd namespace", Hidden: true},
 		&cli.StringFlag{Name: "containerd-worker-runtime", Usage: "override containerd runtime", Hidden: true},
-		&cli.StringFlag{Name: "oci-worker-binary", Usage: "name of specified oci worker binary"},
-		&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "address of proxy snapshotter socket (do not include 'unix://' prefix)"},
-		&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "use the host PID namespace and procfs"},
+		&cli.StringFlag{Name: "oci-worker-binary", Usage: "`NAME` of specified oci worker binary, such as crun"},
+		&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "address of proxy snapshotter socket (not supported)", Hidden: true},
+		&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "use the host PID namespace and procfs (not supported)", Hidden: true},
 	)
 }
 
-// buildkitdOptions reads a command line of buildkitd.
-func buildkitdOptions(_ *env, cmd *cli.Command) (daemonOptions, error) {
-	o := daemonOptions{
-		root: cmd.String("root"), addrs: cmd.StringSlice("addr"), config: cmd.String("config"), executor: "oci",
-		snapshotter: cmd.String("oci-worker-snapshotter"), runtime: cmd.String("oci-worker-binary"),
-		debug: cmd.Bool("debug"), entitlements: cmd.StringSlice("allow-insecure-entitlement"), labels: map[string]string{},
+// buildkitdOptions reads a command line of buildkitd, and the file.
+func buildkitdOptions(e *env, cmd *cli.Command) (daemonOptions, error) {
+	o := daemonOptions{executor: "oci"}
+	places := config.DefaultPlaces(e.getenv, e.userPlaces())
+	if err := o.load(cmp.Or(cmd.String("config"), places.File), true); err != nil {
+		return o, err
+	}
+	for _, apply := range []func(*env, *cli.Command) error{o.applyMain, o.applyListeners, o.applyWorker, o.applyWorkerLimits} {
+		if err := apply(e, cmd); err != nil {
+			return o, err
+		}
+	}
+	c := o.config
+	c.Root = cmp.Or(c.Root, places.Root)
+	c.OTEL.SocketPath = cmp.Or(c.OTEL.SocketPath, places.OTEL)
+	if len(c.GRPC.Address) == 0 {
+		c.GRPC.Address = []string{places.Address}
+	}
+	var err error
+	c.Root, err = filepath.Abs(c.Root)
+	return o, err
+}
+
+func (o *daemonOptions) applyMain(_ *env, cmd *cli.Command) error {
+	c := o.config
+	if cmd.Bool("debug") {
+		c.Log.Level = "debug"
+	}
+	if cmd.Bool("trace") {
+		c.Log.Level = "trace"
+	}
+	overrule(cmd, "root", cmd.String, &c.Root)
+	overrule(cmd, "log-format", cmd.String, &c.Log.Format)
+	overrule(cmd, "log-level", cmd.String, &c.Log.Level)
+	overrule(cmd, "allow-insecure-entitlement", cmd.StringSlice, &c.Entitlements)
+	overrule(cmd, "proxy-network", cmd.Bool, &c.ProxyNetwork)
+	overrule(cmd, "otel-socket-path", cmd.String, &c.OTEL.SocketPath)
+	overrule(cmd, "cdi-spec-dir", cmd.StringSlice, &c.CDI.SpecDirs)
+	if cmd.IsSet("cdi-disabled") {
+		off := cmd.Bool("cdi-disabled")
+		c.CDI.Disabled = &off
+	}
+	for _, ent := range c.Entitlements {
+		if !slices.Contains(config.Entitlements(), ent) {
+			return fmt.Errorf("invalid entitlement : %s", ent)
+		}
+	}
+	for _, flag := range []string{"save-cache-debug", "oci-worker-proxy-snapshotter-path", "oci-cni-config-path", "oci-cni-binary-dir"} {
+		if cmd.IsSet(flag) {
+			o.notices = append(o.notices, "--"+flag+" has no effect.")
+		}
+	}
+	return config.CheckLog(c.Log)
+}
+
+func (o *daemonOptions) applyListeners(_ *env, cmd *cli.Command) error {
+	c := o.config
+	overrule(cmd, "addr", cmd.StringSlice, &c.GRPC.Address)
+	overrule(cmd, "debugaddr", cmd.String, &c.GRPC.DebugAddress)
+	overrule(cmd, "tlscert", cmd.String, &c.GRPC.TLS.Cert)
+	overrule(cmd, "tlskey", cmd.String, &c.GRPC.TLS.Key)
+	overrule(cmd, "tlscacert", cmd.String, &c.GRPC.TLS.CA)
+	if group := cmd.String("group"); group != "" {
+		gid, err := groupID(group)
+		if err != nil {
+			return err
+		}
+		c.GRPC.GID = &gid
+	}
+	o.owner = socketOwner{uid: os.Getuid(), gid: os.Getgid(), mode: 0o660}
+	o.setOwner()
+	return nil
+}
+
+// groupID is the id of a group that is given by name or id.
+func groupID(group string) (int, error) {
+	if id, err := strconv.ParseUint(group, 10, 31); err == nil {
+		return int(id), nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, fmt.Errorf("--group %s: %w", group, err)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+func (o *daemonOptions) applyWorker(e *env, cmd *cli.Command) error {
+	w, other := &o.config.Workers.OCI, &o.config.Workers.Containerd
+	for flag, to := range map[string]**bool{"oci-worker": &w.Enabled, "containerd-worker": &other.Enabled} {
+		if !cmd.IsSet(flag) {
+			continue
+		}
+		on, err := config.ParseSwitch(cmd.String(flag))
+		if err != nil {
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
+		*to = on
+	}
+	if !config.Enabled(w.Enabled) && !config.Enabled(other.Enabled) {
+		return errors.New("no worker found: both the oci and the containerd worker are turned off")
 	}
 	for _, l := range cmd.StringSlice("oci-worker-labels") {
 		k, v, ok := strings.Cut(l, "=")
 		if !ok {
-			return o, fmt.Errorf("invalid value %s", l)
+			return fmt.Errorf("--oci-worker-labels: invalid value %s, expected KEY=VALUE", l)
 		}
-		o.labels[k] = v
-	}
-	if !filepath.IsAbs(o.root) {
-		wd, err := os.Getwd()
-		if err != nil {
-			return o, err
+		if w.Labels == nil {
+			w.Labels = map[string]string{}
 		}
-		o.root = filepath.Join(wd, o.root)
+		w.Labels[k] = v
 	}
-	return o, nil
+	overrule(cmd, "oci-worker-snapshotter", cmd.String, &w.Snapshotter)
+	overrule(cmd, "oci-worker-platform", cmd.StringSlice, &w.Platforms)
+	overrule(cmd, "oci-worker-binary", cmd.String, &w.Binary)
+	overrule(cmd, "oci-worker-apparmor-profile", cmd.String, &w.AppArmor)
+	overrule(cmd, "oci-worker-selinux", cmd.Bool, &w.SELinux)
+	overrule(cmd, "oci-worker-no-process-sandbox", cmd.Bool, &w.NoProcessSandbox)
+	overrule(cmd, "rootless", cmd.Bool, &w.Rootless)
+	if cmd.Bool("oci-worker-rootless") && !e.namespaces.Rootless {
+		return errors.New("rootless mode requires to be executed as a plain user, or as the mapped root in a user namespace")
+	}
+	overrule(cmd, "oci-worker-rootless", cmd.Bool, &w.Rootless)
+	return errors.Join(config.CheckSnapshotter(w.Snapshotter), config.CheckPlatforms(w.Platforms))
+}
+
+func (o *daemonOptions) applyWorkerLimits(_ *env, cmd *cli.Command) error {
+	w := &o.config.Workers.OCI
+	overrule(cmd, "oci-worker-net", cmd.String, &w.Mode)
+	overrule(cmd, "oci-cni-pool-size", cmd.Int, &w.CNIPoolSize)
+	overrule(cmd, "oci-max-parallelism", cmd.Int, &w.MaxParallelism)
+	if cmd.IsSet("oci-worker-gc") {
+		on := cmd.Bool("oci-worker-gc")
+		w.GC.GC = &on
+	}
+	if cmd.IsSet("oci-worker-gc-keepstorage") {
+		if err := w.ParseKeepStorage(cmd.String("oci-worker-gc-keepstorage")); err != nil {
+			return err
+		}
+	}
+	if w.MaxParallelism < 0 || w.CNIPoolSize < 0 {
+		return errors.New("--oci-max-parallelism and --oci-cni-pool-size: expected a number of at least 0")
+	}
+	return config.CheckNetworkMode(w.Mode)
 }
 
 // enterNamespaces moves a daemon into namespaces of its own, before anything

@@ -8,14 +8,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
 	contentstore "github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/platforms"
 	digest "github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/build"
@@ -23,10 +20,12 @@ import (
 	localcache "github.com/kiln-build/kiln/internal/cache/local"
 	registrycache "github.com/kiln-build/kiln/internal/cache/registry"
 	cachev0 "github.com/kiln-build/kiln/internal/cache/v0"
+	"github.com/kiln-build/kiln/internal/config"
 	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/daemon"
 	"github.com/kiln-build/kiln/internal/dockerfile"
 	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/executor/binfmt"
 	"github.com/kiln-build/kiln/internal/executor/fake"
 	"github.com/kiln-build/kiln/internal/executor/oci"
 	"github.com/kiln-build/kiln/internal/exporter"
@@ -128,16 +127,25 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		return nil, nil, err
 	}
 	sessions := session.NewManager()
-	native := nativePlatforms()
+	machine := &binfmt.Detector{MaxAge: platformsMaxAge(s.config)}
+	native, err := workerPlatforms(s.config, machine)
+	if err != nil {
+		return nil, nil, err
+	}
+	policies, err := gcPolicies(s.config, s.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, steps := slots(s.config)
 	own := cache.New(db, layers.Store)
 	builder := &build.Builder{
 		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg)},
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, repos, scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: mounts, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
-			Slots: make(chan struct{}, 4*runtime.GOMAXPROCS(0)),
+			Slots: files, Steps: steps, Detected: machine.Platforms,
 		},
-		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()},
+		Frontends:    enabledFrontends(s.config, map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()}),
 		Exporters:    newExporters(layers, db, reg),
 		Entitlements: entitlements(s.config), Caps: daemon.Caps(),
 	}
@@ -151,8 +159,9 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	}
 	return daemon.New(daemon.Config{
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
-		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db}, CacheMounts: keepers{cacheMountKeeper{mounts}, repos},
-		History: past, Content: layers.blobs, Spans: spans,
+		Detected: machine.Platforms, Policies: policies,
+		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{mounts}, repos}},
+		History:   past, Content: layers.blobs, Spans: spans,
 		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	}), parts, nil
 }
@@ -249,13 +258,6 @@ func newExporters(layers *layerStore, db *store.Store, reg *registry.Client) map
 	}
 }
 
-// nativePlatforms are what this machine's processor runs.
-func nativePlatforms() []ocispecs.Platform {
-	p := platforms.Normalize(platforms.DefaultSpec())
-	p.OSVersion, p.OSFeatures = "", nil
-	return []ocispecs.Platform{p}
-}
-
 // workerID names the root folder's worker, the same after every start.
 func workerID(root string) (string, error) {
 	file := filepath.Join(root, "workerid")
@@ -273,7 +275,7 @@ func workerID(root string) (string, error) {
 func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]string {
 	const prefix = "org.mobyproject.buildkit.worker."
 	network := "cni"
-	if ns.Rootless {
+	if c := executorConfig(s, ns, ""); c.Rootless || c.Network.Host {
 		network = "host"
 	}
 	host, err := os.Hostname()

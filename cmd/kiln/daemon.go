@@ -2,24 +2,21 @@ package main
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/kiln-build/kiln/internal/config"
 )
 
-// daemonOptions are the flags of "kiln daemon".
+// daemonOptions are the configuration of a daemon, and what has no key in it.
 type daemonOptions struct {
-	root        string
-	addrs       []string // such as "unix:///run/kiln/kiln.sock"; at least one
-	config      string   // a buildkitd.toml, or ""
-	idleTimeout time.Duration
-	executor    string // "oci" or "fake"
-	snapshotter string // "auto", "overlayfs" or "native"
-	runtime     string // path or name of an OCI runtime, or "" for the own one
-	debug       bool
-	// entitlements are what builds that ask for them are granted.
-	entitlements []string
-	labels       map[string]string // of the worker, besides those of ours
+	config      *config.Config // the file and the flags: with a root and addresses
+	notices     []string       // for the user, of the file
+	owner       socketOwner
+	idleTimeout time.Duration // 0 stays
+	executor    string        // "oci" or "fake"
 }
 
 const daemonDescription = `Runs the daemon in the foreground. You need it only for a daemon of a set place
@@ -60,34 +57,84 @@ func daemonCommand(e *env) *cli.Command {
 }
 
 func daemonFlags(e *env, cmd *cli.Command) (daemonOptions, error) {
+	// Whoever may connect can run steps: that is for the owner alone.
 	o := daemonOptions{
-		root: cmd.String("root"), addrs: cmd.StringSlice("addr"), config: cmd.String("config"),
-		idleTimeout: cmd.Duration("idle-timeout"), executor: cmd.String("executor"),
-		snapshotter: cmd.String("snapshotter"), runtime: cmd.String("runtime"), debug: cmd.Bool("debug"),
-		entitlements: cmd.StringSlice("allow-insecure-entitlement"),
+		config: &config.Config{}, idleTimeout: cmd.Duration("idle-timeout"), executor: cmd.String("executor"),
+		owner: socketOwner{uid: os.Getuid(), gid: os.Getgid(), mode: 0o600},
+	}
+	if file := cmd.String("config"); file != "" {
+		if err := o.load(file, false); err != nil {
+			return o, err
+		}
 	}
 	switch o.executor {
 	case "oci", "fake":
 	default:
 		return o, usagef(cmd, "--executor %s: want oci or fake", o.executor)
 	}
-	switch o.snapshotter {
+	switch s := cmd.String("snapshotter"); s {
 	case "auto", "overlayfs", "native":
 	default:
-		return o, usagef(cmd, "--snapshotter %s: want auto, overlayfs or native", o.snapshotter)
+		return o, usagef(cmd, "--snapshotter %s: want auto, overlayfs or native", s)
 	}
 	if o.idleTimeout < 0 {
 		return o, usagef(cmd, "--idle-timeout %v: want a time of at least 0", o.idleTimeout)
 	}
+	c := o.config
+	overrule(cmd, "root", cmd.String, &c.Root)
+	overrule(cmd, "addr", cmd.StringSlice, &c.GRPC.Address)
+	overrule(cmd, "snapshotter", cmd.String, &c.Workers.OCI.Snapshotter)
+	overrule(cmd, "runtime", cmd.String, &c.Workers.OCI.Binary)
+	overrule(cmd, "allow-insecure-entitlement", cmd.StringSlice, &c.Entitlements)
+	if cmd.Bool("debug") {
+		c.Log.Level = "debug"
+	}
+	o.setOwner()
 	p, err := ownPlace(e.getenv, e.uid)
-	if err != nil && (o.root == "" || len(o.addrs) == 0) {
+	if err != nil && (c.Root == "" || len(c.GRPC.Address) == 0) {
 		return o, err
 	}
-	if o.root == "" {
-		o.root = p.root
+	if c.Root == "" {
+		c.Root = p.root
 	}
-	if len(o.addrs) == 0 {
-		o.addrs = []string{p.address()}
+	if len(c.GRPC.Address) == 0 {
+		c.GRPC.Address = []string{p.address()}
 	}
 	return o, nil
+}
+
+// overrule takes a flag's value in place of the file's, if the flag is given.
+func overrule[T any](cmd *cli.Command, flag string, value func(string) T, to *T) {
+	if cmd.IsSet(flag) {
+		*to = value(flag)
+	}
+}
+
+// load reads a configuration file.
+func (o *daemonOptions) load(file string, mayBeMissing bool) error {
+	c, warnings, err := config.Load(file, mayBeMissing)
+	if err != nil {
+		return err
+	}
+	o.config = c
+	for _, w := range warnings {
+		o.notices = append(o.notices, w.Text)
+	}
+	if c.Log.Level == "" && c.Debug {
+		c.Log.Level = "debug"
+	}
+	if c.Log.Level == "" && c.Trace {
+		c.Log.Level = "trace"
+	}
+	return nil
+}
+
+// setOwner has the configuration say who may connect. A group that is named can.
+func (o *daemonOptions) setOwner() {
+	if uid := o.config.GRPC.UID; uid != nil {
+		o.owner.uid = *uid
+	}
+	if gid := o.config.GRPC.GID; gid != nil {
+		o.owner.gid, o.owner.mode = *gid, 0o660
+	}
 }

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"github.com/kiln-build/kiln/internal/daemon"
+	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/layer"
 )
 
-// keepers are several daemon.Keeper as one. Their ids are of their own making,
+// keepers are several gc.Keeper as one. Their ids are of their own making,
 // so that no two have the same.
-type keepers []daemon.Keeper
+type keepers []gc.Keeper
 
 // Usage describes what all of them keep.
 func (ks keepers) Usage() (all []layer.Usage, err error) {

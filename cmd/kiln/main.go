@@ -50,6 +50,9 @@ func main() {
 		// before anything else.
 		if err := e.enterNamespaces(); err != nil {
 			fmt.Fprintf(e.stderr, "%s: start daemon: %v\n", calledAs(os.Args), err)
+			if calledAs(os.Args) == "buildkitd" {
+				os.Exit(exitFailed)
+			}
 			os.Exit(exitDaemon)
 		}
 	}
@@ -65,6 +68,8 @@ func runAs(name string) func(ctx context.Context, e *env, args []string) int {
 	switch name {
 	case "buildkitd":
 		return runBuildkitd
+	case "buildctl":
+		return runBuildctl
 	}
 	return run
 }

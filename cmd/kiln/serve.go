@@ -4,103 +4,80 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/containerd/log"
 
+	"github.com/kiln-build/kiln/internal/config"
 	"github.com/kiln-build/kiln/internal/namespace"
 )
 
 // runDaemon runs the daemon until ctx ends or it has been idle for long enough.
-func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) error {
-	level := slog.LevelInfo
-	if o.debug {
-		level = slog.LevelDebug
-	}
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
-	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
+func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) (err error) {
+	if err := setUpLog(os.Stderr, o.config.Log); err != nil {
 		return err
 	}
-	for _, n := range ns.Notices {
+	for _, n := range append(append(ns.Notices, o.notices...), notices(o.config)...) {
 		slog.Warn(n)
 	}
-	s, parts, err := newDaemon(ctx, settings{
-		root: o.root, executor: o.executor, snapshotter: o.snapshotter, runtime: o.runtime,
-		idle: o.idleTimeout, entitlements: o.entitlements, labels: o.labels,
-	}, ns)
+	fail := func(err error) error { return fmt.Errorf("start daemon: %w", err) }
+	if err := confinement(o.config); err != nil {
+		return fail(err)
+	}
+	s, parts, err := newDaemon(ctx, settings{root: o.config.Root, executor: o.executor, idle: o.idleTimeout, config: o.config}, ns)
 	if err != nil {
-		return fmt.Errorf("start daemon: %w", err)
+		return fail(err)
 	}
-	var listeners []net.Listener
-	for _, a := range o.addrs {
-		l, err := listen(a)
+	defer func() { err = errors.Join(err, parts.Close()) }()
+	if a := o.config.GRPC.DebugAddress; a != "" {
+		stop, err := serveDebug(a, s.Metrics())
 		if err != nil {
-			for _, l := range listeners {
-				_ = l.Close() // the error at hand says why nothing is served
-			}
-			return errors.Join(fmt.Errorf("start daemon: %w", err), parts.Close())
+			return fail(err)
 		}
-		listeners = append(listeners, l)
-		slog.Info("serving", "address", a, "root", o.root)
+		defer stop()
 	}
-	return errors.Join(s.Serve(ctx, listeners...), parts.Close())
+	ls, err := listeners(o.config.GRPC, o.owner)
+	if err != nil {
+		return fail(err)
+	}
+	for _, l := range ls {
+		slog.Info("serving", "address", shownAddress(l), "root", o.config.Root)
+	}
+	notify(ns, "READY=1")
+	stopped := context.AfterFunc(ctx, func() { notify(ns, "STOPPING=1") })
+	defer stopped()
+	return s.Serve(ctx, ls...)
 }
 
-// listen opens an address such as "unix:///run/kiln/kiln.sock".
-func listen(address string) (net.Listener, error) {
-	scheme, where, ok := strings.Cut(address, "://")
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("address %q: expected unix://PATH or tcp://HOST:PORT", address)
-	case scheme == "tcp":
-		l, err := net.Listen("tcp", where)
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", address, err)
-		}
-		return l, nil
-	case scheme != "unix":
-		return nil, fmt.Errorf("address %q: unknown scheme %q, expected unix or tcp", address, scheme)
-	}
-	if err := os.MkdirAll(filepath.Dir(where), 0o711); err != nil {
-		return nil, fmt.Errorf("make folder of socket: %w", err)
-	}
-	if err := removeStale(where); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("unix", where)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", address, err)
-	}
-	// Whoever may connect can run steps: that is for the owner alone.
-	if err := os.Chmod(where, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("restrict socket: %w", err), l.Close())
-	}
-	return l, nil
+// shownAddress is where clients connect to.
+func shownAddress(l net.Listener) string {
+	return l.Addr().Network() + "://" + l.Addr().String()
 }
 
-// removeStale removes a socket that nobody listens on any more.
-func removeStale(path string) error {
-	fi, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("look at socket: %w", err)
+// notify tells the service manager, if there is one.
+func notify(ns namespace.Info, state string) {
+	if err := ns.Notify(state); err != nil {
+		slog.Warn("tell the service manager", "state", state, "error", err)
 	}
-	if fi.Mode()&fs.ModeSocket == 0 {
-		return fmt.Errorf("%s is there and is no socket: give another --addr", path)
+}
+
+// setUpLog makes the process's log.
+func setUpLog(w io.Writer, l config.Log) error {
+	if err := config.CheckLog(l); err != nil {
+		return err
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close() // it was opened only to see whether it can be
-		return fmt.Errorf("a daemon is serving on %s already", path)
+	level, err := l.Severity()
+	if err != nil {
+		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove stale socket: %w", err)
+	o := &slog.HandlerOptions{Level: slog.Level(level)}
+	var h slog.Handler = slog.NewTextHandler(w, o)
+	if l.Format == "json" {
+		h = slog.NewJSONHandler(w, o)
 	}
-	return nil
+	slog.SetDefault(slog.New(h))
+	return log.SetLevel("error") // containerd's packages: what matters comes as errors
 }

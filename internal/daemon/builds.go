@@ -38,6 +38,7 @@ func newBuilds() *builds {
 // running is one build as the daemon's services see it.
 type running struct {
 	ref    string
+	began  time.Time
 	record *history.Build
 	events *eventLog
 
@@ -79,7 +80,7 @@ func (b *builds) begin(ref string, open func() (*history.Build, error)) (*runnin
 		return nil, err
 	}
 	r := &running{
-		ref: ref, record: record, events: newEventLog(record.Log()), gateway: make(chan struct{}), answer: make(chan answer, 1),
+		ref: ref, began: time.Now(), record: record, events: newEventLog(record.Log()), gateway: make(chan struct{}), answer: make(chan answer, 1),
 		done: make(chan struct{}), refs: map[string]*gatewayRef{},
 	}
 	b.byRef[ref] = r
@@ -203,4 +204,11 @@ func (r *running) lookup(id string) (*gatewayRef, error) {
 		return g, nil
 	}
 	return nil, fmt.Errorf("no such ref %q in build %s", id, r.ref)
+}
+
+// running is how many builds are under way.
+func (b *builds) running() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.busy
 }

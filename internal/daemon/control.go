@@ -147,8 +147,11 @@ func (s *controlService) ListWorkers(context.Context, *control.ListWorkersReques
 
 func (s *Server) workers() []*worker.WorkerRecord {
 	w := &worker.WorkerRecord{ID: s.config.WorkerID, Labels: s.config.Labels, BuildkitVersion: s.version()}
-	for _, p := range s.config.Platforms {
+	for _, p := range s.platforms() {
 		w.Platforms = append(w.Platforms, wirePlatform(p))
+	}
+	for _, p := range s.config.Policies {
+		w.GCPolicy = append(w.GCPolicy, wirePolicy(p))
 	}
 	return []*worker.WorkerRecord{w}
 }

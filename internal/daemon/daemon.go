@@ -40,13 +40,15 @@ type Config struct {
 	Content   Content // where what exporters make is kept; nil shows none of it
 	// Spans takes the spans of builds and clients on their way to a collector,
 	// see [NewSpanCollector]; nil for nobody.
-	Spans sdktrace.SpanProcessor
-	// CacheMounts are the directories of RUN --mount=type=cache.
-	CacheMounts Keeper
-	Platforms   []ocispecs.Platform // the native one first
-	WorkerID    string
-	Labels      map[string]string // of the worker (WIRE.md section 18)
-	Version     string
+	Spans     sdktrace.SpanProcessor
+	Policies  []gc.Policy         // by which garbage is collected; none collects none
+	Platforms []ocispecs.Platform // the native one first
+	// Detected tells what else runs here, by emulators that came later; nil is
+	// nothing.
+	Detected func() []ocispecs.Platform
+	WorkerID string
+	Labels   map[string]string // of the worker (WIRE.md section 18)
+	Version  string
 	// IdleTimeout has the daemon leave after so long without a build or a
 	// client; 0 keeps it.
 	IdleTimeout time.Duration
@@ -54,10 +56,11 @@ type Config struct {
 
 // Server is a daemon.
 type Server struct {
-	config Config
-	builds *builds
-	traces *traces
-	grpc   *grpc.Server
+	config  Config
+	builds  *builds
+	traces  *traces
+	grpc    *grpc.Server
+	metrics *metrics
 
 	mu      sync.Mutex
 	clients int // open sessions
@@ -65,9 +68,9 @@ type Server struct {
 
 // New returns a daemon that does not listen yet.
 func New(c Config) *Server {
-	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version)}
+	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version), metrics: newMetrics()}
 	s.grpc = grpc.NewServer(append(session.ServerOptions(),
-		grpc.ChainUnaryInterceptor(recoverUnary), grpc.ChainStreamInterceptor(recoverStream))...)
+		grpc.ChainUnaryInterceptor(s.metrics.unary, recoverUnary), grpc.ChainStreamInterceptor(s.metrics.stream, recoverStream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
 	contentpb.RegisterContentServer(s.grpc, &contentService{Server: s})
@@ -98,6 +101,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	case <-idle:
 		slog.Info("leaving after being idle", "for", s.config.IdleTimeout)
 	case <-ctx.Done():
+		s.drain(listeners)
 	}
 	s.grpc.Stop()
 	closing, cancel := context.WithTimeout(context.Background(), closeWait)
@@ -110,37 +114,6 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 
 // closeWait bounds how long a daemon on its way out passes on spans.
 const closeWait = 2 * time.Second
-
-// collectEvery is how often what builds have left is held against the limits.
-const collectEvery = time.Minute
-
-// collectGarbage keeps the cache within its limits while the daemon serves. It
-// runs beside builds: nothing that one of them uses is ever removed.
-func (s *Server) collectGarbage(stop chan struct{}) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	tick := time.NewTicker(collectEvery)
-	defer tick.Stop()
-	for seen := 0; ; {
-		select {
-		case <-stop:
-			return
-		case <-tick.C:
-		}
-		ended := s.builds.ended()
-		if ended == seen {
-			continue
-		}
-		seen = ended
-		disk, err := s.config.Collector.Disk(ctx)
-		if err == nil {
-			err = s.config.Collector.Run(ctx, gc.DefaultPolicies(disk), nil)
-		}
-		if err != nil {
-			slog.Error("collect garbage", "error", err)
-		}
-	}
-}
 
 // watchIdle closes idle once nobody has needed the daemon for long enough.
 func (s *Server) watchIdle(idle, stop chan struct{}) {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,30 +14,18 @@ import (
 	"github.com/kiln-build/kiln/internal/layer"
 )
 
-// Keeper keeps something on disk that is no layer, such as cache mounts.
-type Keeper interface {
-	// Usage describes what is kept, as if they were layers.
-	Usage() ([]layer.Usage, error)
-	// Remove deletes one by its id, unless it is in use.
-	Remove(id string) (removed bool, err error)
-}
-
 // DiskUsage tells what is kept.
 func (s *controlService) DiskUsage(ctx context.Context, r *control.DiskUsageRequest) (*control.DiskUsageResponse, error) {
 	match, err := gc.ParseFilters(r.Filter)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	usage, err := s.config.Collector.Layers.DiskUsage(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("measure disk usage: %w", err)
-	}
-	mounts, err := s.config.CacheMounts.Usage()
+	usage, err := s.config.Collector.Usage(ctx)
 	if err != nil {
 		return nil, err
 	}
 	resp := &control.DiskUsageResponse{}
-	for _, u := range append(usage, mounts...) {
+	for _, u := range usage {
 		young := r.AgeLimit > 0 && time.Since(u.LastUsed) < time.Duration(r.AgeLimit)
 		if match(u) && !young {
 			resp.Record = append(resp.Record, wireUsage(u))
@@ -53,17 +40,18 @@ func (s *controlService) Prune(r *control.PruneRequest, stream grpc.ServerStream
 		All: r.All, Filters: r.Filter, KeepFor: time.Duration(r.KeepDuration),
 		MaxUsed: r.MaxUsedSpace, Reserved: r.ReservedSpace, MinFree: r.MinFreeSpace,
 	}
-	match, err := gc.ParseFilters(p.Filters)
-	if err != nil {
-		return status.Error(codes.InvalidArgument, err.Error())
-	}
-	if p.MaxUsed == 0 && p.Reserved == 0 && p.MinFree == 0 {
-		if err := s.pruneMounts(p.KeepFor, match, stream); err != nil {
-			return err
+	for name, n := range map[string]int64{
+		"keepDuration": r.KeepDuration, "maxUsedSpace": r.MaxUsedSpace, "reservedSpace": r.ReservedSpace, "minFreeSpace": r.MinFreeSpace,
+	} {
+		if n < 0 {
+			return status.Errorf(codes.InvalidArgument, "prune: %s is %d, expected at least 0", name, n)
 		}
 	}
+	if _, err := gc.ParseFilters(p.Filters); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
 	var sendErr error
-	err = s.config.Collector.Run(stream.Context(), []gc.Policy{p}, func(u layer.Usage) {
+	err := s.config.Collector.Run(stream.Context(), []gc.Policy{p}, func(u layer.Usage) {
 		if sendErr == nil {
 			sendErr = stream.Send(wireUsage(u))
 		}
@@ -72,29 +60,6 @@ func (s *controlService) Prune(r *control.PruneRequest, stream grpc.ServerStream
 		return err
 	}
 	return sendErr
-}
-
-// pruneMounts deletes cache mounts that are not used.
-func (s *controlService) pruneMounts(keep time.Duration, match func(layer.Usage) bool, stream grpc.ServerStreamingServer[control.UsageRecord]) error {
-	mounts, err := s.config.CacheMounts.Usage()
-	if err != nil {
-		return err
-	}
-	for _, u := range mounts {
-		if !match(u) || keep > 0 && time.Since(u.LastUsed) < keep {
-			continue
-		}
-		removed, err := s.config.CacheMounts.Remove(u.ID)
-		if err != nil {
-			return err
-		}
-		if removed {
-			if err := stream.Send(wireUsage(u)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func wireUsage(u layer.Usage) *control.UsageRecord {

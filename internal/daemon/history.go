@@ -56,6 +56,7 @@ func (s *Server) finish(run *running, response map[string]string, err error) {
 		slog.Error("record build", "ref", run.ref, "error", err)
 	}
 	s.traces.end(run, err)
+	s.metrics.built(o.Steps, time.Since(run.began), err)
 	s.builds.end(run)
 }
 

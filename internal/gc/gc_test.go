@@ -47,21 +47,6 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-func TestDefaultPolicies(t *testing.T) {
-	for _, d := range []Disk{{}, {Total: 1e9, Free: 1e8, Used: 8e8}, {Total: 1e12, Free: 5e11, Used: 2e11}} {
-		policies := DefaultPolicies(d)
-		for i, p := range policies {
-			plan, err := p.Plan(d)
-			if err != nil {
-				t.Errorf("policy %d: %v", i, err)
-			}
-			if last := i == len(policies)-1; last && d.Used > 1e11 && (!plan.Act || plan.Options.KeepBytes != 1e11) {
-				t.Errorf("of %+v, %+v is kept", d, plan)
-			}
-		}
-	}
-}
-
 func TestFilters(t *testing.T) {
 	u := layer.Usage{
 		Record:  layer.Record{ID: "abc123", Parent: "p", Type: "regular", Description: "RUN apt-get update"},
@@ -165,5 +150,87 @@ func TestRun(t *testing.T) {
 	}
 	if err := (&Collector{Root: "/nowhere", Layers: layers, Store: st}).Run(context.Background(), policies, nil); err == nil {
 		t.Error("a disk that is not there is no error")
+	}
+}
+
+// shelf is a Keeper for tests.
+type shelf struct {
+	usage   []layer.Usage
+	removed []string
+}
+
+func (s *shelf) Usage() ([]layer.Usage, error) { return slices.Clone(s.usage), nil }
+
+func (s *shelf) Remove(id string) (bool, error) {
+	i := slices.IndexFunc(s.usage, func(u layer.Usage) bool { return u.ID == id && !u.InUse })
+	if i < 0 {
+		return false, nil
+	}
+	s.removed = append(s.removed, id)
+	s.usage = slices.Delete(s.usage, i, i+1)
+	return true, nil
+}
+
+// TestOthers prunes what is no layer beside what is one.
+func TestOthers(t *testing.T) {
+	day := 24 * time.Hour
+	thing := func(id, kind string, age time.Duration, size int64) layer.Usage {
+		return layer.Usage{Record: layer.Record{ID: id, Type: kind, LastUsed: time.Now().Add(-age)}, Size: size}
+	}
+	for name, tc := range map[string]struct {
+		policy Policy
+		others []string // removed
+		keep   int64    // of layers, -1 if they are not pruned
+	}{
+		"everything":            {Policy{}, []string{"git", "mount"}, 0},
+		"by type":               {Policy{Filters: []string{"type==exec.cachemount", "type==source.git.checkout"}}, []string{"git", "mount"}, 0},
+		"what is old":           {Policy{KeepFor: 3 * day}, []string{"git"}, 0},
+		"the oldest first":      {Policy{MaxUsed: 350}, []string{"git"}, -1},
+		"layers too":            {Policy{MaxUsed: 250}, []string{"git"}, 150},
+		"all of the candidates": {Policy{MaxUsed: 1}, []string{"git", "mount"}, 1},
+		"enough room":           {Policy{MaxUsed: 450}, nil, -1},
+		"another's filter":      {Policy{Filters: []string{"id==nothing"}}, nil, 0},
+	} {
+		st, err := store.Open(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers := &fakeLayers{usage: []layer.Usage{thing("a", "regular", 2*day, 100), thing("b", "internal", 9*day, 100)}}
+		others := &shelf{usage: []layer.Usage{
+			thing("mount", "exec.cachemount", day, 100), thing("git", "source.git.checkout", 5*day, 100),
+		}}
+		others.usage = append(others.usage, layer.Usage{Record: layer.Record{ID: "busy", LastUsed: time.Time{}}, InUse: true})
+		c := Collector{Root: t.TempDir(), Layers: layers, Store: st, Others: others}
+		if err := c.Run(t.Context(), []Policy{tc.policy}, nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		keep := int64(-1)
+		if len(layers.prunes) == 1 {
+			keep = layers.prunes[0].KeepBytes
+		}
+		if !slices.Equal(others.removed, tc.others) || keep != tc.keep {
+			t.Errorf("%s: removed %v and kept %d of layers, want %v and %d", name, others.removed, keep, tc.others, tc.keep)
+		}
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFiltersSeeAll prunes by a field that is not a part of a layer's record.
+func TestFiltersSeeAll(t *testing.T) {
+	st, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	layers := &fakeLayers{usage: []layer.Usage{
+		{Record: layer.Record{ID: "shared"}, Shared: true, Size: 1}, {Record: layer.Record{ID: "own"}, Size: 1},
+	}}
+	var gone []string
+	report := func(u layer.Usage) { gone = append(gone, u.ID) }
+	err = (&Collector{Root: t.TempDir(), Layers: layers, Store: st}).Run(t.Context(), []Policy{{Filters: []string{"private"}}}, report)
+	if err != nil || !slices.Equal(gone, []string{"own"}) {
+		t.Errorf("gone are %v (%v)", gone, err)
 	}
 }

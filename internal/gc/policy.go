@@ -78,20 +78,6 @@ func (p Policy) Plan(d Disk) (Plan, error) {
 	return plan, nil
 }
 
-// DefaultPolicies are those of a daemon that is told nothing: things quick to
-// have again go first, and the cache stays in its share of the disk.
-func DefaultPolicies(d Disk) []Policy {
-	const gb = 1e9
-	share := func(percent int64, most float64) int64 { return min(d.Total/100*percent, int64(most)) }
-	limits := Policy{Reserved: share(10, 10*gb), MaxUsed: share(60, 100*gb), MinFree: share(20, 20*gb)}
-	first, second, last := limits, limits, limits
-	first.Filters = []string{"type==source.local", "type==" + typeCacheMount}
-	first.KeepFor, first.Reserved, first.MaxUsed, first.MinFree = 48*time.Hour, 0, 512e6, 0
-	second.KeepFor = 60 * 24 * time.Hour
-	last.All = true
-	return []Policy{first, second, limits, last}
-}
-
 // ParseFilters returns a function that says whether one of the filters holds;
 // without filters all holds. The syntax is containerd's, which BuildKit's
 // clients send (WIRE.md section 5.4): FIELD, FIELD==VALUE, FIELD!=VALUE or

@@ -49,6 +49,24 @@ type Info struct {
 	PID int
 	// Notices are sentences for the user on what is limited here.
 	Notices []string
+
+	notify *os.File // leads to the outer process; nil outside of namespaces
+}
+
+// Notify tells the service manager of a state, such as "READY=1", sd_notify(3).
+// It is the outer process that does: the manager believes only the one that it
+// started. Without a manager nothing is done.
+func (i Info) Notify(state string) error {
+	if i.notify == nil {
+		return nil
+	}
+	if strings.ContainsRune(state, '\n') {
+		return fmt.Errorf("notify the service manager: %q is more than one line", state)
+	}
+	if _, err := i.notify.WriteString(state + "\n"); err != nil {
+		return fmt.Errorf("notify the service manager: %w", err)
+	}
+	return nil
 }
 
 // variable carries a stage's message to the next process. It is removed from
@@ -61,6 +79,9 @@ const (
 	stageRoot = "root" // set up and go on
 )
 
+// settled is what the inner process reports when all went well.
+const settled = "ok\n"
+
 // message is the value of variable.
 type message struct {
 	Stage string
@@ -70,7 +91,7 @@ type message struct {
 // numbers of the inner process's files, after those of socket activation.
 type pipes struct {
 	hold   int // ends when the outer process does, and says when ids are mapped
-	report int // takes the outcome of the set-up
+	report int // takes the outcome of the set-up, then lines for the service manager
 }
 
 // Enter moves the program into its namespaces. In the outer process it does
@@ -147,16 +168,21 @@ func settle(info *Info, p pipes) error {
 	if err == nil && activationFiles(info.PID) > 0 {
 		err = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 	}
-	text := "ok"
+	text := settled
 	if err != nil {
 		text = err.Error()
 	}
 	if _, werr := unix.Write(p.report, []byte(text)); err == nil && werr != nil {
 		err = fmt.Errorf("report to the first process: %w", werr)
 	}
-	unix.Close(p.report)
 	if err != nil {
+		unix.Close(p.report)
 		return err
+	}
+	if os.Getenv(notifySocket) == "" {
+		unix.Close(p.report)
+	} else {
+		info.notify = os.NewFile(uintptr(p.report), "notify")
 	}
 	if err := unix.SetNonblock(p.hold, true); err != nil { // so that no thread waits in it
 		return fmt.Errorf("watch the first process: %w", err)

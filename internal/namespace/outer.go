@@ -79,8 +79,6 @@ func start(info Info, ids idPlan, activation []*os.File) (*inner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make pipe: %w", err)
 	}
-	defer report.Close()
-
 	m := message{Stage: stageRoot, Info: info}
 	if ids.helper {
 		m.Stage = stageMap
@@ -111,15 +109,18 @@ func start(info Info, ids idPlan, activation []*os.File) (*inner, error) {
 	if err != nil {
 		signal.Stop(in.signals)
 		holdEnd.Close()
+		report.Close()
 		return nil, startError(err, info, ids)
 	}
 	if err := in.settle(ids, report); err != nil {
 		signal.Stop(in.signals)
 		holdEnd.Close()
+		report.Close()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // killed: how it ended says nothing
 		return nil, err
 	}
+	go passNotices(report)
 	return in, nil
 }
 
@@ -133,11 +134,11 @@ func (in *inner) settle(ids idPlan, report io.Reader) error {
 			return fmt.Errorf("tell of the id map: %w", err)
 		}
 	}
-	text, err := io.ReadAll(io.LimitReader(report, maxReport))
+	text, err := readReport(report)
 	switch {
 	case err != nil:
 		return fmt.Errorf("hear from the inner process: %w", err)
-	case string(text) == "ok":
+	case string(text) == settled:
 		return nil
 	case strings.HasPrefix(string(text), "mount /proc:"):
 		return fmt.Errorf("%w: %s", errNoPIDs, text)
@@ -145,6 +146,22 @@ func (in *inner) settle(ids idPlan, report io.Reader) error {
 		return errors.New("enter namespaces: the inner process ended before it was set up")
 	}
 	return fmt.Errorf("enter namespaces: %s", text)
+}
+
+// readReport reads how the set-up went: settled, or all that is said till the end.
+func readReport(r io.Reader) (text []byte, err error) {
+	buf := make([]byte, 1) // what comes after it is not to be read here
+	for len(text) < maxReport && string(text) != settled {
+		n, err := r.Read(buf)
+		text = append(text, buf[:n]...)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return text, nil
 }
 
 // startError explains why no process could be started in new namespaces.

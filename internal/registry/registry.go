@@ -12,13 +12,10 @@ package registry
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -48,15 +45,20 @@ type Config struct {
 	MaxPause time.Duration
 	// Parallel is how many blobs are pushed at a time; 0 is 4.
 	Parallel int
+	// Connections bounds those to one registry at a time; 0 sets no bound.
+	Connections int
 }
 
 // Host is what differs from the defaults for one registry.
 type Host struct {
 	Mirrors  []string  // hosts, with an optional path, to pull from first
-	HTTP     bool      // speak plain http
-	Insecure bool      // accept any certificate
+	HTTP     *bool     // speak plain http; nil does so with this machine only
+	Insecure bool      // accept any certificate; with http, that is what is spoken if there is no https
 	CAs      []string  // PEM files of further authorities
 	KeyPairs []KeyPair // certificates to show
+	// Dirs have further authorities, *.crt, and key pairs, *.cert with *.key.
+	// One that is not there has none.
+	Dirs []string
 	// Realms are further hosts that may be given this registry's credentials in
 	// exchange for a token.
 	Realms []string
@@ -72,6 +74,7 @@ type Client struct {
 
 	mu         sync.Mutex
 	transports map[string]http.RoundTripper // by host
+	secure     map[string]bool              // whether a host that need not be speaks TLS
 }
 
 // New returns a client.
@@ -87,7 +90,7 @@ func New(c Config) *Client {
 	c.Backoff = orDefault(c.Backoff, 500*time.Millisecond)
 	c.MaxPause = orDefault(c.MaxPause, 30*time.Second)
 	c.Parallel = orDefault(c.Parallel, 4)
-	return &Client{cfg: c, tokens: newTokenCache(), transports: map[string]http.RoundTripper{}}
+	return &Client{cfg: c, tokens: newTokenCache(), transports: map[string]http.RoundTripper{}, secure: map[string]bool{}}
 }
 
 func orDefault[T comparable](v, standard T) T {
@@ -133,7 +136,7 @@ func (c *Client) hosts(ctx context.Context, ns string, o hostOptions) ([]docker.
 	var hosts []docker.RegistryHost
 	for _, mirror := range conf.Mirrors {
 		name, path, _ := strings.Cut(mirror, "/")
-		h, err := c.host(name, "/v2/"+path, c.cfg.Hosts[name], hostOptions{}, logins)
+		h, err := c.host(ctx, name, strings.TrimSuffix("/v2/"+path, "/"), c.cfg.Hosts[name], hostOptions{}, logins)
 		if err != nil {
 			return nil, err
 		}
@@ -144,7 +147,7 @@ func (c *Client) hosts(ctx context.Context, ns string, o hostOptions) ([]docker.
 	if err != nil {
 		return nil, fmt.Errorf("find registry of %q: %w", ns, err)
 	}
-	h, err := c.host(name, "/v2", conf, o, logins)
+	h, err := c.host(ctx, name, "/v2", conf, o, logins)
 	if err != nil {
 		return nil, err
 	}
@@ -152,9 +155,9 @@ func (c *Client) hosts(ctx context.Context, ns string, o hostOptions) ([]docker.
 	return append(hosts, h), nil
 }
 
-func (c *Client) host(name, path string, conf Host, o hostOptions, logins []Login) (docker.RegistryHost, error) {
+func (c *Client) host(ctx context.Context, name, path string, conf Host, o hostOptions, logins []Login) (docker.RegistryHost, error) {
 	scheme := "https"
-	if conf.HTTP || isLoopback(name) || o.plain {
+	if o.plain || c.plain(ctx, name, conf) {
 		scheme = "http"
 	}
 	transport, err := c.transport(name, conf, o)
@@ -170,6 +173,27 @@ func (c *Client) host(name, path string, conf Host, o hostOptions, logins []Logi
 			grants: map[string]*grant{},
 		},
 	}, nil
+}
+
+// plain tells whether a host is spoken to without TLS.
+func (c *Client) plain(ctx context.Context, name string, conf Host) bool {
+	http := isLoopback(name)
+	if conf.HTTP != nil {
+		http = *conf.HTTP
+	}
+	if !http || !conf.Insecure {
+		return http
+	}
+	c.mu.Lock()
+	secure, known := c.secure[name]
+	c.mu.Unlock()
+	if !known {
+		secure = speaksTLS(ctx, name, c.cfg.Stall)
+		c.mu.Lock()
+		c.secure[name] = secure
+		c.mu.Unlock()
+	}
+	return !secure
 }
 
 // transport returns the one transport of a host, so that connections are kept.
@@ -194,6 +218,7 @@ func (c *Client) transport(name string, conf Host, o hostOptions) (http.RoundTri
 		TLSHandshakeTimeout:   c.cfg.Stall,
 		IdleConnTimeout:       time.Minute,
 		MaxIdleConnsPerHost:   8,
+		MaxConnsPerHost:       c.cfg.Connections,
 		ForceAttemptHTTP2:     true,
 		ResponseHeaderTimeout: 0, // stallTransport watches, uploads included
 	}
@@ -203,50 +228,6 @@ func (c *Client) transport(name string, conf Host, o hostOptions) (http.RoundTri
 	}
 	c.transports[key] = t
 	return t, nil
-}
-
-func tlsOf(conf Host, insecure bool) (*tls.Config, error) {
-	t := &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		// The user asked for it, by name of the host.
-		InsecureSkipVerify: conf.Insecure || insecure, //nolint:gosec
-	}
-	if len(conf.CAs) > 0 {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		for _, file := range conf.CAs {
-			pem, err := readCapped(file, 10<<20)
-			if err != nil {
-				return nil, fmt.Errorf("read certificate authority: %w", err)
-			}
-			if !pool.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("certificate authority %s holds no PEM certificate", file)
-			}
-		}
-		t.RootCAs = pool
-	}
-	for _, p := range conf.KeyPairs {
-		pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
-		if err != nil {
-			return nil, fmt.Errorf("load client certificate %s: %w", p.Cert, err)
-		}
-		t.Certificates = append(t.Certificates, pair)
-	}
-	return t, nil
-}
-
-// readCapped reads a regular file of at most limit bytes.
-func readCapped(name string, limit int64) ([]byte, error) {
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > limit {
-		return nil, fmt.Errorf("%s: expected a regular file of at most %d bytes", name, limit)
-	}
-	return os.ReadFile(name)
 }
 
 // isLoopback tells whether a host, with or without a port, is this machine.

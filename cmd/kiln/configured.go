@@ -1,0 +1,210 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/containerd/platforms"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/config"
+	"github.com/kiln-build/kiln/internal/executor/binfmt"
+	"github.com/kiln-build/kiln/internal/executor/oci"
+	"github.com/kiln-build/kiln/internal/gc"
+	"github.com/kiln-build/kiln/internal/history"
+	"github.com/kiln-build/kiln/internal/namespace"
+	"github.com/kiln-build/kiln/internal/registry"
+)
+
+// This file makes what the parts of a daemon want of a buildkitd.toml.
+
+// registryConfig says how to talk to registries.
+func registryConfig(c *config.Config) registry.Config {
+	r := registry.Config{UserAgent: "kiln/" + version, Hosts: map[string]registry.Host{}}
+	if n := c.System.MaxRegistryConcurrency; n != nil {
+		r.Connections = *n
+	}
+	for name, h := range c.Registries {
+		host := registry.Host{
+			HTTP: h.HTTP, Insecure: h.Insecure != nil && *h.Insecure, CAs: h.CAs, Dirs: h.Dirs,
+		}
+		for _, m := range h.Mirrors {
+			where, path := config.SplitMirror(m)
+			if path != "" {
+				where += "/" + path
+			}
+			host.Mirrors = append(host.Mirrors, where)
+		}
+		for _, p := range h.KeyPairs {
+			host.KeyPairs = append(host.KeyPairs, registry.KeyPair{Key: p.Key, Cert: p.Cert})
+		}
+		r.Hosts[name] = host
+	}
+	return r
+}
+
+// gcPolicies are the rules of the collection of garbage below root; none is one
+// that is turned off.
+func gcPolicies(c *config.Config, root string) ([]gc.Policy, error) {
+	total, err := diskSize(root)
+	if err != nil {
+		return nil, err
+	}
+	var out []gc.Policy
+	for _, r := range c.Workers.OCI.Rules(total) {
+		p := gc.Policy{
+			All: r.All, Filters: r.Filters, KeepFor: r.KeepFor.Duration,
+			MaxUsed: r.MaxUsed.On(total), Reserved: r.Reserved.On(total), MinFree: r.MinFree.On(total),
+		}
+		if _, err := gc.ParseFilters(p.Filters); err != nil {
+			return nil, fmt.Errorf("worker.oci.gcpolicy: %w", err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// diskSize is the size in bytes of the file system of a folder.
+func diskSize(dir string) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, fmt.Errorf("size of the disk at %s: %w", dir, err)
+	}
+	return int64(fs.Blocks) * fs.Bsize, nil
+}
+
+// retention says how long builds are remembered.
+func retention(c *config.Config) history.Retention {
+	h := c.History
+	if h == nil {
+		return history.DefaultRetention()
+	}
+	r := history.Retention{MaxAge: h.MaxAge.Duration}
+	switch {
+	case h.MaxEntries != nil:
+		r.MaxEntries, r.Off = int(*h.MaxEntries), *h.MaxEntries == 0
+	case h.MaxAge.Duration == 0:
+		return history.DefaultRetention()
+	}
+	return r
+}
+
+// executorConfig says how containers are run.
+func executorConfig(s settings, ns namespace.Info, stateDir string) oci.Config {
+	w := s.config.Workers.OCI
+	subnet, err := w.Subnet()
+	if err != nil { // the file has been checked: only a flag could be wrong, and there is none
+		subnet = netip.Prefix{}
+	}
+	return oci.Config{
+		StateDir: stateDir, Binary: w.Binary, Rootless: ns.Rootless || w.Rootless, CgroupParent: w.CgroupParent,
+		DNS: oci.DNS{
+			Nameservers: s.config.DNS.Nameservers, Search: s.config.DNS.SearchDomains, Options: s.config.DNS.Options,
+		},
+		Network: oci.NetworkConfig{Pool: subnet, Ready: w.CNIPoolSize, Host: w.Mode == "host"},
+		Logger:  slog.Default(),
+	}
+}
+
+// platformsMaxAge is how long the list of emulators holds.
+func platformsMaxAge(c *config.Config) time.Duration {
+	if age := c.System.PlatformsMaxAge; age != nil {
+		return age.Duration
+	}
+	return 20 * time.Second
+}
+
+// workerPlatforms are what the configuration lists, or else what this machine runs.
+func workerPlatforms(c *config.Config, machine *binfmt.Detector) ([]ocispecs.Platform, error) {
+	if len(c.Workers.OCI.Platforms) == 0 {
+		return machine.Platforms(), nil
+	}
+	var out []ocispecs.Platform
+	for _, text := range c.Workers.OCI.Platforms {
+		p, err := platforms.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("invalid platforms: %w", err)
+		}
+		out = append(out, platforms.Normalize(p))
+	}
+	return out, nil
+}
+
+// slots bounds the steps that are carried out at a time.
+func slots(c *config.Config) (files, steps chan struct{}) {
+	if n := c.Workers.OCI.MaxParallelism; n > 0 {
+		steps = make(chan struct{}, n)
+	}
+	return make(chan struct{}, 4*runtime.GOMAXPROCS(0)), steps
+}
+
+// enabledFrontends leaves out those that the configuration turns off.
+func enabledFrontends(c *config.Config, all map[string]frontend.Frontend) map[string]frontend.Frontend {
+	if !config.Enabled(c.Frontend.Dockerfile.Enabled) {
+		delete(all, "dockerfile.v0")
+	}
+	if !config.Enabled(c.Frontend.Gateway.Enabled) {
+		delete(all, "gateway.v0")
+	}
+	return all
+}
+
+// entitlements are what builds that ask for them are granted.
+func entitlements(c *config.Config) []string {
+	out := c.Entitlements
+	if d := c.CDI.Disabled; (d == nil || !*d) && !c.Entitlement("device") {
+		out = append(out[:len(out):len(out)], "device") // the devices are named by files that root wrote
+	}
+	return out
+}
+
+// snapshotterName is the one of ours that a name stands for.
+func snapshotterName(name string) (ours, notice string) {
+	switch name {
+	case "":
+		return "auto", ""
+	case "fuse-overlayfs", "stargz":
+		return "auto", fmt.Sprintf("Kiln has no snapshotter %s: overlayfs is used where it works, else plain copies.", name)
+	}
+	return name, ""
+}
+
+// notices are what of a configuration the user may miss.
+func notices(c *config.Config) (out []string) {
+	w := c.Workers.OCI
+	if _, text := snapshotterName(w.Snapshotter); text != "" {
+		out = append(out, text)
+	}
+	if w.Enabled != nil && !*w.Enabled {
+		out = append(out, "The oci worker is turned off, but it is the only one that Kiln has: it does the work.")
+	}
+	if w.NoProcessSandbox {
+		out = append(out, "noProcessSandbox has no effect: Kiln gives each step process ids of its own, also where it is rootless.")
+	}
+	if c.ProxyNetwork {
+		out = append(out, "proxyNetwork has no effect: Kiln has no proxy network.")
+	}
+	return out
+}
+
+// confinement refuses a security profile that containers would not get.
+func confinement(c *config.Config) error {
+	var asked []string
+	if c.Workers.OCI.AppArmor != "" {
+		asked = append(asked, "AppArmor profile "+c.Workers.OCI.AppArmor)
+	}
+	if c.Workers.OCI.SELinux {
+		asked = append(asked, "SELinux labels")
+	}
+	if len(asked) > 0 {
+		return fmt.Errorf("%s asked for: Kiln applies neither AppArmor profiles nor SELinux labels to steps; "+
+			"take the setting out to run them with seccomp and namespaces alone", strings.Join(asked, " and "))
+	}
+	return nil
+}
