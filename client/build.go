@@ -27,7 +27,7 @@ func (c *Client) Build(ctx context.Context, opt SolveOpt, f BuildFunc, sink Sink
 	opt.Definition, opt.Frontend = nil, ""
 	workers, err := c.ListWorkers(ctx, nil)
 	if err != nil {
-		return nil, fmt.Errorf("listing workers for Build: %w", err)
+		return nil, fmt.Errorf("listing workers for Build: failed to list workers: %w", err)
 	}
 	return c.run(ctx, opt, sink, func(ctx context.Context, ref, sessionID string, attrs map[string]string) error {
 		g, err := c.openGateway(ctx, ref, BuildOpts{Opts: maps.Clone(attrs), SessionID: sessionID, Workers: workers})
