@@ -99,8 +99,7 @@ func (b *Build) End(o Outcome) error {
 	if err := h.replace(r, before); err != nil {
 		return errors.Join(err, errBlob)
 	}
-	h.work.Add(1)
-	go b.forgetLive()
+	h.afterFlush(func() { _ = h.files.removeLive(b.log.name) }) // whichever file a crash leaves, the log is whole
 	return errBlob
 }
 
@@ -118,15 +117,6 @@ func (b *Build) keepBlobs(o Outcome) (all blobs, err error) {
 		err = errors.Join(err, errWrite)
 	}
 	return all, err
-}
-
-// forgetLive removes the file of the ended log, once the record that names the
-// blob is in the database: whichever of both a crash leaves, the log is whole.
-func (b *Build) forgetLive() {
-	defer b.h.work.Done()
-	if b.h.db.Flush() == nil {
-		_ = b.h.files.removeLive(b.log.name) // the next start does it otherwise
-	}
 }
 
 // Release says that nobody will begin to follow the log of the ended build.

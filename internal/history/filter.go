@@ -47,7 +47,6 @@ func parseFilter(text string, now time.Time) (func(*Record) bool, error) {
 	var terms []string
 	if text != "" {
 		r := csv.NewReader(strings.NewReader(text))
-		r.LazyQuotes = true // quotes within a term are the term's own
 		var err error
 		if terms, err = r.Read(); err != nil {
 			return nil, err

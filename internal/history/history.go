@@ -121,7 +121,28 @@ func (h *History) Pin(ref string, pinned bool) error {
 func (h *History) Delete(ref string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.remove(ref)
+	blobs, err := h.remove(ref)
+	if err != nil {
+		return err
+	}
+	if err := h.db.Flush(); err != nil {
+		return err
+	}
+	h.files.drop(blobs)
+	return nil
+}
+
+// afterFlush calls f, soon, once what has been stored is in the database: a
+// crash must not leave a record whose blobs are gone. The caller holds h.mu.
+func (h *History) afterFlush(f func()) {
+	if h.closed {
+		return // the next start does it
+	}
+	h.work.Go(func() {
+		if h.db.Flush() == nil {
+			f()
+		}
+	})
 }
 
 // load reads a record of an ended build. The caller holds h.mu.
@@ -147,7 +168,9 @@ func (h *History) replace(r *Record, before blobs) error {
 		return err
 	}
 	h.files.hold(r.blobs())
-	h.files.drop(before)
+	if len(before) > 0 {
+		h.afterFlush(func() { h.files.drop(before) })
+	}
 	h.ended[r.Ref] = ended{r.CompletedAt, r.Pinned}
 	h.tell(Event{Kind: Complete, Record: r.clone()})
 	return nil
@@ -164,11 +187,12 @@ func (h *History) put(r *Record) error {
 	return nil
 }
 
-// remove forgets the record of an ended build. The caller holds h.mu.
-func (h *History) remove(ref string) error {
+// remove forgets the record of an ended build, and returns the blobs to drop
+// when the database has forgotten it, too. The caller holds h.mu.
+func (h *History) remove(ref string) (blobs, error) {
 	r, err := h.load(ref)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if b := h.active[ref]; b != nil {
 		err = h.put(&b.record)
@@ -176,10 +200,9 @@ func (h *History) remove(ref string) error {
 		err = fmt.Errorf("delete record of build %s: %w", ref, err)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	delete(h.ended, ref)
-	h.files.drop(r.blobs())
 	h.tell(Event{Kind: Deleted, Record: &Record{Ref: ref}})
-	return nil
+	return r.blobs(), nil
 }

@@ -43,9 +43,16 @@ func (h *History) collect(now time.Time) {
 		return
 	}
 	slices.SortFunc(all, func(a, b entry) int { return b.completed.Compare(a.completed) })
+	var gone blobs
 	for _, e := range all[h.retention.MaxEntries:] {
-		if now.Sub(e.completed) > h.retention.MaxAge {
-			_ = h.remove(e.ref)
+		if now.Sub(e.completed) <= h.retention.MaxAge {
+			continue
 		}
+		if blobs, err := h.remove(e.ref); err == nil {
+			gone = append(gone, blobs...)
+		}
+	}
+	if len(gone) > 0 && h.db.Flush() == nil {
+		h.files.drop(gone)
 	}
 }
