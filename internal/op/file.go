@@ -41,11 +41,19 @@ func (o *fileOp) CacheMap(context.Context) (solver.CacheMap, error) {
 // unless it is also what is written to.
 func (o *fileOp) dep(i int) solver.Dep {
 	var sels []contenthash.Selector
+	var paths []string
 	for _, a := range o.op.Actions {
 		if a.Input == i {
 			return solver.Dep{}
 		}
-		sels = append(sels, reads(a, i)...)
+		read := reads(a, i)
+		sels = append(sels, read...)
+		for _, r := range read {
+			paths = append(paths, r.Path)
+		}
+		if d, ok := a.Do.(*llb.DoCopy); ok && len(read) > 0 && a.Secondary == i {
+			paths[len(paths)-len(read)] = d.Src // as it is written, for BuildKit
+		}
 	}
 	if len(sels) == 0 {
 		return solver.Dep{}
@@ -53,6 +61,7 @@ func (o *fileOp) dep(i int) solver.Dep {
 	return solver.Dep{
 		// The memo of a content digest is found by all that selects the content.
 		Selector: string(digest.FromString(fmt.Sprintf("%#v", sels))),
+		Link:     linkSelector(paths),
 		Digest: func(ctx context.Context, r solver.Result) (string, error) {
 			ref, _ := r.(*layer.Ref)
 			return o.worker.checksum(ctx, i, ref, sels)

@@ -361,3 +361,12 @@ func selectorDigest(paths []string) string {
 	slices.Reverse(paths)
 	return string(digest.FromString(strings.Join(slices.Compact(paths), "\x00")))
 }
+
+// linkSelector names the paths of an input that a file operation reads, as
+// BuildKit does (WIRE.md section 11.3): doubles count.
+func linkSelector(paths []string) string {
+	paths = slices.Clone(paths)
+	slices.Sort(paths)
+	slices.Reverse(paths)
+	return string(digest.FromString(strings.Join(paths, "\x00")))
+}

@@ -20,7 +20,16 @@ type Ingredient struct {
 	Key      Key // of the input
 	Index    int // which of its results
 	Selector string
+	Link     string // the selector as caches for others have it; "" is Selector
 	Content  string // digest of its content, where that is what counts; else ""
+}
+
+// LinkSelector is the selector as caches for others have it.
+func (i Ingredient) LinkSelector() string {
+	if i.Link != "" {
+		return i.Link
+	}
+	return i.Selector
 }
 
 // Imports are results that others made, in places where a job may look. What

@@ -58,9 +58,9 @@ type JobOptions struct {
 // A Job is one build: a graph as one client first resolved it. The job is the
 // unit of cancellation; nothing it starts outlives it.
 type Job struct {
-	solver *Solver
-	ctx    context.Context
-	cancel context.CancelFunc
+	solver  *Solver
+	ctx     context.Context
+	cancel  context.CancelFunc
 	sink    progress.Sink
 	values  any
 	imports Imports
@@ -203,7 +203,7 @@ func (n *node) part(in input, dep Dep) (keyPart, error) {
 	if err != nil {
 		return keyPart{}, err
 	}
-	from := Ingredient{Key: id.key, Index: in.index, Selector: dep.Selector}
+	from := Ingredient{Key: id.key, Index: in.index, Selector: dep.Selector, Link: dep.Link}
 	if dep.Digest == nil {
 		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from}, nil
 	}

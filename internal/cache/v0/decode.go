@@ -218,7 +218,7 @@ func (x *index) leads(r cache.Recipes, rec *record, inputs []solver.Ingredient) 
 		}
 		sources := x.match(r, in.Key, in.Index)
 		byDefinition := slices.ContainsFunc(rec.Inputs[n], func(l input) bool {
-			return l.Selector == in.Selector && slices.Contains(sources, l.Link)
+			return l.Selector == in.LinkSelector() && slices.Contains(sources, l.Link)
 		})
 		if !byDefinition {
 			return false
@@ -273,7 +273,11 @@ func (x *index) contentOf(r cache.Recipes, of solver.Ingredient) string {
 		for _, user := range x.dependOn[i] {
 			for _, alternatives := range x.conf.Records[user].Inputs {
 				for _, in := range alternatives {
-					if in.Link == i && in.Selector == of.Selector && in.Content != "" && digest.Digest(in.Content).Validate() == nil {
+					own := in.Own
+					if own == "" {
+						own = in.Selector
+					}
+					if in.Link == i && own == of.Selector && in.Content != "" && digest.Digest(in.Content).Validate() == nil {
 						return in.Content
 					}
 				}

@@ -87,6 +87,7 @@ type link struct {
 	to       *node
 	selector string
 	content  string
+	own      string // selector of content, if it is another
 }
 
 // stack is a layer and all below it, before it has a number.
@@ -157,7 +158,11 @@ func (w *writer) node(k solver.Key, output int) *node {
 // links are the ways in which an input leads to a step.
 func (w *writer) links(in solver.Ingredient) (links []link) {
 	if n := w.node(in.Key, in.Index); n != nil {
-		links = append(links, link{to: n, selector: in.Selector, content: in.Content})
+		l := link{to: n, selector: in.LinkSelector(), content: in.Content}
+		if l.content != "" && in.Selector != l.selector {
+			l.own = in.Selector
+		}
+		links = append(links, l)
 	}
 	if in.Content == "" {
 		return links
@@ -259,7 +264,7 @@ func (w *writer) record(n *node, numbers map[string]int) record {
 	for _, links := range n.inputs {
 		var ins []input
 		for _, l := range links {
-			ins = append(ins, input{Selector: l.selector, Link: numbers[l.to.id], Content: l.content})
+			ins = append(ins, input{Selector: l.selector, Link: numbers[l.to.id], Content: l.content, Own: l.own})
 		}
 		slices.SortFunc(ins, func(a, b input) int { return a.Link - b.Link })
 		r.Inputs = append(r.Inputs, ins)

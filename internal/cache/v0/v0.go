@@ -71,7 +71,9 @@ type chain struct {
 type input struct {
 	Selector string `json:"selector,omitempty"`
 	Link     int    `json:"link"`
-	Content  string `json:"kiln.content,omitempty"`
+	// Content is the digest of what Own selects, or of what Selector does.
+	Content string `json:"kiln.content,omitempty"`
+	Own     string `json:"kiln.selector,omitempty"`
 }
 
 // slow is the output number of records that stand for content.

@@ -46,7 +46,7 @@ func sample() (recipes, []cache.Entry) {
 		"copy": {Digest: op("copy"), Outputs: 1, Inputs: []solver.Ingredient{
 			{Key: "run"}, {Key: "local", Selector: op("src"), Content: op("content of src")},
 		}},
-		"two": {Digest: op("two"), Outputs: 2, Inputs: []solver.Ingredient{{Key: "copy", Selector: op("/sub"), Content: op("content of sub")}}},
+		"two": {Digest: op("two"), Outputs: 2, Inputs: []solver.Ingredient{{Key: "copy", Selector: op("/sub, precisely"), Link: op("/sub"), Content: op("content of sub")}}},
 	}
 	saved := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	results := map[solver.Key][]cache.EntryResult{
@@ -151,10 +151,10 @@ func TestRoundTrip(t *testing.T) {
 					}
 				}
 			}
-			if got := x.Content(r, solver.Ingredient{Key: "copy", Selector: op("/sub")}); got != op("content of sub") {
+			if got := x.Content(r, solver.Ingredient{Key: "copy", Selector: op("/sub, precisely")}); got != op("content of sub") {
 				t.Errorf("content of what copy made: %q", got)
 			}
-			if got := x.Content(r, solver.Ingredient{Key: "copy", Selector: op("/elsewhere")}); got != "" {
+			if got := x.Content(r, solver.Ingredient{Key: "copy", Selector: op("/sub")}); got != "" {
 				t.Errorf("content of what nobody has looked at: %q", got)
 			}
 		})

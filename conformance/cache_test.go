@@ -1,0 +1,211 @@
+package conformance
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+
+	"github.com/kiln-build/kiln/conformance/peer"
+)
+
+// cacheFile has what is hard about caches: content of the context, a stage that
+// another one copies from, a mount of a stage, and steps that need each other.
+const cacheFile = `FROM base AS tool
+RUN echo tool > /tool
+FROM base AS other
+COPY data /data
+RUN --mount=from=tool,target=/t cat /t/tool /data > /made
+FROM base
+RUN echo first > /first
+COPY --from=other /made /made
+COPY data /copied
+RUN cat /made /copied > /last
+`
+
+// ran are the steps that a build carried out, by the names that both kinds of
+// daemon give them; cached are those that it did not.
+func ran(t *testing.T, text string) (ran, cached []string) {
+	t.Helper()
+	names := map[string]string{}
+	done := map[string]string{}
+	for _, line := range strings.Split(text, "\n") {
+		m := regexp.MustCompile(`^#(\d+) (.*)$`).FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		switch {
+		case strings.HasPrefix(m[2], "[") && names[m[1]] == "":
+			names[m[1]] = m[2]
+		case m[2] == "CACHED":
+			done[m[1]] = "cached"
+		case strings.HasPrefix(m[2], "DONE ") && done[m[1]] == "":
+			done[m[1]] = "ran"
+		}
+	}
+	for n, name := range names {
+		if !strings.Contains(name, "RUN ") && !strings.Contains(name, "COPY ") {
+			continue
+		}
+		switch done[n] {
+		case "cached":
+			cached = append(cached, name)
+		case "ran":
+			ran = append(ran, name)
+		}
+	}
+	slices.Sort(ran)
+	slices.Sort(cached)
+	return ran, cached
+}
+
+// fresh starts a daemon that knows nothing.
+func fresh(t *testing.T, kind string) *peer.Daemon {
+	t.Helper()
+	bin, err := filepath.Abs(filepath.Join("..", "bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), kind)
+	d := peer.NewKiln(filepath.Join(bin, "kiln"), shared.base, dir)
+	if kind == "buildkit" {
+		d = peer.NewBuildKit(shared.tools, filepath.Join(bin, "kiln-runc"), shared.base, dir)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := d.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Stop)
+	return d
+}
+
+// buildWith builds with the real buildctl and returns its progress.
+func buildWith(t *testing.T, d *peer.Daemon, folder string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	args = append(shared.tools.BuildArgs(d, shared.base, peer.Build{Context: folder}), args...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = d.Env()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s\ndaemon: %s", strings.Join(args, " "), err, out, d.Log())
+	}
+	return string(out)
+}
+
+// cachePlace is a kind of place for caches, and how it is named to buildctl.
+type cachePlace struct {
+	name string
+	// options return the arguments for the export and for the import.
+	options func(t *testing.T) (out, in []string)
+	// partial is set where a cache has the layers of the result alone.
+	partial bool
+}
+
+func cachePlaces() []cachePlace {
+	host := func(t *testing.T) string {
+		s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+		t.Cleanup(s.Close)
+		return s.Listener.Addr().String()
+	}
+	place := func(name string, partial bool, export, imported func(where string) []string, where func(*testing.T) string) cachePlace {
+		return cachePlace{name, func(t *testing.T) (out, in []string) {
+			w := where(t)
+			return export(w), imported(w)
+		}, partial}
+	}
+	to := func(format string) func(string) []string {
+		return func(w string) []string { return strings.Fields(fmt.Sprintf(strings.ReplaceAll(format, "WHERE", "%[1]s"), w)) }
+	}
+	folder := func(t *testing.T) string { return filepath.Join(t.TempDir(), "cache") }
+	fromRegistry := to("--import-cache type=registry,ref=WHERE/cache:x")
+	return []cachePlace{
+		place("registry", false, to("--export-cache type=registry,ref=WHERE/cache:x,mode=max"), fromRegistry, host),
+		place("registry as index", false, to("--export-cache type=registry,ref=WHERE/cache:x,mode=max,image-manifest=false"), fromRegistry, host),
+		place("registry min zstd", true, to("--export-cache type=registry,ref=WHERE/cache:x,mode=min,compression=zstd"), fromRegistry, host),
+		place("local", false, to("--export-cache type=local,dest=WHERE,mode=max"), to("--import-cache type=local,src=WHERE"), folder),
+		place("inline", true, to("--export-cache type=inline --output type=image,name=WHERE/cache:x,push=true"), fromRegistry, host),
+	}
+}
+
+// TestCacheExchange has each kind of daemon use a cache that each kind has
+// written, from a state that knows nothing.
+func TestCacheExchange(t *testing.T) {
+	for _, place := range cachePlaces() {
+		for _, pair := range [][2]string{{"kiln", "kiln"}, {"buildkit", "kiln"}, {"kiln", "buildkit"}} {
+			t.Run(place.name+"/"+pair[0]+" to "+pair[1], func(t *testing.T) {
+				folder := t.TempDir()
+				if err := peer.WriteFiles(folder, map[string]string{"Dockerfile": cacheFile, "data": "the data"}); err != nil {
+					t.Fatal(err)
+				}
+				out, in := place.options(t)
+				first := buildWith(t, fresh(t, pair[0]), folder, out...)
+				again := buildWith(t, fresh(t, pair[1]), folder, in...)
+				did, cached := ran(t, again)
+				if !strings.Contains(again, "importing cache manifest from") {
+					t.Errorf("the import is not told:\n%s", again)
+				}
+				// The last four steps are the result's own.
+				if len(cached) < 4 || !place.partial && len(did) > 0 {
+					t.Errorf("%d steps ran again (%q), %d were cached (%q)\n--- first:\n%s\n--- again:\n%s", len(did), did, len(cached), cached, first, again)
+				}
+			})
+		}
+	}
+}
+
+// TestCacheChanged uses a cache for another context: what depends on it runs.
+func TestCacheChanged(t *testing.T) {
+	place := cachePlaces()[0]
+	out, in := place.options(t)
+	folder := t.TempDir()
+	files := map[string]string{"Dockerfile": cacheFile, "data": "the data"}
+	if err := peer.WriteFiles(folder, files); err != nil {
+		t.Fatal(err)
+	}
+	buildWith(t, fresh(t, "kiln"), folder, out...)
+	files["data"] = "other data"
+	if err := peer.WriteFiles(folder, files); err != nil {
+		t.Fatal(err)
+	}
+	dest := t.TempDir()
+	did, cached := ran(t, buildWith(t, fresh(t, "kiln"), folder, append(in, "--output", "type=local,dest="+dest)...))
+	if len(did) != 5 || len(cached) != 2 {
+		t.Errorf("ran %q, expected 5 steps; cached %q, expected 2", did, cached)
+	}
+	if _, ok := walk(t, dest)["last"]; !ok {
+		t.Error("the result lacks /last")
+	}
+}
+
+// TestCacheTrouble has caches that cannot be read or written: an import is
+// never a build's failure, an export is unless the user does not mind.
+func TestCacheTrouble(t *testing.T) {
+	folder := t.TempDir()
+	if err := peer.WriteFiles(folder, map[string]string{"Dockerfile": "FROM base\nRUN echo " + t.Name() + " > /x\n"}); err != nil {
+		t.Fatal(err)
+	}
+	nobody := "127.0.0.1:1/none/such:x"
+	out := buildWith(t, shared.kiln, folder, "--import-cache", "type=registry,ref="+nobody)
+	if !strings.Contains(out, "importing cache manifest from "+nobody) {
+		t.Errorf("an import that failed is not told:\n%s", out)
+	}
+	buildWith(t, shared.kiln, folder, "--export-cache", "type=registry,ref="+nobody+",ignore-error=true")
+	args := shared.tools.BuildArgs(shared.kiln, shared.base, peer.Build{Context: folder})
+	text := failing(t, shared.kiln, append(args, "--export-cache", "type=nonsense")...)
+	if !strings.Contains(text, `unknown cache exporter: "nonsense"`) {
+		t.Errorf("an unknown kind of cache: %s", text)
+	}
+}
