@@ -148,9 +148,9 @@ func (r *runner) run(ctx context.Context, c command) ([]byte, error) {
 		return nil, cause
 	}
 	if err != nil {
-		return nil, &gitError{err, complaints.String()}
+		return nil, &gitError{err, complaints.kept.String()}
 	}
-	return out.Bytes(), nil
+	return out.kept.Bytes(), nil
 }
 
 func (r *runner) environment(c command) []string {
@@ -239,22 +239,22 @@ func runHere(ctx context.Context, cmd *exec.Cmd) error {
 
 // capped keeps the first bytes that are written to it.
 type capped struct {
-	bytes.Buffer
+	kept bytes.Buffer // no embedding: its ReadFrom knows no limit
 	most int
 	cut  bool   // drop what is too much, silently
 	full func() // called when there is too much, unless cut
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if room := c.most - c.Len(); len(p) > room {
+	if room := c.most - c.kept.Len(); len(p) > room {
 		if !c.cut {
 			c.full()
 			return 0, errors.New("too much output")
 		}
-		c.Buffer.Write(p[:room])
+		c.kept.Write(p[:room])
 		return len(p), nil
 	}
-	return c.Buffer.Write(p)
+	return c.kept.Write(p)
 }
 
 // logFilter passes on whole lines, without passwords.
