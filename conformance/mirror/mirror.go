@@ -65,6 +65,8 @@ func build(ctx context.Context) (map[string]v1.Image, error) {
 		return nil, err
 	}
 	alpine, err := image("/bin/sh", append(files, []file{
+		{name: "proc/", mode: 0o555},
+		{name: "sys/", mode: 0o555},
 		{name: "etc/alpine-release", text: "3.18.0\n", mode: 0o644},
 		{name: "etc/os-release", text: "NAME=\"Alpine Linux\"\nID=alpine\nVERSION_ID=3.18.0\n", mode: 0o644},
 		{name: "sbin/apk", text: noNetwork, mode: 0o755},

@@ -74,7 +74,7 @@ func errorStatus(err error) *status.Status {
 		if be.Vertex != "" {
 			st.Details = appendDetail(st.Details, "errdefs.Vertex", &errdefs.Vertex{Digest: string(be.Vertex)})
 		}
-		for _, s := range be.Sources {
+		for _, s := range slices.Backward(be.Sources) { // clients wrap the error in each, and list the outermost last
 			st.Details = appendDetail(st.Details, "errdefs.Source", wireSource(s))
 		}
 	}

@@ -13,8 +13,7 @@ import (
 // dropUnchanged removes from an upper directory what is the same in the layers
 // below. The kernel copies up what is merely opened to be written, or gets the
 // owner that it has, and each folder in which a mount point was made; a layer,
-// and a diff, must hold only what the step changed. Like BuildKit, it does not
-// count the time of a folder.
+// and a diff, must hold only what the step changed.
 func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string) error {
 	root, err := openRoot(upper)
 	if err != nil {
@@ -100,7 +99,7 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 	if err != nil || !empty {
 		return false, 0, err
 	}
-	if changed, err := differ(fd(parent), was, fd(dir), now, name); err != nil || changed {
+	if changed, err := differ(fd(parent), was, fd(dir), now, name); err != nil || changed || now.Mtim != was.Mtim {
 		return false, 0, err
 	}
 	equal, err := sameXattrs(sub, covered[0])

@@ -14,7 +14,11 @@ import (
 // A layer holds only what its step changed, not what the kernel copied up.
 func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 	w := newWorld(t, "overlayfs")
-	a := w.step(nil, files("etc/passwd=root", "etc/group=root", "deep/er/x=1", "gone/x=1", "mode/", "time=1", "time2=1"))
+	then := time.Unix(1_600_000_000, 0)
+	a := w.step(nil, func(dir string) error {
+		return errors.Join(files("etc/passwd=root", "etc/group=root", "deep/er/x=1", "touched/", "gone/x=1", "mode/", "time=1")(dir),
+			os.Chtimes(filepath.Join(dir, "deep/er"), then, then))
+	})
 	b := w.step(a, files("own=1", "more/x=1"))
 	c := w.step(b, func(dir string) error {
 		at := func(name string) string { return filepath.Join(dir, name) }
@@ -22,10 +26,10 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 		return errors.Join(
 			os.Chown(at("etc/passwd"), 0, 0), // copies up
 			os.Chown(at("more/x"), 0, 0),
-			os.WriteFile(at("deep/er/stub"), nil, 0o644), os.Remove(at("deep/er/stub")),
+			os.WriteFile(at("deep/er/stub"), nil, 0o644), os.Remove(at("deep/er/stub")), os.Chtimes(at("deep/er"), then, then),
 			os.Remove(at("gone/x")),
 			os.Chmod(at("mode"), 0o700),
-			os.Chtimes(at("time"), touched, touched),
+			os.Chtimes(at("time"), touched, touched), os.Chtimes(at("touched"), touched, touched),
 			os.WriteFile(at("own"), []byte("2"), 0o644),
 			os.Mkdir(at("new"), 0o755),
 			unix.Setxattr(at("etc/group"), "user.test", []byte("x"), 0),
@@ -36,7 +40,7 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 		names, _ := w.readBlob(b)
 		parts = append(parts, names...)
 	}
-	want := []string{"etc/", "etc/group", "gone/", "gone/.wh.x", "mode/", "new/", "own", "time"}
+	want := []string{"etc/", "etc/group", "gone/", "gone/.wh.x", "mode/", "new/", "own", "time", "touched/"}
 	if len(parts) != len(want) {
 		t.Fatalf("the layer has %q, want %q", parts, want)
 	}
@@ -45,7 +49,7 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 			t.Fatalf("the layer has %q, want %q", parts, want)
 		}
 	}
-	w.want(w.diff(b, c), "etc/", "etc/group=root", "gone/", "mode/", "new/", "own=2", "time=1")
+	w.want(w.diff(b, c), "etc/", "etc/group=root", "gone/", "mode/", "new/", "own=2", "time=1", "touched/")
 }
 
 // What is dropped leaves no trace in the time of its folder.
