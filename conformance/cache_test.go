@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
@@ -197,13 +198,17 @@ func TestCacheTrouble(t *testing.T) {
 	if err := peer.WriteFiles(folder, map[string]string{"Dockerfile": "FROM base\nRUN echo " + t.Name() + " > /x\n"}); err != nil {
 		t.Fatal(err)
 	}
-	nobody := "127.0.0.1:1/none/such:x"
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	nobody := s.Listener.Addr().String() + "/none/such:x"
 	out := buildWith(t, shared.kiln, folder, "--import-cache", "type=registry,ref="+nobody)
 	if !strings.Contains(out, "importing cache manifest from "+nobody) {
 		t.Errorf("an import that failed is not told:\n%s", out)
 	}
 	buildWith(t, shared.kiln, folder, "--export-cache", "type=registry,ref="+nobody+",ignore-error=true")
+	buildWith(t, shared.kiln, folder, "--export-cache", "type=nonsense,ignore-error=true")
 	args := shared.tools.BuildArgs(shared.kiln, shared.base, peer.Build{Context: folder})
+	failing(t, shared.kiln, append(slices.Clone(args), "--export-cache", "type=registry,ref="+nobody)...)
 	text := failing(t, shared.kiln, append(args, "--export-cache", "type=nonsense")...)
 	if !strings.Contains(text, `unknown cache exporter: "nonsense"`) {
 		t.Errorf("an unknown kind of cache: %s", text)
