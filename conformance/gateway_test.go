@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/llbbuild"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
@@ -54,6 +57,7 @@ func TestGateway(t *testing.T) {
 		"FailedFile":    gatewayFailedFile,
 		"FailedContent": gatewayFailedContent,
 		"Inputs":        gatewayInputs,
+		"Nested":        gatewayNested,
 	}
 	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
 		for name, f := range cases {
@@ -666,6 +670,63 @@ func gatewayInputs(t *testing.T, ctx context.Context, c gateway.Client) {
 	got, err := solve(t, ctx, c, inputs["given"]).ReadFile(ctx, gateway.ReadRequest{Filename: "/input"})
 	if err != nil || string(got) != "given" {
 		t.Errorf("read: %q %v", got, err)
+	}
+}
+
+// gatewayNested: a step writes a definition, and another evaluates it.
+func gatewayNested(t *testing.T, ctx context.Context, c gateway.Client) {
+	inner, err := base().Run(llb.Args([]string{"/bin/sh", "-c", "echo inner > /made"})).Root().Marshal(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := llb.WriteTo(inner, &text); err != nil {
+		t.Fatal(err)
+	}
+	for name, opts := range map[string][]llbbuild.BuildOption{
+		pb.LLBDefaultDefinitionFile: nil, "sub/other": {llbbuild.WithFilename("sub/other")},
+	} {
+		file := llb.Scratch().File(llb.Mkdir("/sub", 0o755).Mkfile("/"+name, 0o600, text.Bytes()))
+		made := solve(t, ctx, c, file.With(llbbuild.Build(opts...)).Run(llb.Args([]string{"/bin/sh", "-c", "cat /made /made > /twice"})).Root())
+		got, err := made.ReadFile(ctx, gateway.ReadRequest{Filename: "/twice"})
+		if err != nil || string(got) != "inner\ninner\n" {
+			t.Errorf("%s: read %q %v", name, got, err)
+		}
+	}
+	for want, file := range map[string]llb.State{
+		"no such file":       llb.Scratch().File(llb.Mkfile("/elsewhere", 0o600, nil)),
+		"not a regular file": llb.Scratch().File(llb.Mkdir("/"+pb.LLBDefaultDefinitionFile, 0o755)),
+	} {
+		if _, err := trySolve(t, ctx, c, file.With(llbbuild.Build())); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+// TestGatewayNestedInItself: a definition that evaluates the place where it is
+// from ends with an error.
+func TestGatewayNestedInItself(t *testing.T) {
+	var text []byte
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"1"`)
+		_, _ = w.Write(text)
+	}))
+	defer server.Close()
+	st := llb.HTTP(server.URL, llb.Filename(pb.LLBDefaultDefinitionFile)).With(llbbuild.Build())
+	def, err := st.Marshal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := llb.WriteTo(def, &buf); err != nil {
+		t.Fatal(err)
+	}
+	text = buf.Bytes()
+	if err := asFrontend(t, shared.kiln, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		_, err := c.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+		return nil, err
+	}); err == nil || !strings.Contains(err.Error(), "contains the build itself") {
+		t.Errorf("%v", err)
 	}
 }
 

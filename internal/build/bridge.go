@@ -110,7 +110,7 @@ func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	if err := br.builder.Worker.RenewCacheMounts(g); err != nil {
 		return solver.Edge{}, err
 	}
-	return br.builder.Worker.Edge(g, br.values)
+	return br.builder.Worker.Edge(g, br.values, op.BuildsAround(ctx)...)
 }
 
 func (br *Bridge) solve(ctx context.Context, g *llb.Graph) (*layer.Ref, error) {

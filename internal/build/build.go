@@ -150,7 +150,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
-	job.Pinned = im.br.records.pinned
+	job.Pinned, job.Build = im.br.records.pinned, im.br.solve
 	im.br.ImportCaches(req.CacheImports)
 	return im.br, nil
 }

@@ -71,6 +71,8 @@ type Job struct {
 	Mode string
 	// KeepFailed keeps what failed steps left until Close, see [Failure].
 	KeepFailed bool
+	// Build makes what a graph is of that a step of the job wrote.
+	Build func(context.Context, *llb.Graph) (*layer.Ref, error)
 	// Pinned is told what a source turned out to be. Nil for nobody.
 	Pinned func(*llb.Vertex, *source.Pin)
 
@@ -105,8 +107,9 @@ func withSessions(ctx context.Context) context.Context {
 
 // Edge makes what a graph is to produce known to the solver. Entitlements that
 // the graph needs and job lacks are an error.
-func (w *Worker) Edge(g *llb.Graph, job *Job) (solver.Edge, error) {
-	b := binder{worker: w, job: job, done: map[*llb.Vertex]*vertex{}}
+// If the graph was found in builds, they are above.
+func (w *Worker) Edge(g *llb.Graph, job *Job, above ...digest.Digest) (solver.Edge, error) {
+	b := binder{worker: w, job: job, above: above, done: map[*llb.Vertex]*vertex{}}
 	v, err := b.bind(g.Root.Vertex)
 	if err != nil {
 		return solver.Edge{}, err
@@ -117,6 +120,7 @@ func (w *Worker) Edge(g *llb.Graph, job *Job) (solver.Edge, error) {
 type binder struct {
 	worker *Worker
 	job    *Job
+	above  []digest.Digest
 	done   map[*llb.Vertex]*vertex
 }
 
@@ -133,7 +137,7 @@ func (b *binder) bind(v *llb.Vertex) (*vertex, error) {
 		sv.inputs = append(sv.inputs, solver.Edge{Vertex: in, Index: e.Index})
 	}
 	var err error
-	if sv.op, err = b.worker.op(v, b.job); err != nil {
+	if sv.op, err = b.worker.op(v, b.job, b.above); err != nil {
 		return nil, &solver.Error{Vertex: v.Digest(), Name: sv.Name(), Err: err}
 	}
 	b.done[v] = sv
@@ -159,7 +163,7 @@ func (v *vertex) Group() *progress.Group {
 	return nil
 }
 
-func (w *Worker) op(v *llb.Vertex, job *Job) (solver.Op, error) {
+func (w *Worker) op(v *llb.Vertex, job *Job, above []digest.Digest) (solver.Op, error) {
 	b := base{w, v}
 	switch o := v.Op.(type) {
 	case *llb.SourceOp:
@@ -181,7 +185,7 @@ func (w *Worker) op(v *llb.Vertex, job *Job) (solver.Op, error) {
 	case *llb.PassthroughOp:
 		return &passthroughOp{b, o}, nil
 	case *llb.BuildOp:
-		return nil, fmt.Errorf("a build inside a build is not supported by this version")
+		return newBuildOp(b, o, above)
 	}
 	return nil, fmt.Errorf("unknown operation %T", v.Op)
 }
