@@ -133,12 +133,15 @@ func (r *request) key(p source.Git) string {
 	return key
 }
 
-// memoKey names a checkout. Where the remote's address is part of the files, it
-// is part of the name.
+// memoKey names a checkout. Where the remote's address or the reference is part of
+// the files, it is part of the name.
 func (r *request) memoKey(p source.Git) string {
 	key := r.key(p) + ":" + r.subdir
 	if r.keepGitDir {
 		key += " " + r.remote
+	}
+	if r.checkoutBundle {
+		key += " " + p.Ref
 	}
 	return key
 }
