@@ -21,7 +21,6 @@ var frontendCaps = []string{
 
 // lacking are the capabilities of the language that this daemon does not have.
 var lacking = []string{
-	llb.CapSourceLocalMetadataTransfer,
 	llb.CapExecMetaCDI, llb.CapExecMetaNetworkProxy,
 }
 

@@ -119,6 +119,9 @@ func (in *intake) finish() (*state, error) {
 			return nil, err
 		}
 	}
+	if err := in.writeExtra(); err != nil {
+		return nil, err
+	}
 	if in.mutable == nil {
 		return in.old, nil
 	}
@@ -152,7 +155,7 @@ func (in *intake) finish() (*state, error) {
 	if err != nil {
 		return nil, fmt.Errorf("commit layer: %w", err)
 	}
-	now := &state{id: ref.ID(), ref: ref, depth: in.depth, entries: in.entries}
+	now := &state{id: ref.ID(), ref: ref, depth: in.depth, entries: in.entries, extra: in.extra}
 	if err := now.plant(in.old.tree, in.removed); err != nil {
 		return nil, err
 	}

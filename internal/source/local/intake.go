@@ -39,6 +39,8 @@ type intake struct {
 	links   []int           // hard links, to be made once their targets are whole
 	touched map[string]bool // directories whose time is to be set
 	removed []string
+	extra   *entry // a file that is in no listing, written last
+	content []byte // of extra
 
 	mutable *layer.Mutable
 	release func() error

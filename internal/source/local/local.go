@@ -14,6 +14,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -88,6 +89,8 @@ type request struct {
 	sessionID     string
 	sharedKeyHint string
 	fresh         bool // compare with nothing: everything is sent
+	metadataOnly  bool // send a list of files, and the content of some
+	exceptions    []string
 	files.ReceiveOptions
 }
 
@@ -137,8 +140,13 @@ func (r *request) attr(key, value string) error {
 		default:
 			return fmt.Errorf("attribute %s=%q: expected none or metadata", key, value)
 		}
-	case "local.metadatatransfer", "local.metadatatransferexclude":
-		return fmt.Errorf("attribute %q: files without content are not supported", key)
+	case "local.metadatatransfer":
+		var err error
+		if r.metadataOnly, err = strconv.ParseBool(value); err != nil {
+			return fmt.Errorf("attribute %s=%q: expected true or false", key, value)
+		}
+	case "local.metadatatransferexclude":
+		return list(&r.exceptions)
 	default:
 		return source.UnknownAttr(key)
 	}
@@ -164,11 +172,13 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 	}
 	// Fields and order are the protocol's.
 	b, err := json.Marshal(struct {
-		SessionID       string
-		IncludePatterns []string
-		ExcludePatterns []string
-		FollowPaths     []string
-	}{caller.ID(), r.Include, r.Exclude, r.FollowPaths})
+		SessionID          string
+		IncludePatterns    []string
+		ExcludePatterns    []string
+		FollowPaths        []string
+		MetadataTransfer   bool     `json:",omitempty"`
+		MetadataExceptions []string `json:",omitempty"`
+	}{caller.ID(), r.Include, r.Exclude, r.FollowPaths, r.metadataOnly, r.exceptions})
 	if err != nil {
 		return nil, fmt.Errorf("encode cache key: %w", err)
 	}
@@ -215,10 +225,11 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	defer task.Done()
 	in := newIntake(ctx, s.cfg, p.req.name, old, task)
 	defer in.discard()
-	if err := files.Receive(ctx, p.caller, p.req.ReceiveOptions, in); err != nil {
+	finish, err := in.receive(p)
+	if err != nil {
 		return nil, err
 	}
-	now, err := in.finish()
+	now, err := finish()
 	if err != nil {
 		return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
 	}
@@ -233,13 +244,29 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	return now.ref, nil
 }
 
+// receive takes what the client sends, and returns what makes a state of it.
+func (in *intake) receive(p *private) (finish func() (*state, error), err error) {
+	if !p.req.metadataOnly {
+		return in.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, in)
+	}
+	m, err := newMetadataOnly(in, p.req.exceptions)
+	if err != nil {
+		return nil, err
+	}
+	return m.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, m)
+}
+
 // sharedKey is the name under which a client's files are kept, "" for not at
 // all: without a key of its own, a client could be given another's files.
 func sharedKey(r *request, c *session.Caller) string {
 	if c.SharedKey() == "" {
 		return ""
 	}
-	return r.name + ":" + r.sharedKeyHint + ":" + c.SharedKey()
+	key := r.name + ":" + r.sharedKeyHint + ":" + c.SharedKey()
+	if r.metadataOnly {
+		key += ":metadata"
+	}
+	return key
 }
 
 // recall returns what was kept under a shared key; an empty state if it is gone.

@@ -399,7 +399,7 @@ func TestRefusals(t *testing.T) {
 	r := newRig(t, 0)
 	ctx := sessiontest.Context(t.Context(), r.caller)
 	for _, o := range []*llb.SourceOp{
-		op("local.includepattern", "x"), op("local.differ", "x"), op("local.metadatatransfer", "true"),
+		op("local.includepattern", "x"), op("local.differ", "x"), op("local.metadatatransfer", "perhaps"),
 		{Identifier: "local://"}, {Identifier: "http://x"},
 	} {
 		if _, err := r.source.Resolve(ctx, o, source.Options{}); err == nil {

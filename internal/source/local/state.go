@@ -21,6 +21,7 @@ type state struct {
 	ref     *layer.Ref // nil if there are no files
 	depth   int        // layers on top of each other
 	entries []entry    // in the protocol's order
+	extra   *entry     // a file beside them; nil for none
 	tree    *contenthash.Tree
 }
 
@@ -77,6 +78,11 @@ func (s *state) plant(from *contenthash.Tree, removed []string) error {
 			return fmt.Errorf("keep digest: %w", err)
 		}
 	}
+	if s.extra != nil {
+		if err := s.tree.Put(s.extra.Path, hashStat(s.extra.stat()), s.extra.Sum); err != nil {
+			return fmt.Errorf("keep digest: %w", err)
+		}
+	}
 	s.tree.SetComplete()
 	return nil
 }
@@ -105,13 +111,14 @@ type keptState struct {
 	ID      string
 	Depth   int
 	Entries []entry
+	Extra   *entry
 }
 
 func (s *state) encode() ([]byte, error) {
 	var b bytes.Buffer
 	w, err := flate.NewWriter(&b, flate.BestSpeed)
 	if err == nil {
-		err = gob.NewEncoder(w).Encode(keptState{stateVersion, s.id, s.depth, s.entries})
+		err = gob.NewEncoder(w).Encode(keptState{stateVersion, s.id, s.depth, s.entries, s.extra})
 	}
 	if err == nil {
 		err = w.Close()
@@ -131,5 +138,5 @@ func decodeState(b []byte) (*state, error) {
 	if k.Version != stateVersion {
 		return nil, fmt.Errorf("list of files has version %d, expected %d", k.Version, stateVersion)
 	}
-	return &state{id: k.ID, depth: k.Depth, entries: k.Entries}, nil
+	return &state{id: k.ID, depth: k.Depth, entries: k.Entries, extra: k.Extra}, nil
 }
