@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -414,4 +415,30 @@ func TestGrowth(t *testing.T) {
 			t.Errorf("%s: error %.300v", name, err)
 		}
 	}
+}
+
+// FuzzGitRef reads addresses of repositories: what is taken keeps passwords out
+// of titles, and is an address for the source of git repositories, too.
+func FuzzGitRef(f *testing.F) {
+	for _, s := range []string{
+		"https://example.com/x.git#main:sub", "git@example.com:x?ref=a&subdir=b#a", "github.com/org/repo?tag=v1", "git://h/x?keep-git-dir",
+		"https://user:secret@example.com/x.git", "ssh://-oProxyCommand=x/y", "http://h/x.git?commit=aa&commit=bb", "https://h/%2e.git#-x",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		g, isGit, err := parseGitRef(s)
+		if err != nil || !isGit {
+			return
+		}
+		op := g.op(true, false, "")
+		if !strings.HasPrefix(op.Identifier, "git://") || op.Attrs["git.keepgitdir"] != "true" {
+			t.Errorf("%q became %+v", s, op)
+		}
+		if u, err := url.Parse(s); err == nil && u.User != nil {
+			if p, ok := u.User.Password(); ok && len(p) > 4 && !strings.Contains(u.Host+u.Path+u.RawQuery+u.Fragment+u.Scheme, p) && strings.Contains(gitTitle(s), p) {
+				t.Errorf("the password is in %q", gitTitle(s))
+			}
+		}
+	})
 }
