@@ -27,7 +27,7 @@ const diffIDAnnotation = "containerd.io/uncompressed"
 
 // Variant says how layers are to be written as blobs.
 type Variant struct {
-	Compression string // "gzip", "zstd", "uncompressed"; "" is gzip
+	Compression string // "gzip", "estargz", "zstd", "uncompressed"; "" is gzip
 	Level       int    // 0 is the default of the compression; see also LevelStore
 	Force       bool   // convert layers that came otherwise, too
 	Epoch       *int64 // Unix seconds; no file's time in new layers is later
@@ -99,6 +99,9 @@ func (s *Store) blob(ctx context.Context, r *Ref, v Variant, c codec) (Blob, err
 	came, fromImage := rec.Blobs[imageVariant]
 	if fromImage {
 		have := compressionOf(came.MediaType)
+		if have == gzipName && came.Annotations[tocAnnotation] != "" {
+			have = estargzName
+		}
 		if !v.Force || have == v.compression() || have == "" {
 			return Blob{Desc: came, DiffID: rec.DiffID, Ref: r}, nil
 		}
@@ -135,7 +138,10 @@ func (s *Store) kept(ctx context.Context, r *Ref, key string) (Blob, bool) {
 		return Blob{}, false
 	}
 	diffID := digest.Digest(d.Annotations[diffIDAnnotation])
-	d.Annotations = nil
+	d.Annotations = maps.Clone(d.Annotations)
+	if delete(d.Annotations, diffIDAnnotation); len(d.Annotations) == 0 {
+		d.Annotations = nil
+	}
 	return Blob{Desc: d, DiffID: diffID, Ref: r}, true
 }
 
@@ -150,6 +156,9 @@ func (s *Store) make(ctx context.Context, r *Ref, v Variant, c codec) error {
 		return err
 	}
 	defer w.Close()
+	if v.compression() == estargzName {
+		return s.makeSeekable(ctx, r, v, w, func(to io.Writer) error { return from(ctx, io.MultiWriter(to, taskWriter{task})) })
+	}
 	z := newCompressor(ctx, c, s.cores, w)
 	diffID, err := z.finish(from(ctx, io.MultiWriter(z, taskWriter{task})))
 	if err != nil {
@@ -163,10 +172,14 @@ func (s *Store) make(ctx context.Context, r *Ref, v Variant, c codec) error {
 }
 
 func (s *Store) noteBlob(r *Ref, v Variant, d ocispecs.Descriptor, diffID digest.Digest) error {
-	d.Annotations = map[string]string{diffIDAnnotation: diffID.String()}
+	d.Annotations = maps.Clone(d.Annotations)
+	if d.Annotations == nil {
+		d.Annotations = map[string]string{}
+	}
+	d.Annotations[diffIDAnnotation] = diffID.String()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v.Epoch == nil {
+	if v.Epoch == nil && v.compression() != estargzName { // whose archive has a file more
 		switch {
 		case r.rec.DiffID == "":
 			r.rec.DiffID = diffID
@@ -195,6 +208,9 @@ func (w taskWriter) Write(p []byte) (int, error) {
 // archive is here or nothing else is, from the files otherwise.
 func (s *Store) source(ctx context.Context, r *Ref, rec Record, v Variant) func(context.Context, io.Writer) error {
 	for name, d := range rec.Blobs {
+		if strings.HasPrefix(name, estargzName) {
+			continue // its archive has a file more
+		}
 		if name == imageVariant || epochOf(name) == epochOf(v.key()) && has(ctx, s.c.Content, d.Digest) {
 			return func(ctx context.Context, w io.Writer) error { return s.unzip(ctx, rec, d, w) }
 		}

@@ -65,8 +65,10 @@ func newCodec(v Variant) (codec, error) {
 		return zstdCodec{e}, nil
 	case uncompressedName:
 		return plainCodec{}, nil
+	case estargzName: // is written as a whole, see makeSeekable
+		return plainCodec{}, checkSeekableLevel(v.Level)
 	}
-	return nil, fmt.Errorf("compression %q is unknown: want %q, %q or %q", v.Compression, gzipName, zstdName, uncompressedName)
+	return nil, fmt.Errorf("compression %q is unknown: want %q, %q, %q or %q", v.Compression, gzipName, estargzName, zstdName, uncompressedName)
 }
 
 type plainCodec struct{}
