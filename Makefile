@@ -2,13 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench soak lint generate fmt clean
+.PHONY: help build test conformance demo bench soak lint generate fmt clean
 
 ONLY ?=
 SEEDS ?= 100000
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: bin/kiln-runc ## build bin/kiln and the container runtime beside it
 	scripts/setup
@@ -17,6 +17,9 @@ build: bin/kiln-runc ## build bin/kiln and the container runtime beside it
 test: build bin/registry ## install what is missing, then run all tests
 	mkdir -p bin/path && ln -sf ../kiln-runc bin/path/runc && ln -sf ../registry bin/path/registry
 	PATH="$(CURDIR)/bin/path:$$PATH" go test -timeout 15m ./...
+
+conformance: build bin/registry ## run BuildKit's clients, daemon and own tests against Kiln
+	go -C conformance test -json -timeout 20m -count=1 ./... | go -C conformance run ./tally
 
 demo: build bin/registry ## build an image from nothing, push it, run it, twice
 	scripts/demo
