@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"google.golang.org/grpc"
@@ -29,6 +30,8 @@ type (
 	PolicyQuestion = policysession.CheckPolicyRequest
 	// PolicyDecision is what is to become of it.
 	PolicyDecision = policysession.DecisionResponse
+	// PolicyMessage is a reason to deny.
+	PolicyMessage = policysession.DenyMessage
 )
 
 // What a rule or a decision does.
@@ -112,16 +115,16 @@ const maxPolicy = 4 << 20
 // ReadSourcePolicy reads a policy from a file of JSON. Enumerations are words or
 // numbers.
 func ReadSourcePolicy(name string) (*SourcePolicy, error) {
-	info, err := os.Stat(name)
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxPolicy {
+	data, err := io.ReadAll(io.LimitReader(f, maxPolicy+1))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if len(data) > maxPolicy {
 		return nil, fmt.Errorf("source policy %s is larger than %d bytes", name, maxPolicy)
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
 	}
 	var file policyFile
 	if err := json.Unmarshal(data, &file); err != nil {

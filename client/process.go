@@ -90,7 +90,7 @@ func (p *Process) init(container string) error {
 			init.Fds = append(init.Fds, uint32(fd))
 		}
 	}
-	if err := p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_Init{Init: init}}); err != nil && !errors.Is(err, io.EOF) {
+	if err := p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_Init{Init: init}}); err != nil && !errors.Is(err, errEnded) {
 		return err
 	}
 	m, err := p.stream.Recv()
@@ -111,11 +111,18 @@ func streamError(err error) error {
 	return err
 }
 
+// errEnded says that a process takes nothing any more.
+var errEnded = errors.New("the process has ended")
+
 func (p *Process) send(m *gateway.ExecMessage) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m.ProcessID = p.id
-	return p.stream.Send(m)
+	err := p.stream.Send(m)
+	if errors.Is(err, io.EOF) {
+		return errEnded // receiving tells why
+	}
+	return err
 }
 
 // feed sends standard input. It may outlive the process, as long as a read takes.

@@ -126,15 +126,20 @@ func (b *buildctl) root() *cli.Command {
 		},
 		Before: b.setLog,
 	}
-	wholeSlices(root)
+	likeBuildctl(root)
 	return root
 }
 
-// wholeSlices keeps commas in the values of flags that may be repeated.
-func wholeSlices(cmd *cli.Command) {
+// likeBuildctl keeps commas in the values of flags that may be repeated, and tells of a
+// flag that there is not as buildctl does.
+func likeBuildctl(cmd *cli.Command) {
 	cmd.DisableSliceFlagSeparator = true
+	cmd.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
+		fmt.Fprintf(c.Root().ErrWriter, "Incorrect Usage: %v\n\n", err)
+		return err
+	}
 	for _, sub := range cmd.Commands {
-		wholeSlices(sub)
+		likeBuildctl(sub)
 	}
 }
 

@@ -49,7 +49,10 @@ func (b *buildctl) pruneHistories(ctx context.Context, cmd *cli.Command, c *clie
 		}
 		return show(historyEventOf(e))
 	})
-	return errors.Join(append(failures, err, finish())...)
+	if err == nil {
+		err = finish()
+	}
+	return errors.Join(append(failures, err)...)
 }
 
 // showEvents returns what shows an event: by a template, or as a row of a table.
@@ -83,7 +86,10 @@ func (b *buildctl) historiesCommand() *cli.Command {
 				err = c.ListenBuildHistory(ctx, client.HistoryOpt{EarlyExit: true}, func(e client.HistoryEvent) error {
 					return show(historyEventOf(e))
 				})
-				return errors.Join(err, finish())
+				if err != nil {
+					return err
+				}
+				return finish()
 			})
 		},
 	}
