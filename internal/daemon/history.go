@@ -142,6 +142,9 @@ func (s *controlService) UpdateBuildHistory(ctx context.Context, r *control.Upda
 		if err = s.traces.finalize(ctx, r.Ref); err == nil {
 			err = h.Delete(r.Ref)
 		}
+		if errors.Is(err, history.ErrNotFound) {
+			err = nil // as BuildKit has it: two clients may clean up at once
+		}
 	case r.Finalize:
 		err = s.traces.finalize(ctx, r.Ref)
 	default:

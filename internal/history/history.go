@@ -24,7 +24,7 @@ import (
 )
 
 // ErrNotFound says that no build with a ref is recorded.
-var ErrNotFound = fmt.Errorf("no such build in the history: %w", os.ErrNotExist)
+var ErrNotFound = fmt.Errorf("not in the history: %w", os.ErrNotExist)
 
 // Database keeps records by ref. It is part of [store.Store].
 type Database interface {
@@ -148,11 +148,11 @@ func (h *History) afterFlush(f func()) {
 // load reads a record of an ended build. The caller holds h.mu.
 func (h *History) load(ref string) (*Record, error) {
 	if _, ok := h.ended[ref]; !ok {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, ref)
+		return nil, fmt.Errorf("failed to retrieve ref %s: %w", ref, ErrNotFound)
 	}
 	data, ok := h.db.Record(ref)
 	if !ok {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, ref)
+		return nil, fmt.Errorf("failed to retrieve ref %s: %w", ref, ErrNotFound)
 	}
 	r := &Record{}
 	if err := json.Unmarshal(data, r); err != nil {

@@ -12,7 +12,9 @@ import (
 const (
 	MediaTypeLogs  = "application/vnd.buildkit.status.v0"
 	MediaTypeTrace = "application/vnd.buildkit.otlp.json.v0"
-	MediaTypeError = "application/vnd.googleapis.google.rpc.status+proto"
+	// MediaTypeError is spelt as BuildKit spelt it up to 0.33, whose tests look
+	// for it. No client does.
+	MediaTypeError = "application/vnd.googeapis.google.rpc.status+proto"
 	// MediaTypeAttestation is that of an attestation's predicate, whose type
 	// is in the descriptor's annotation [PredicateType].
 	MediaTypeAttestation = "application/vnd.in-toto+json"
