@@ -128,7 +128,9 @@ func cachePlaces() []cachePlace {
 		}, partial}
 	}
 	to := func(format string) func(string) []string {
-		return func(w string) []string { return strings.Fields(fmt.Sprintf(strings.ReplaceAll(format, "WHERE", "%[1]s"), w)) }
+		return func(w string) []string {
+			return strings.Fields(fmt.Sprintf(strings.ReplaceAll(format, "WHERE", "%[1]s"), w))
+		}
 	}
 	folder := func(t *testing.T) string { return filepath.Join(t.TempDir(), "cache") }
 	fromRegistry := to("--import-cache type=registry,ref=WHERE/cache:x")

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -47,6 +48,8 @@ type running struct {
 	bridge  *build.Bridge
 	answer  chan answer // what the client returned
 	done    chan struct{}
+
+	choosing atomic.Bool // the client is asked how to export the result
 
 	mu   sync.Mutex
 	refs map[string]*gatewayRef

@@ -57,6 +57,8 @@ type sessionChooser struct {
 
 // Choose asks the client.
 func (c *sessionChooser) Choose(ctx context.Context, meta map[string][]byte, refs []frontend.Ref) (chosen []build.Export, err error) {
+	c.run.choosing.Store(true)
+	defer c.run.choosing.Store(false)
 	var ids []string
 	for _, ref := range refs {
 		ids = append(ids, c.run.keep(&gatewayRef{ref: ref}))

@@ -29,9 +29,10 @@ type gatewayPhase struct {
 	containers map[string]*build.Container // by the client's id; nil while one is made
 }
 
-// ended is the error of a call that comes after the client's result.
+// ended is the error of a call that comes after the client's result. A client
+// that is asked how to export it may look into it once more.
 func (r *running) ended() error {
-	if r.phase.ctx.Err() != nil {
+	if r.phase.ctx.Err() != nil && !r.choosing.Load() {
 		return status.Errorf(codes.NotFound, "no such job %s: its result was returned", r.ref)
 	}
 	return nil
