@@ -26,6 +26,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"bigfile":  scriptBigFile,
 		"mktar":    scriptMakeTar,
 		"registry": scriptRegistry,
+		"serve":    scriptServe,
 		"tmpfs":    scriptTmpfs,
 
 		"stop-own-daemon": scriptStopOwnDaemon,

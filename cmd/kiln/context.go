@@ -24,7 +24,7 @@ import (
 const maxDockerfile = 64 << 20
 
 // remote is a context that the daemon fetches: a URL, or what git takes for one.
-var remote = regexp.MustCompile(`^(https?://|git://|ssh://|git@|github\.com/)`)
+var remote = regexp.MustCompile(`^(https?://|git://|ssh://|[A-Za-z0-9_-]+@[A-Za-z0-9.-]+:|github\.com/)`)
 
 // setContext sets the main context and the Dockerfile.
 func setContext(e *env, cmd *cli.Command, o *client.SolveOpt) error {

@@ -265,7 +265,8 @@ func (c *CacheMounts) Usage() (all []CacheMountUsage, err error) {
 	return all, nil
 }
 
-// Remove deletes a cache mount by its usage name, unless a step uses it.
+// Remove deletes a cache mount by its usage name, unless a step uses it or there
+// is none.
 func (c *CacheMounts) Remove(name string) (removed bool, err error) {
 	c.mu.Lock()
 	if c.inUse[name] != nil {
@@ -275,6 +276,9 @@ func (c *CacheMounts) Remove(name string) (removed bool, err error) {
 	c.inUse[name] = &cacheUse{users: 1, exclusive: true}
 	c.mu.Unlock()
 	defer c.release(name)
+	if _, err := c.info(name); err != nil {
+		return false, nil //nolint:nilerr // what is not there needs no removing
+	}
 	if err := os.RemoveAll(filepath.Join(c.dir, name)); err != nil {
 		return false, fmt.Errorf("remove cache mount: %w", err)
 	}
