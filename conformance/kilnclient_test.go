@@ -152,11 +152,32 @@ func TestBothBuildctlDump(t *testing.T) {
 	}) {
 		for _, args := range [][]string{{"debug", "dump-llb"}, {"debug", "dump-llb", "--dot"}} {
 			want, got := theirs.run(t, shared.kiln, def, args...), ours.run(t, shared.kiln, def, args...)
+			if len(args) == 2 {
+				got.stdout = withoutSymlinks(t, got.stdout)
+			}
 			if want.code != 0 || got != want {
 				t.Errorf("%s, %q:\nkiln's says (%d) %s%s\nBuildKit's (%d) %s%s",
 					name, args, got.code, got.stdout, got.stderr, want.code, want.stdout, want.stderr)
 			}
 		}
+	}
+}
+
+// withoutSymlinks is what dump-llb prints without the actions that make symlinks,
+// which BuildKit's JSON has no place for.
+func withoutSymlinks(t *testing.T, text string) string {
+	t.Helper()
+	for {
+		start := strings.Index(text, `{"symlink":{`)
+		if start < 0 {
+			return text
+		}
+		var action json.RawMessage
+		dec := json.NewDecoder(strings.NewReader(text[start:]))
+		if err := dec.Decode(&action); err != nil {
+			t.Fatal(err)
+		}
+		text = text[:start] + "{}" + text[start+len(action):]
 	}
 }
 
