@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net/netip"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -50,6 +51,9 @@ func (r *running) containerSpec(w *gateway.NewContainerRequest) (build.Container
 	for i, h := range w.ExtraHosts {
 		if h == nil {
 			return spec, invalid("extra host %d is nil", i)
+		}
+		if _, err := netip.ParseAddr(h.IP); err != nil {
+			return spec, invalid("failed to parse IP %s of host %q", h.IP, h.Host)
 		}
 		spec.Hosts = append(spec.Hosts, llb.HostIP{Host: h.Host, IP: h.IP})
 	}
