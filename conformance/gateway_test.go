@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -78,6 +80,11 @@ func asFrontend(t *testing.T, d *peer.Daemon, f gateway.BuildFunc) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	return asFrontendIn(ctx, t, d, f)
+}
+
+func asFrontendIn(ctx context.Context, t *testing.T, d *peer.Daemon, f gateway.BuildFunc) error {
+	t.Helper()
 	c, err := client.New(ctx, d.Addr())
 	if err != nil {
 		t.Fatal(err)
@@ -759,4 +766,46 @@ func TestGatewayErrors(t *testing.T) {
 			t.Errorf("%s: a plain error came back as %v", d.Name, err)
 		}
 	}
+}
+
+// TestGatewayVanishes: the processes of a client that is gone are gone, too.
+func TestGatewayVanishes(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	const mark = "4711.0815"
+	err := asFrontendIn(ctx, t, shared.kiln, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		ctr := container(t, ctx, c)
+		start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sleep", mark}})
+		start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sh", "-c", "sleep " + mark + " & wait"}})
+		for end := time.Now().Add(20 * time.Second); running(t, mark) < 3; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d of 3 processes run after 20 s", running(t, mark))
+			}
+		}
+		cancel() // the connection breaks off
+		return gateway.NewResult(), nil
+	})
+	if err == nil {
+		t.Error("the build of a client that is gone ended well")
+	}
+	for end := time.Now().Add(20 * time.Second); running(t, mark) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d processes still run 20 s later", running(t, mark))
+		}
+	}
+}
+
+// running counts the machine's processes that have a word among their arguments.
+func running(t *testing.T, word string) (n int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range all {
+		if text, err := os.ReadFile(name); err == nil && strings.Contains(string(text), word) && !strings.Contains(string(text), "conformance.test") {
+			n++
+		}
+	}
+	return n
 }
