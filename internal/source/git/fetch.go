@@ -103,29 +103,25 @@ func (s *Source) obtain(ctx context.Context, run *runner, repo *repo, r *request
 // obtainFrom fetches as little as the server allows: the commit alone, else the
 // commit with all that came before, else all that there is.
 func (r *repo) obtainFrom(ctx context.Context, run *runner, url string, q *request, p source.Git) error {
-	alone := []string{"--depth=1", "--no-tags"}
-	wants := []string{p.Checksum} // in case the branch has moved on since it was looked up
+	wants := []string{p.Checksum}
 	if !isCommit(p.Ref) && !q.fetchByCommit {
+		// By name first: that is what all servers give. But the name may mean
+		// something else by now.
 		wants = []string{p.Ref, p.Checksum}
 	}
-	if !r.whole {
+	ways := [][]string{{"--depth=1", "--no-tags"}, r.allHistory()}
+	if r.whole {
+		ways = ways[1:]
+	}
+	for _, options := range ways {
 		for _, want := range wants {
-			err := r.fetch(ctx, run, "", url, alone, want)
+			err := r.fetch(ctx, run, "", url, options, want)
 			if err != nil && !says(err, lesserServer...) {
 				return err
 			}
 			if err == nil && r.keep(ctx, run, p.Checksum) == nil {
 				return nil
 			}
-		}
-	}
-	if wants[0] == p.Ref {
-		err := r.fetch(ctx, run, "", url, r.allHistory(), p.Ref)
-		if err == nil && r.keep(ctx, run, p.Checksum) == nil {
-			return nil
-		}
-		if err != nil && !says(err, lesserServer...) {
-			return err
 		}
 	}
 	err := r.fetch(ctx, run, "", url, append(r.allHistory(), "--prune"), "+refs/heads/*:refs/kiln/heads/*", "+refs/tags/*:refs/kiln/tags/*")
@@ -141,7 +137,7 @@ func (r *repo) obtainFrom(ctx context.Context, run *runner, url string, q *reque
 // lesserServer is what git says where another way to get an object may succeed:
 // the server cannot give parts of a history, or not what it does not advertise,
 // or a branch is gone.
-var lesserServer = []string{"shallow", "--depth", "not our ref", "unadvertised object", "couldn't find remote ref"}
+var lesserServer = []string{"shallow", "--depth", "not our ref", "unadvertised object", "couldn't find remote ref", "Unable to find"}
 
 // allHistory are the options to fetch what was left out before, too.
 func (r *repo) allHistory() []string {

@@ -164,6 +164,27 @@ func TestMovedReference(t *testing.T) {
 			t.Errorf("got %v, want a=%s", got, want)
 		}
 	}
+	// A dumb server gives what is gone from its references, as long as it is there.
+	o.git("tag", "-a", "v1", "-m", "v1")
+	o.git("update-server-info")
+	files := httptest.NewServer(http.FileServer(http.Dir(top)))
+	t.Cleanup(files.Close)
+	dumb := &server{url: files.URL, host: strings.TrimPrefix(files.URL, "http://")}
+	pin, err := src.Resolve(t.Context(), dumb.op("/r.git/.git#v1"), source.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.commit("a", "3")
+	o.git("tag", "-f", "v1")
+	o.git("update-server-info")
+	ref, err := src.Fetch(t.Context(), pin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sourcetest.Files(t, w.layers, ref); got["a"] != "2" {
+		t.Errorf("got %v", got)
+	}
+	o.git("branch", "-f", "b/c", "HEAD^")
 	// A branch below what was a branch.
 	if _, files := w.must(t, src, s.op("/r.git#b/c")); files["a"] != "2" {
 		t.Errorf("got %v", files)

@@ -268,7 +268,7 @@ func TestCancel(t *testing.T) {
 	}
 	defer listener.Close()
 	reached := make(chan struct{})
-	gone := make(chan error, 1)
+	gone := make(chan struct{})
 	go func() { // takes a connection and never says a word
 		conn, err := listener.Accept()
 		if err != nil {
@@ -278,7 +278,7 @@ func TestCancel(t *testing.T) {
 		for err == nil {
 			_, err = conn.Read(make([]byte, 1024))
 		}
-		gone <- err
+		close(gone)
 	}()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("no longer wanted")

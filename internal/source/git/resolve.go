@@ -46,11 +46,9 @@ func (s *Source) resolve(ctx context.Context, r *request) (source.Git, error) {
 	return pinned, nil
 }
 
-// question is what makes the answer of a remote: who asks, too, may make a
-// difference, but within one build it is one client.
-func (r *request) question() string {
-	return strings.Join([]string{r.remote, r.ref, r.bundle, r.headerSecret, r.tokenSecret, r.agent}, "\x00")
-}
+// question is what makes the answer of a remote. Within one build it is one client
+// who asks, so with which credentials is no part of it.
+func (r *request) question() string { return strings.Join([]string{r.remote, r.ref, r.bundle}, "\x00") }
 
 // trusted is what the request itself says that its reference is.
 func (r *request) trusted() source.Git {
