@@ -23,8 +23,12 @@ var ErrNoTokens = errors.New("client does not fetch tokens")
 
 // Login is one client's knowledge of registries.
 type Login interface {
-	// ID tells clients apart: tokens are never shared between them.
+	// ID tells clients apart: tokens are not shared between them, unless Authority
+	// says that they may be.
 	ID() string
+	// Authority names the credentials for a host such that whoever has the same
+	// name has proved to know the same credentials; "" if that cannot be told.
+	Authority(ctx context.Context, host string) string
 	// Credentials returns what to present to a host. An empty user with a
 	// secret is an identity token. Both are empty if nothing is known.
 	Credentials(ctx context.Context, host string) (user, secret string, err error)
@@ -78,8 +82,11 @@ func (a *authorizer) Authorize(ctx context.Context, req *http.Request) error {
 		req.Header.Set("Authorization", g.header)
 		return nil
 	}
+	if !a.tokens.any(a.host, scopes) {
+		return nil // so nobody need be asked who they are
+	}
 	for _, l := range append(slices.Clone(a.logins), anonymous{}) {
-		if t, ok := a.tokens.peek(l.ID(), a.host, scopes); ok {
+		if t, ok := a.tokens.peek(a.tokens.name(ctx, l, a.host), a.host, scopes); ok {
 			req.Header.Set("Authorization", "Bearer "+t.Value)
 			return nil
 		}
@@ -167,7 +174,7 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 	for g.next < len(logins) {
 		l := logins[g.next]
 		g.next++
-		t, err := a.tokens.get(ctx, l.ID(), a.host, scopes, func() (Token, error) { return a.fetch(ctx, l, req) })
+		t, err := a.tokens.get(ctx, a.tokens.name(ctx, l, a.host), a.host, scopes, func() (Token, error) { return a.fetch(ctx, l, req) })
 		if err != nil {
 			if g.next < len(logins) {
 				continue
@@ -254,16 +261,56 @@ type anonymous struct{}
 
 func (anonymous) ID() string { return "" }
 
+func (anonymous) Authority(context.Context, string) string { return "" }
+
 func (anonymous) Credentials(context.Context, string) (string, string, error) { return "", "", nil }
 
 func (anonymous) Token(context.Context, TokenRequest) (Token, error) { return Token{}, ErrNoTokens }
 
 func key(scopes []string) string { return strings.Join(scopes, " ") }
 
-// tokenCache shares tokens among the operations of one client.
+// tokenCache shares tokens among the operations of one client, and of clients
+// with the same credentials.
 type tokenCache struct {
 	mu     sync.Mutex
 	tokens map[tokenKey]*cachedToken
+	names  map[[2]string]string // by login and host
+}
+
+// name is whose tokens a login may use at a host.
+func (c *tokenCache) name(ctx context.Context, l Login, host string) string {
+	k := [2]string{l.ID(), host}
+	c.mu.Lock()
+	name, ok := c.names[k]
+	c.mu.Unlock()
+	if ok {
+		return name
+	}
+	if name = l.Authority(ctx, host); name != "" {
+		name = "authority " + name
+	} else {
+		name = "login " + l.ID()
+	}
+	const many = 1000
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.names) >= many || c.names == nil {
+		c.names = map[[2]string]string{}
+	}
+	c.names[k] = name
+	return name
+}
+
+// any tells whether somebody has a token.
+func (c *tokenCache) any(host string, scopes []string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.tokens {
+		if k.host == host && k.scopes == key(scopes) {
+			return true
+		}
+	}
+	return false
 }
 
 type tokenKey struct{ login, host, scopes string }

@@ -17,11 +17,14 @@ import (
 // keyring is a Login that remembers who it was asked about.
 type keyring struct {
 	id, user, secret string
+	authority        string
 	mu               sync.Mutex
 	asked            []string
 }
 
 func (k *keyring) ID() string { return k.id }
+
+func (k *keyring) Authority(context.Context, string) string { return k.authority }
 
 func (k *keyring) Credentials(_ context.Context, host string) (string, string, error) {
 	k.mu.Lock()
@@ -78,6 +81,39 @@ func TestTokens(t *testing.T) {
 	}
 	if len(seen) != 2 {
 		t.Fatalf("%d token requests, want one for each login and none for the second pull", len(seen))
+	}
+}
+
+// Clients that have proved to know the same credentials share tokens, and nobody else.
+func TestTokensOfEqualClients(t *testing.T) {
+	img := newTestImage(1000)
+	var seen []string
+	tokens := tokenServer(t, &seen)
+	r := newTestRegistry(t)
+	img.push(t, testClient(), r.host+"/app:v1")
+	r.spoil(wantsToken(tokens.URL + "/token"))
+	login := &keyring{id: "a", user: "u", secret: "right", authority: "same"}
+	c := testClient(login)
+	c.cfg.Logins = func(context.Context) []Login { return []Login{login} }
+	for _, next := range []struct {
+		login *keyring
+		asked int // requests for tokens until then
+		fails bool
+	}{
+		{&keyring{id: "a", secret: "right", authority: "same"}, 1, false},
+		{&keyring{id: "b", secret: "whatever", authority: "same"}, 1, false},
+		{&keyring{id: "c", secret: "right", authority: "other"}, 2, false},
+		{&keyring{id: "d", secret: "right"}, 3, false},
+		{&keyring{id: "e", secret: "wrong"}, 5, true}, // as itself, and as nobody
+	} {
+		next.login.user = "u"
+		login = next.login
+		if err := img.pull(t.Context(), c, r.host+"/app:v1"); (err != nil) != next.fails {
+			t.Errorf("login %s: %v", next.login.id, err)
+		}
+		if len(seen) != next.asked {
+			t.Errorf("after login %s: %d requests for tokens, expected %d", next.login.id, len(seen), next.asked)
+		}
 	}
 }
 

@@ -83,7 +83,7 @@ func New(c Config) *Client {
 		c.UserAgent = "kiln"
 	}
 	if c.Logins == nil {
-		c.Logins = sessionLogins
+		c.Logins = sessionLogins(newSalt())
 	}
 	c.Stall = orDefault(c.Stall, 30*time.Second)
 	c.Attempts = orDefault(c.Attempts, 5)

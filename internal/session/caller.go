@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -32,6 +33,7 @@ const (
 // Caller calls the services of one client.
 type Caller struct {
 	meta    Meta
+	unique  string
 	methods map[string]bool // lower case
 	conn    *grpc.ClientConn
 	ctx     context.Context
@@ -41,7 +43,7 @@ type Caller struct {
 // NewCaller returns the caller of the client that serves conn: this side is the
 // HTTP/2 client. It lives until conn ends, Close is called or ctx ends.
 func NewCaller(ctx context.Context, meta Meta, conn net.Conn) (*Caller, error) {
-	c := &Caller{meta: meta, methods: map[string]bool{}}
+	c := &Caller{meta: meta, unique: rand.Text(), methods: map[string]bool{}}
 	for _, m := range meta.Methods {
 		c.methods[strings.ToLower(m)] = true
 	}
@@ -75,6 +77,10 @@ func (c *Caller) Close() {
 
 // ID is the session's id.
 func (c *Caller) ID() string { return c.meta.ID }
+
+// Unique tells this session from all others, those of the same id that came
+// before included. No client chooses it.
+func (c *Caller) Unique() string { return c.unique }
 
 // SharedKey names what the client's sessions have in common, such as a directory.
 func (c *Caller) SharedKey() string { return c.meta.SharedKey }

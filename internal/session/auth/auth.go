@@ -37,8 +37,8 @@ func Clients(ctx context.Context) []Client {
 	return clients
 }
 
-// ID tells clients apart.
-func (c Client) ID() string { return c.caller.ID() }
+// ID tells clients apart, also from those that are gone.
+func (c Client) ID() string { return c.caller.Unique() }
 
 // Credentials returns what to present to a registry's host, such as
 // "registry-1.docker.io". An empty user with a secret stands for an identity
