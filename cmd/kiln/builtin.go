@@ -106,7 +106,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		return nil, nil, err
 	}
 	parts.add(past.Close)
-	layers, snapshots, err := openLayers(ctx, s, db, past, reg, parts)
+	layers, snapshots, err := openLayers(ctx, s, db, reg, parts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -172,7 +172,7 @@ type layerStore struct {
 	blobs contentstore.Store
 }
 
-func openLayers(ctx context.Context, s settings, db *store.Store, past *history.History, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
+func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
 	kind, _ := snapshotterName(s.config.Workers.OCI.Snapshotter)
 	snapshots, err := snapshot.Open(filepath.Join(s.root, "snapshots"), kind)
 	if err != nil {
@@ -187,15 +187,7 @@ func openLayers(ctx context.Context, s settings, db *store.Store, past *history.
 	layers, err := layer.NewStore(ctx, layer.Config{
 		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
 		Fetcher: newFetcher(reg),
-		References: func(ctx context.Context) (map[digest.Digest]bool, error) {
-			images, err := db.References(ctx, blobs)
-			if err != nil {
-				return nil, err
-			}
-			made, err := past.References(ctx, blobs)
-			maps.Copy(images, made)
-			return images, err
-		},
+		References: func(ctx context.Context) (map[digest.Digest]bool, error) { return db.References(ctx, blobs) },
 	})
 	if err != nil {
 		return nil, nil, err

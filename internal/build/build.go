@@ -18,6 +18,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -71,6 +72,8 @@ type Request struct {
 	// Exported is told what each exporter answered, by its number in Exports; it
 	// is called concurrently. Nil for nobody.
 	Exported func(exporter int, response map[string]string)
+	// Keep takes the documents of images, see [exporter.Target]; concurrently, too.
+	Keep func(d ocispecs.Descriptor, document []byte)
 	// Attested is told the whole provenance of each result, a predicate of SLSA,
 	// by the result's platform ID. Nil for nobody.
 	Attested func(platform, predicateType string, predicate []byte)

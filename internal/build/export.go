@@ -105,7 +105,7 @@ func (br *Bridge) export(ctx context.Context, ex exporter.Exporter, e Export, i 
 	later func(func(context.Context) error),
 ) (out map[string]string, err error) {
 	err = br.exporting(ctx, e, func(ctx context.Context) error {
-		out, err = ex.Export(ctx, in, exporter.Target{Attrs: e.Attrs, ID: i, Session: br.req.Session, Later: later})
+		out, err = ex.Export(ctx, in, exporter.Target{Attrs: e.Attrs, ID: i, Session: br.req.Session, Later: later, Keep: br.req.Keep})
 		return err
 	})
 	if err == nil && br.req.Exported != nil {

@@ -7,22 +7,13 @@ import (
 	"io/fs"
 
 	contentpb "github.com/containerd/containerd/api/services/content/v1"
-	contentstore "github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kiln-build/kiln/internal/history"
 )
-
-// Content is what of the content store clients may be shown.
-type Content interface {
-	contentstore.Provider
-	contentstore.InfoProvider
-}
 
 // contentService is containerd.services.content.v1.Content, to read what the
 // history names and nothing else (WIRE.md section 17). Writing is Unimplemented.
@@ -41,14 +32,15 @@ func (s *contentService) Info(ctx context.Context, r *contentpb.InfoRequest) (*c
 	if err := digest.Digest(r.Digest).Validate(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "%q failed validation: %v", r.Digest, err)
 	}
-	if info, ok := s.config.History.Stat(digest.Digest(r.Digest)); ok {
-		return &contentpb.InfoResponse{Info: wireInfo(info)}, nil
-	}
-	info, err := s.imageBlob(ctx, digest.Digest(r.Digest))
-	if err != nil {
-		return nil, err
+	info, ok := s.config.History.Stat(digest.Digest(r.Digest))
+	if !ok {
+		return nil, notFound(digest.Digest(r.Digest))
 	}
 	return &contentpb.InfoResponse{Info: wireInfo(info)}, nil
+}
+
+func notFound(d digest.Digest) error {
+	return status.Errorf(codes.NotFound, "content %s: not found", d)
 }
 
 func wireInfo(i history.BlobInfo) *contentpb.Info {
@@ -56,27 +48,7 @@ func wireInfo(i history.BlobInfo) *contentpb.Info {
 	return &contentpb.Info{Digest: string(i.Digest), Size: i.Size, CreatedAt: t, UpdatedAt: t}
 }
 
-// imageBlob finds a part of what an exporter has made.
-func (s *contentService) imageBlob(ctx context.Context, d digest.Digest) (history.BlobInfo, error) {
-	missing := status.Errorf(codes.NotFound, "content %s: not found", d)
-	if s.config.Content == nil {
-		return history.BlobInfo{}, missing
-	}
-	named, err := s.config.History.References(ctx, s.config.Content)
-	if err != nil {
-		return history.BlobInfo{}, err
-	}
-	if !named[d] {
-		return history.BlobInfo{}, missing
-	}
-	info, err := s.config.Content.Info(ctx, d)
-	if errdefs.IsNotFound(err) {
-		return history.BlobInfo{}, missing
-	}
-	return history.BlobInfo{Digest: d, Size: info.Size, CreatedAt: info.CreatedAt}, err
-}
-
-// List tells of all blobs that are the history's own. Of filters, which no client
+// List tells of all blobs. Of filters, which no client
 // sends, it knows none.
 func (s *contentService) List(r *contentpb.ListContentRequest, stream contentpb.Content_ListServer) error {
 	if len(r.Filters) > 0 {
@@ -104,7 +76,10 @@ func (s *contentService) Read(r *contentpb.ReadContentRequest, stream contentpb.
 	if err := d.Validate(); err != nil {
 		return status.Errorf(codes.InvalidArgument, "%v", err)
 	}
-	blob, err := s.open(stream.Context(), d)
+	blob, err := s.config.History.Open(d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFound(d)
+	}
 	if err != nil {
 		return err
 	}
@@ -133,19 +108,4 @@ func (s *contentService) Read(r *contentpb.ReadContentRequest, stream contentpb.
 		at += int64(n)
 	}
 	return nil
-}
-
-func (s *contentService) open(ctx context.Context, d digest.Digest) (contentstore.ReaderAt, error) {
-	blob, err := s.config.History.Open(d)
-	if err == nil {
-		return blob, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	info, err := s.imageBlob(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	return s.config.Content.ReaderAt(ctx, ocispecs.Descriptor{Digest: d, Size: info.Size})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -64,6 +65,7 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 	req := build.Request{
 		Ref: r.Ref, Frontend: r.Frontend, Opts: r.FrontendAttrs, Entitlements: r.Entitlements, Sink: run.events,
 		Exported: func(exporter int, response map[string]string) { s.noteImage(run, exporter, response) },
+		Keep:     func(d ocispecs.Descriptor, document []byte) { s.keepDocument(run, d, document) },
 	}
 	switch {
 	case r.Definition != nil && len(r.Definition.Def) > 0 && r.Frontend != "":

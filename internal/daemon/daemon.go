@@ -37,7 +37,6 @@ type Config struct {
 	Exports   ExportClient // asks clients how to bring out results
 	Collector *gc.Collector
 	History   *history.History
-	Content   Content // where what exporters make is kept; nil shows none of it
 	// Spans takes the spans of builds and clients on their way to a collector,
 	// see [NewSpanCollector]; nil for nobody.
 	Spans     sdktrace.SpanProcessor

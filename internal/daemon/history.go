@@ -93,6 +93,17 @@ func (s *Server) noteImage(run *running, exporter int, response map[string]strin
 	}
 }
 
+// keepDocument has the record keep a part of an image.
+func (s *Server) keepDocument(run *running, d ocispecs.Descriptor, document []byte) {
+	if !run.record.Recorded() {
+		return
+	}
+	err := s.config.History.AttachDocument(run.ref, history.Blob{MediaType: d.MediaType, Data: document})
+	if err != nil {
+		slog.Error("record image", "ref", run.ref, "blob", d.Digest, "error", err)
+	}
+}
+
 // Status tells of a build from its start, until it ends.
 func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStreamingServer[control.StatusResponse]) error {
 	if err := sendTime(stream); err != nil {

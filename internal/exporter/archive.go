@@ -255,6 +255,7 @@ func (a Archiver) Export(ctx context.Context, in Input, to Target) (map[string]s
 	if err != nil {
 		return nil, err
 	}
+	to.KeepDocuments(img)
 	if !o.Tar {
 		return img.Response, a.toStore(ctx, img, to)
 	}

@@ -6,6 +6,7 @@ package exporter
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -89,6 +90,19 @@ type Target struct {
 	// Later takes what is to be done once every exporter of the build has
 	// succeeded, such as a push. Nil does it at once.
 	Later func(func(context.Context) error)
+	// Keep takes each document that an image is made of besides its layers:
+	// manifests, configs and statements, for the build's record. Nil for nobody.
+	Keep func(d ocispecs.Descriptor, document []byte)
+}
+
+// KeepDocuments hands on the documents of an image.
+func (t Target) KeepDocuments(img *Image) {
+	if t.Keep == nil {
+		return
+	}
+	for _, b := range slices.Concat(img.Configs, img.Manifests) {
+		t.Keep(b.Desc, b.Data)
+	}
 }
 
 // Finish does f now or when all exporters have succeeded.

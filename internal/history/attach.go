@@ -2,6 +2,7 @@ package history
 
 import (
 	"fmt"
+	"slices"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -42,8 +43,18 @@ func (h *History) AttachTrace(ref string, b Blob) error {
 	return h.attach(ref, b, func(r *Record, d ocispecs.Descriptor) { r.Trace = &d })
 }
 
-// SetImage notes what an exporter has made: a manifest or an index, in the
-// content store. It is kept there, without the layers, as long as the record.
+// AttachDocument keeps a part of an image: a manifest, an index, a config or a
+// statement; see [History.AttachAttestation] for when.
+func (h *History) AttachDocument(ref string, b Blob) error {
+	return h.attach(ref, b, func(r *Record, d ocispecs.Descriptor) {
+		if !slices.ContainsFunc(r.Documents, func(have ocispecs.Descriptor) bool { return have.Digest == d.Digest }) {
+			r.Documents = append(r.Documents, d)
+		}
+	})
+}
+
+// SetImage notes what an exporter has made: a manifest or an index, which is
+// among the documents.
 func (h *History) SetImage(ref, platform string, exporter int, d ocispecs.Descriptor) error {
 	return h.update(ref, func(r *Record) {
 		r.result(platform, func(res *Result) {

@@ -1,19 +1,14 @@
 package history
 
 import (
-	"context"
-	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/kiln-build/kiln/internal/store"
 )
 
 // BlobReader reads a blob, also one that is removed meanwhile.
@@ -74,29 +69,6 @@ func (h *History) Stat(d digest.Digest) (BlobInfo, bool) {
 		return BlobInfo{}, false
 	}
 	return BlobInfo{d, b.size, fi.ModTime()}, true
-}
-
-// Images lists what exporters have made, as far as it is recorded.
-func (h *History) Images() (all []ocispecs.Descriptor, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, b := range h.active {
-		all = append(all, b.record.images()...)
-	}
-	err = h.eachEnded(func(r *Record) { all = append(all, r.images()...) })
-	return all, err
-}
-
-// References returns the blobs of the content store that records need: of what
-// exporters have made everything but the layers of file systems.
-func (h *History) References(ctx context.Context, blobs content.Provider) (map[digest.Digest]bool, error) {
-	images, err := h.Images()
-	if err != nil {
-		return nil, fmt.Errorf("list images of the history: %w", err)
-	}
-	return store.Closure(ctx, blobs, images, func(layer ocispecs.Descriptor) bool {
-		return layer.MediaType == MediaTypeAttestation
-	})
 }
 
 // putBlob stores a blob, which is kept at least until release.

@@ -42,9 +42,11 @@ type Record struct {
 	// [History.AttachCacheReasons].
 	CacheReasons *ocispecs.Descriptor `json:"cacheReasons,omitempty"`
 
-	ExporterResponse map[string]string `json:"exporterResponse,omitempty"`
-	Result           *Result           `json:"result,omitempty"`  // of the build as a whole
-	Results          map[string]Result `json:"results,omitempty"` // per platform, by its ID
+	// Documents are what images are made of besides their layers.
+	Documents        []ocispecs.Descriptor `json:"documents,omitempty"`
+	ExporterResponse map[string]string     `json:"exporterResponse,omitempty"`
+	Result           *Result               `json:"result,omitempty"`  // of the build as a whole
+	Results          map[string]Result     `json:"results,omitempty"` // per platform, by its ID
 
 	Generation int   `json:"generation,omitempty"` // how often the record was changed after the build
 	Pinned     bool  `json:"pinned,omitempty"`     // to be kept whatever its age
@@ -106,13 +108,7 @@ func (r *Record) blobs() (all []ocispecs.Descriptor) {
 		}
 	}
 	r.eachResult(func(res *Result) { all = append(all, res.Attestations...) })
-	return all
-}
-
-// images are the images that the build has made, which the content store has.
-func (r *Record) images() (all []ocispecs.Descriptor) {
-	r.eachResult(func(res *Result) { all = slices.AppendSeq(all, maps.Values(res.Images)) })
-	return all
+	return append(all, r.Documents...)
 }
 
 func (r *Record) eachResult(f func(*Result)) {
@@ -129,7 +125,7 @@ func (r *Record) eachResult(f func(*Result)) {
 func (r *Record) clone() *Record {
 	c := *r
 	c.FrontendAttrs, c.ExporterResponse = maps.Clone(r.FrontendAttrs), maps.Clone(r.ExporterResponse)
-	c.Exporters = slices.Clone(r.Exporters)
+	c.Exporters, c.Documents = slices.Clone(r.Exporters), slices.Clone(r.Documents)
 	if r.Result != nil {
 		res := r.Result.clone()
 		c.Result = &res

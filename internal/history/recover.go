@@ -65,6 +65,7 @@ func (h *History) mend(r *Record) (changed bool) {
 		}
 		return kept
 	}
+	r.Documents = keep(r.Documents)
 	if r.Result != nil {
 		r.Result.Attestations = keep(r.Result.Attestations)
 	}

@@ -26,34 +26,22 @@ func (s *Store) References(ctx context.Context, blobs content.Provider) (map[dig
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	return Closure(ctx, blobs, roots, func(ocispecs.Descriptor) bool { return true })
-}
-
-// Closure returns roots and the blobs that they name, directly or not: of
-// layers those that keep is true for. A manifest that is not here names nothing.
-func Closure(ctx context.Context, blobs content.Provider, roots []ocispecs.Descriptor, keep func(layer ocispecs.Descriptor) bool) (map[digest.Digest]bool, error) {
-	c := closure{blobs: blobs, keep: keep, seen: map[digest.Digest]bool{}}
+	seen := map[digest.Digest]bool{}
 	for _, d := range roots {
-		c.add(ctx, d, deepestIndex)
+		reference(ctx, blobs, d, seen, deepestIndex)
 	}
-	return c.seen, ctx.Err()
+	return seen, ctx.Err()
 }
 
-type closure struct {
-	blobs content.Provider
-	keep  func(ocispecs.Descriptor) bool
-	seen  map[digest.Digest]bool
-}
-
-func (c *closure) add(ctx context.Context, d ocispecs.Descriptor, depth int) {
-	if c.seen[d.Digest] {
+func reference(ctx context.Context, blobs content.Provider, d ocispecs.Descriptor, seen map[digest.Digest]bool, depth int) {
+	if seen[d.Digest] {
 		return
 	}
-	c.seen[d.Digest] = true
+	seen[d.Digest] = true
 	if depth == 0 || !isManifest(d.MediaType) || d.Size > largestManifest {
 		return
 	}
-	data, err := content.ReadBlob(ctx, c.blobs, d)
+	data, err := content.ReadBlob(ctx, blobs, d)
 	if err != nil {
 		return
 	}
@@ -67,15 +55,13 @@ func (c *closure) add(ctx context.Context, d ocispecs.Descriptor, depth int) {
 		return
 	}
 	if m.Config != nil {
-		c.seen[m.Config.Digest] = true
+		seen[m.Config.Digest] = true
 	}
 	for _, l := range m.Layers {
-		if c.keep(l) {
-			c.seen[l.Digest] = true
-		}
+		seen[l.Digest] = true
 	}
 	for _, child := range m.Manifests {
-		c.add(ctx, child, depth-1)
+		reference(ctx, blobs, child, seen, depth-1)
 	}
 }
 

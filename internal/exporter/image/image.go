@@ -78,6 +78,7 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 	if o.Push && len(img.Names) == 0 {
 		return nil, errNoName
 	}
+	to.KeepDocuments(img)
 	if o.Store {
 		if err := e.store(ctx, img, o); err != nil {
 			return nil, err
