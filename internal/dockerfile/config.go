@@ -12,7 +12,7 @@ import (
 
 // isMetadataArg tells arguments that steer the build and are not for its steps.
 func isMetadataArg(name string) bool {
-	return name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE"
+	return name == argScanContext || name == argScanStage
 }
 
 // pairs expands key=value pairs.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/containerd/platforms"
 	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
@@ -41,16 +42,24 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	if err != nil {
 		return nil, err
 	}
+	if opts.request == requestDescribe {
+		return describeRequests()
+	}
 	d := &driver{gw: gw, opts: opts, req: req, facts: &facts{images: map[string]*imageFact{}, ignores: map[string][]string{}}}
 	if err := d.load(ctx); err != nil {
 		return nil, sourceErrors(err)
 	}
 	file, err := syntax.Parse(d.source, syntax.DockerfileWords())
-	if err != nil {
+	if err != nil && opts.request == requestLint {
+		return d.lintResult(nil, err)
+	} else if err != nil {
 		return nil, sourceErrors(err)
 	}
 	if err := d.checkSyntaxImage(file); err != nil {
 		return nil, sourceErrors(err)
+	}
+	if opts.request != "" {
+		return d.serve(ctx, file)
 	}
 	targets := d.targets(file)
 	lowered, err := d.lowerAll(ctx, targets)
@@ -60,7 +69,11 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	for _, w := range lowered[0].warnings {
 		gw.Warn(ctx, d.sourceVertex, w)
 	}
-	return d.result(targets, lowered)
+	res, err := d.result(targets, lowered)
+	if err != nil {
+		return nil, err
+	}
+	return res, d.scan(ctx, res, lowered)
 }
 
 // driver is one request being served.
@@ -72,6 +85,7 @@ type driver struct {
 
 	source       *syntax.Source
 	sourceVertex digest.Digest // what the Dockerfile came from
+	sourceGraph  *llb.Graph    // the same, whole; nil if unknown
 	context      *llb.Edge     // the main context if it is no directory of the client
 	remoteFile   *llb.Edge     // what has the Dockerfile if it came with that context
 }
@@ -105,13 +119,18 @@ func (d *driver) lowerAll(ctx context.Context, targets []*input) ([]*lowered, er
 	return nil, fmt.Errorf("lower %s: still needs images after %d rounds", d.source.Name, maxRounds)
 }
 
-// targets are the inputs of the lowering, one for each platform.
-func (d *driver) targets(file *syntax.File) []*input {
+// worker is the platform that steps run on.
+func (d *driver) worker() ocispecs.Platform {
 	worker := d.req.Worker
 	if worker.OS == "" || worker.Architecture == "" {
 		worker = platforms.DefaultSpec()
 	}
-	worker = platforms.Normalize(worker)
+	return platforms.Normalize(worker)
+}
+
+// targets are the inputs of the lowering, one for each platform.
+func (d *driver) targets(file *syntax.File) []*input {
+	worker := d.worker()
 	base := input{
 		file: file, words: syntax.DockerfileWords(), opts: d.opts, target: worker, build: worker,
 		implicit: true, context: d.context, inputs: d.req.Inputs,
@@ -137,6 +156,9 @@ func (d *driver) result(targets []*input, lowered []*lowered) (*frontend.Result,
 			return nil, fmt.Errorf("write image config: %w", err)
 		}
 		p := frontend.PlatformResult{Platform: platforms.Normalize(targets[i].target), Graph: l.graph, Config: config}
+		for n := range l.graph.Sources.Files {
+			l.graph.Sources.Files[n].From = d.sourceGraph
+		}
 		suffix := ""
 		if d.opts.multiPlatform {
 			p.ID = platforms.FormatAll(p.Platform)

@@ -211,7 +211,7 @@ func TestCauses(t *testing.T) {
 		t.Errorf("error %v of a missing Dockerfile", err)
 	}
 	var un *frontend.UnsupportedError
-	if _, err := build(t, gw, map[string]string{"requestid": "frontend.lint"}); !errors.As(err, &un) || un.Kind != "subrequest" {
+	if _, err := build(t, gw, map[string]string{"requestid": "frontend.unknown"}); !errors.As(err, &un) || un.Kind != "subrequest" {
 		t.Errorf("error %v of a subrequest", err)
 	}
 }

@@ -32,6 +32,7 @@ func (d *driver) load(ctx context.Context) error {
 	}
 	if from.Vertex != nil {
 		d.sourceVertex = from.Vertex.Digest()
+		d.sourceGraph = &llb.Graph{Root: from}
 	}
 	data, err := d.readDockerfile(ctx, ref)
 	if err != nil {

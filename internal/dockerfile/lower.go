@@ -80,6 +80,7 @@ type lowered struct {
 	base     *imageConfig
 	epoch    *time.Time
 	warnings []frontend.Warning
+	plan     *lowering // what it was made by, for who asks about the file
 }
 
 // lowering is one run of lower.
@@ -146,6 +147,7 @@ func lower(in *input, f *facts) (*lowered, *need, error) {
 	if err != nil || !l.need.empty() {
 		return nil, l.need, err
 	}
+	out.plan = l
 	return out, l.need, nil
 }
 
@@ -328,6 +330,9 @@ func (l *lowering) useContext(path string) {
 
 // finish completes the graph and the config.
 func (l *lowering) finish() (*lowered, error) {
+	if l.mainUse != nil && len(l.mainUse.paths) == 0 && l.scansContext() {
+		l.useContext("/")
+	}
 	if l.mainUse != nil && len(l.mainUse.paths) > 0 {
 		l.ignore(mainIgnore(l.in.opts)) // known, or needed
 		l.locals = append(l.locals, *l.mainUse)
@@ -339,7 +344,7 @@ func (l *lowering) finish() (*lowered, error) {
 		}
 	}
 	l.lintBuildArgs()
-	if err := l.lint.err(); err != nil {
+	if err := l.lint.err(); err != nil && l.in.opts.request != requestLint {
 		return nil, err
 	}
 	g := &llb.Graph{Root: l.target.state.edge}

@@ -283,13 +283,7 @@ func (l *lowering) cacheSeed(m *mount, base llb.Edge) llb.Edge {
 
 // secretInto adds a secret mount to a run.
 func (m *mount) secretInto(r *run) {
-	id := m.id
-	if m.source != "" {
-		id = m.source
-	}
-	if id == "" {
-		id = path.Base(m.target)
-	}
+	id := m.secretID()
 	if m.env != nil {
 		r.op.SecretEnv = append(r.op.SecretEnv, llb.SecretEnv{ID: id, Name: *m.env, Optional: !m.required})
 		r.masked = append(r.masked, *m.env)
@@ -303,6 +297,17 @@ func (m *mount) secretInto(r *run) {
 			Kind: llb.MountSecret, Dest: dest, Secret: m.secretMount(id, 0o400),
 		}})
 	}
+}
+
+// secretID is what the client knows a secret by.
+func (m *mount) secretID() string {
+	switch {
+	case m.source != "":
+		return m.source
+	case m.id != "":
+		return m.id
+	}
+	return path.Base(m.target)
 }
 
 // sshInto adds an ssh agent mount to a run.

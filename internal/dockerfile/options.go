@@ -50,6 +50,7 @@ type options struct {
 	keepGitDir     bool        // of the main context
 	gitAdvice      bool        // git may give advice
 	check          *lintConfig // takes the place of the "check" directive
+	request        string      // a subrequest's name, see request.go; "" builds
 }
 
 // decodeOptions reads a request's options.
@@ -105,22 +106,19 @@ func withPrefix(opts map[string]string, prefix string) map[string]string {
 
 // supportedCaps are the frontend capabilities of WIRE.md section 4 that are here.
 func supportedCaps() []string {
-	return []string{"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring", "moby.buildkit.frontend.contexts.zstd"}
+	return []string{"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.subrequests", "moby.buildkit.frontend.gitquerystring", "moby.buildkit.frontend.contexts.zstd"}
 }
 
 // checkRequest refuses what a request asks for and this frontend does not do.
-func checkRequest(_ *options, opts map[string]string) error {
-	if id := opts["requestid"]; id != "" {
-		return &frontend.UnsupportedError{Kind: "subrequest", Name: id}
+func checkRequest(o *options, opts map[string]string) error {
+	if o.request = opts["requestid"]; o.request != "" && !isRequest(o.request) {
+		return &frontend.UnsupportedError{Kind: "subrequest", Name: o.request}
 	}
 	for want := range strings.SplitSeq(opts["frontend.caps"], ",") {
 		want, _, _ = strings.Cut(strings.TrimSpace(want), "+")
 		if want != "" && !slices.Contains(supportedCaps(), want) {
 			return &frontend.UnsupportedError{Kind: "capability", Name: want}
 		}
-	}
-	if v, ok := opts["attest:sbom"]; ok && v != "false" && !strings.Contains(v, "disabled=true") {
-		return fmt.Errorf("read option attest:sbom: this frontend makes no SBOMs yet, leave the option out")
 	}
 	return nil
 }

@@ -1,0 +1,244 @@
+package conformance
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+
+	"github.com/kiln-build/kiln/conformance/peer"
+)
+
+// attested is a context whose build uses what provenance tells of.
+func attested(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := peer.WriteFiles(dir, map[string]string{
+		"Dockerfile": `FROM base AS tools
+ARG GREETING
+RUN echo $GREETING > /greeting
+FROM base
+COPY --from=tools /greeting /greeting
+COPY main.txt /
+RUN --mount=type=secret,id=token,required=false --network=none true
+CMD ["cat", "/greeting"]
+`,
+		"main.txt": "main",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// on runs the same buildctl against both daemons. dest has one more argument
+// for each: where the output goes.
+func on(t *testing.T, context string, output func(dest string) string, opts ...string) (dests []string) {
+	t.Helper()
+	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+		dest := filepath.Join(t.TempDir(), d.Name)
+		args := shared.tools.BuildArgs(d, shared.base, peer.Build{Context: context, Output: output(dest)})
+		for _, o := range opts {
+			args = append(args, "--opt", o)
+		}
+		command(t, d, args...)
+		dests = append(dests, dest)
+	}
+	return dests
+}
+
+func ociTo(more string) func(string) string {
+	return func(dest string) string { return "type=oci,dest=" + dest + more }
+}
+
+// document is any JSON text.
+type document = map[string]any
+
+// unpacked is an image layout, read.
+type unpacked struct {
+	index        *v1.IndexManifest
+	manifests    []document // of the index, in order
+	statements   []document // of the attestations, in order
+	image        v1.Hash    // of the first manifest
+	attestations []*v1.Manifest
+}
+
+func readLayout(t *testing.T, archive string) unpacked {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("tar", "-xf", archive, "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("unpack %s: %v: %s", archive, err, out)
+	}
+	root, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := root.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := root.ImageIndex(top.Manifests[0].Digest)
+	if err != nil {
+		t.Fatalf("the image is no index: %v", err)
+	}
+	u := unpacked{}
+	if u.index, err = index.IndexManifest(); err != nil {
+		t.Fatal(err)
+	}
+	blob := func(h v1.Hash) []byte {
+		data, err := os.ReadFile(filepath.Join(dir, "blobs", h.Algorithm, h.Hex))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for i, d := range u.index.Manifests {
+		raw := blob(d.Digest)
+		u.manifests = append(u.manifests, decode(t, raw))
+		if i == 0 {
+			u.image = d.Digest
+		}
+		if d.Annotations["vnd.docker.reference.type"] == "" {
+			continue
+		}
+		m, err := v1.ParseManifest(bytes.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.attestations = append(u.attestations, m)
+		for _, l := range m.Layers {
+			u.statements = append(u.statements, decode(t, blob(l.Digest)))
+		}
+	}
+	return u
+}
+
+func decode(t *testing.T, data []byte) document {
+	t.Helper()
+	var d document
+	if err := json.Unmarshal(data, &d); err != nil {
+		t.Fatalf("decode %.200s: %v", data, err)
+	}
+	return d
+}
+
+// varying is what no two runs share: digests, times, ids and sizes.
+var varying = regexp.MustCompile(`"(sha256:)?[0-9a-f]{64}"|"20\d\d-[^"]*Z"|("invocationId": |"buildInvocationID": )"[^"]*"|"size": \d+`)
+
+// shape is a document with what varies left out, and what only one side tells.
+func shape(t *testing.T, d document) string {
+	t.Helper()
+	text := string(varying.ReplaceAll([]byte(indented(t, d)), []byte("$2…")))
+	return regexp.MustCompile(`(digest=)sha256:[0-9a-f]{64}`).ReplaceAllString(text, "$1…")
+}
+
+// TestSameAttestationForms compares how attestations hang on an image.
+func TestSameAttestationForms(t *testing.T) {
+	context := attested(t)
+	for name, output := range map[string]string{
+		"artifact": "", "image": ",oci-artifact=false", "named": ",name=example.org/app:1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dests := on(t, context, ociTo(output), "attest:provenance=mode=min")
+			kiln, buildkit := readLayout(t, dests[0]), readLayout(t, dests[1])
+			if len(kiln.manifests) != len(buildkit.manifests) || len(kiln.attestations) != 1 {
+				t.Fatalf("Kiln's index lists %d manifests, BuildKit's %d", len(kiln.manifests), len(buildkit.manifests))
+			}
+			for i := range kiln.manifests {
+				a, b := kiln.index.Manifests[i], buildkit.index.Manifests[i]
+				if a.MediaType != b.MediaType || a.Platform.String() != b.Platform.String() || !slices.Equal(keys(a.Annotations), keys(b.Annotations)) {
+					t.Errorf("Kiln lists %+v, BuildKit %+v", a, b)
+				}
+				if a, b := shape(t, kiln.manifests[i]), shape(t, buildkit.manifests[i]); a != b {
+					t.Errorf("Kiln's manifest:\n%s\nBuildKit's:\n%s", a, b)
+				}
+			}
+			if got := kiln.index.Manifests[1].Annotations["vnd.docker.reference.digest"]; got != kiln.image.String() {
+				t.Errorf("the attestation is about %s, the image is %s", got, kiln.image)
+			}
+			a, b := kiln.statements[0], buildkit.statements[0]
+			if a, b := fmt.Sprint(a["_type"], a["predicateType"]), fmt.Sprint(b["_type"], b["predicateType"]); a != b {
+				t.Errorf("Kiln's statement is %s, BuildKit's %s", a, b)
+			}
+			subject := shape(t, document{"subject": a["subject"]})
+			if want := shape(t, document{"subject": b["subject"]}); subject != want {
+				t.Errorf("Kiln's subject %s, BuildKit's %s", subject, want)
+			}
+			if name == "named" && !strings.Contains(fmt.Sprint(a["subject"]), kiln.image.Hex) {
+				t.Errorf("subject %v, the image is %s", a["subject"], kiln.image)
+			}
+		})
+	}
+}
+
+func keys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// TestSameProvenance compares what is told of a build.
+func TestSameProvenance(t *testing.T) {
+	context := attested(t)
+	for name, attest := range map[string]string{
+		"min": "mode=min", "max": "mode=max,builder-id=https://ci.example.org/1", "v0.2": "mode=max,version=v0.2,reproducible=true",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dests := on(t, context, ociTo(""), "attest:provenance="+attest, "build-arg:GREETING=hello", "label:a=b",
+				"vcs:source=https://user:secret@example.org/app.git", "vcs:revision=0123", "filename=Dockerfile")
+			kiln, buildkit := readLayout(t, dests[0]).statements[0], readLayout(t, dests[1]).statements[0]
+			a, b := kiln["predicate"].(document), buildkit["predicate"].(document)
+			for _, p := range []document{a, b} {
+				forgetOwn(p)
+			}
+			if a, b := shape(t, a), shape(t, b); a != b {
+				t.Errorf("Kiln's provenance:\n%s\nBuildKit's:\n%s", a, b)
+			}
+		})
+	}
+}
+
+// forgetOwn removes what is each builder's own: the version of its Dockerfile
+// frontend, the target platform, which only newer BuildKits tell, what layers
+// the cache happens to have of steps in between, a client's session, which Kiln
+// does not tell, and which digest has which step. Steps without a place in the
+// Dockerfile are listed by BuildKit all the same.
+func forgetOwn(p document) {
+	for _, path := range [][]string{
+		{"buildDefinition", "internalParameters", "dockerfileVersion"}, {"buildDefinition", "internalParameters", "targetPlatform"},
+		{"invocation", "environment", "dockerfileVersion"}, {"invocation", "environment", "targetPlatform"},
+		{"runDetails", "metadata", "buildkit_metadata", "layers"}, {"metadata", "https://mobyproject.org/buildkit@v1#metadata", "layers"},
+	} {
+		d := p
+		for _, key := range path[:len(path)-1] {
+			d, _ = d[key].(document)
+		}
+		delete(d, path[len(path)-1])
+	}
+	forgetWithin(p)
+}
+
+func forgetWithin(v any) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			forgetWithin(e)
+		}
+	case document:
+		delete(v, "oci.session")
+		if m, ok := v["digestMapping"].(document); ok {
+			v["digestMapping"] = len(m)
+		}
+		if m, ok := v["locations"].(document); ok {
+			maps.DeleteFunc(m, func(_ string, place any) bool { d, ok := place.(document); return ok && len(d) == 0 })
+		}
+		for _, e := range v {
+			forgetWithin(e)
+		}
+	}
+}

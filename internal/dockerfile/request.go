@@ -1,0 +1,239 @@
+package dockerfile
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Subrequests ask about a Dockerfile instead of building it: the option
+// "requestid" has one of these names. Their answers are in the result's
+// metadata, as result.json, result.txt and version (FEATURES.md section 3.5).
+const (
+	requestDescribe = "frontend.subrequests.describe"
+	requestOutline  = "frontend.outline"
+	requestTargets  = "frontend.targets"
+	requestLint     = "frontend.lint"
+
+	requestVersion = "1.0.0" // of each of them
+)
+
+func isRequest(id string) bool {
+	return slices.Contains([]string{requestDescribe, requestOutline, requestTargets, requestLint}, id)
+}
+
+// wirePosition, wireRange and wireLocation are places in the JSON of answers.
+type wirePosition struct {
+	Line      int `json:"line,omitempty"`
+	Character int `json:"character,omitempty"`
+}
+
+type wireRange struct {
+	Start wirePosition `json:"start"`
+	End   wirePosition `json:"end"`
+}
+
+type wireLocation struct {
+	SourceIndex int         `json:"sourceIndex,omitempty"`
+	Ranges      []wireRange `json:"ranges,omitempty"`
+}
+
+func locate(ranges ...llb.Range) *wireLocation {
+	out := &wireLocation{}
+	for _, r := range ranges {
+		out.Ranges = append(out.Ranges, wireRange{
+			wirePosition{r.Start.Line, r.Start.Character}, wirePosition{r.End.Line, r.End.Character},
+		})
+	}
+	return out
+}
+
+// answer makes a result of what a subrequest found out.
+func answer(v any, text string) (*frontend.Result, error) {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write answer: %w", err)
+	}
+	return &frontend.Result{Meta: map[string][]byte{
+		"result.json": data, "result.txt": []byte(text), "version": []byte(requestVersion),
+	}}, nil
+}
+
+// serve answers a subrequest about a file.
+func (d *driver) serve(ctx context.Context, file *syntax.File) (*frontend.Result, error) {
+	targets := d.targets(file)
+	if d.opts.request == requestTargets {
+		return listTargets(file, d.opts.target)
+	}
+	lowered, err := d.lowerAll(ctx, targets[:1])
+	switch {
+	case d.opts.request == requestLint:
+		return d.lintResult(lowered, err)
+	case err != nil:
+		return nil, sourceErrors(err)
+	}
+	return lowered[0].plan.outline(d.source)
+}
+
+// column writes a row of a table.
+func column(w *tabwriter.Writer, cells ...string) {
+	fmt.Fprintln(w, strings.Join(cells, "\t"))
+}
+
+// describeRequests lists the subrequests.
+func describeRequests() (*frontend.Result, error) {
+	type named struct {
+		Name string `json:"name"`
+		Text string `json:"description"`
+	}
+	type request struct {
+		Name     string  `json:"name"`
+		Version  string  `json:"version"`
+		Type     string  `json:"type"`
+		Text     string  `json:"description"`
+		Opts     []named `json:"opts"`
+		Inputs   []named `json:"inputs"`
+		Metadata []named `json:"metadata"`
+		Refs     []named `json:"refs"`
+	}
+	all := []request{
+		{Name: requestOutline, Text: "Tell what the target takes: arguments, secrets and agents", Opts: []named{{"target", "The stage to be built"}}},
+		{Name: requestTargets, Text: "List the stages that can be built"},
+		{Name: requestLint, Text: "Check the Dockerfile without building it"},
+		{Name: requestDescribe, Text: "List what can be asked"},
+	}
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 1, ' ', 0)
+	column(w, "NAME", "VERSION", "DESCRIPTION")
+	for i := range all {
+		r := &all[i]
+		r.Version, r.Type = requestVersion, "rpc"
+		r.Metadata = []named{{Name: "result.json"}, {Name: "result.txt"}}
+		column(w, strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Text)
+	}
+	if err := w.Flush(); err != nil {
+		return nil, err
+	}
+	return answer(all, text.String())
+}
+
+// listTargets answers frontend.targets.
+func listTargets(file *syntax.File, chosen string) (*frontend.Result, error) {
+	type target struct {
+		Name        string        `json:"name,omitempty"`
+		Default     bool          `json:"default,omitempty"`
+		Description string        `json:"description,omitempty"`
+		Base        string        `json:"base,omitempty"`
+		Platform    string        `json:"platform,omitempty"`
+		Location    *wireLocation `json:"location,omitempty"`
+	}
+	var list struct {
+		Targets []target `json:"targets"`
+		Sources [][]byte `json:"sources"`
+	}
+	list.Sources = [][]byte{file.Source.Data}
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 1, ' ', 0)
+	column(w, "TARGET", "DESCRIPTION")
+	for i, st := range file.Stages {
+		from := st.From
+		t := target{
+			Name: from.Name.Value, Default: i == len(file.Stages)-1, Base: from.Image.Value,
+			Description: description(&from.Head, from.Name.Value), Location: locate(file.Source.LineRange(from.Line)),
+		}
+		if chosen != "" {
+			t.Default = strings.EqualFold(chosen, t.Name)
+		}
+		if from.Platform != nil {
+			t.Platform = from.Platform.Value
+		}
+		list.Targets = append(list.Targets, t)
+		name := t.Name
+		switch {
+		case t.Default && name == "":
+			name = "(default)"
+		case t.Default:
+			name += " (default)"
+		}
+		column(w, name, t.Description)
+	}
+	if err := w.Flush(); err != nil {
+		return nil, err
+	}
+	return answer(list, text.String())
+}
+
+// description is what a comment right above an instruction says of a name:
+// "# NAME description".
+func description(h *syntax.Head, name string) string {
+	for _, c := range h.Comments {
+		if text, ok := strings.CutPrefix(strings.TrimSpace(c.Text), name+" "); ok && name != "" {
+			return strings.TrimSpace(text)
+		}
+	}
+	return ""
+}
+
+// lintResult answers frontend.lint; an error of the file is part of the answer.
+func (d *driver) lintResult(lowered []*lowered, err error) (*frontend.Result, error) {
+	type warning struct {
+		Rule     string        `json:"ruleName"`
+		Text     string        `json:"description,omitempty"`
+		URL      string        `json:"url,omitempty"`
+		Detail   string        `json:"detail,omitempty"`
+		Location *wireLocation `json:"location,omitempty"`
+	}
+	type sourceFile struct {
+		Filename string `json:"filename,omitempty"`
+		Data     []byte `json:"data,omitempty"`
+		Language string `json:"language,omitempty"`
+	}
+	type buildError struct {
+		Message  string        `json:"message"`
+		Location *wireLocation `json:"location"`
+	}
+	file := d.source.LLB()
+	var out struct {
+		Warnings []warning    `json:"warnings"`
+		Sources  []sourceFile `json:"sources"`
+		Error    *buildError  `json:"buildError,omitempty"`
+	}
+	out.Warnings = []warning{}
+	out.Sources = []sourceFile{{file.Name, file.Data, file.Language}}
+	var text strings.Builder
+	status := "0"
+	if err != nil {
+		found := frontend.SourceErrorsIn(sourceErrors(err))
+		if len(found) == 0 {
+			return nil, err
+		}
+		status = "1"
+		out.Error = &buildError{found[0].Error(), locate(found[0].Ranges...)}
+		fmt.Fprintf(&text, "%s\n%s", out.Error.Message, found[0].Snippet())
+	} else {
+		for _, w := range lowered[0].warnings {
+			rule, short, _ := strings.Cut(w.Short, ": ")
+			out.Warnings = append(out.Warnings, warning{rule, strings.Join(w.Detail, "\n"), w.URL, short, locate(w.Ranges...)})
+			status = "1"
+			fmt.Fprintf(&text, "\nWARNING: %s", rule)
+			if w.URL != "" {
+				fmt.Fprintf(&text, " - %s", w.URL)
+			}
+			fmt.Fprintf(&text, "\n%s\n%s", short, frontend.Snippet(file, w.Ranges))
+		}
+	}
+	res, err := answer(out, text.String())
+	if err != nil {
+		return nil, err
+	}
+	res.Meta["result.statuscode"] = []byte(status)
+	return res, nil
+}
