@@ -256,6 +256,51 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
+// listed are layers whose files are known.
+type listed struct {
+	*memoryLayers
+	asked []*layer.Ref
+	files map[*layer.Ref][]string
+}
+
+func (l *listed) Blobs(ctx context.Context, r *layer.Ref, v layer.Variant) ([]layer.Blob, error) {
+	blobs, err := l.memoryLayers.Blobs(ctx, r, v)
+	for i := range blobs {
+		blobs[i].Ref = &layer.Ref{}
+		l.files[blobs[i].Ref] = [][]string{{"bin", "bin/sh", "etc/conf"}, {"etc/conf"}}[i]
+	}
+	return blobs, err
+}
+
+func (l *listed) Paths(_ context.Context, r *layer.Ref, f func(string)) error {
+	l.asked = append(l.asked, r)
+	for _, p := range l.files[r] {
+		f(p)
+	}
+	return nil
+}
+
+func TestFinder(t *testing.T) {
+	l := &listed{memoryLayers: twoLayers(), files: map[*layer.Ref][]string{}}
+	blobs, err := l.Blobs(t.Context(), nil, layer.Variant{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFinder(l, blobs)
+	for i, c := range []struct {
+		path string
+		want digest.Digest
+		asks int
+	}{{"/etc/conf", blobs[1].Desc.Digest, 1}, {"bin/../bin/sh", blobs[0].Desc.Digest, 2}, {"/gone", "", 2}, {"bin", blobs[0].Desc.Digest, 2}} {
+		if got, err := f.find(t.Context(), c.path); err != nil || got != c.want || len(l.asked) != c.asks {
+			t.Errorf("%d: %s came with %q, %v, after %d lists", i, c.path, got, err, len(l.asked))
+		}
+	}
+	if newFinder(twoLayers(), blobs) != nil {
+		t.Error("layers that cannot be listed are searched")
+	}
+}
+
 // folder is a mounter of one directory.
 type folder string
 

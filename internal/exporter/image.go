@@ -34,8 +34,8 @@ type Image struct {
 	Names     []string // normalised, with tags
 	Given     []string // the same names as the client has them
 	Root      ocispecs.Descriptor
-	Manifests []Blob // an index comes last, after what it lists
-	Configs   []Blob // configs and statements
+	Manifests []Blob       // an index comes last, after what it lists
+	Configs   []Blob       // configs and statements
 	Layers    []layer.Blob // those of all platforms, each once
 	Response  map[string]string
 	// Single is the manifest of an image for one platform; nil for an index.
@@ -87,6 +87,9 @@ func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Ima
 		}
 		if err := parts[i].finish(config, p, o); err != nil {
 			return nil, err
+		}
+		if f := newFinder(store, parts[i].layers); f != nil {
+			parts[i].layerOf = f.find
 		}
 		index = index || p.inline(o)
 		img.Configs = append(img.Configs, parts[i].config)

@@ -2,7 +2,9 @@ package provenance
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -268,6 +270,34 @@ func TestOptions(t *testing.T) {
 	o, err := ParseOptions(map[string]string{"mode": "full", "filename": "p.json", "inline-only": "1"})
 	if err != nil || o.Min || o.Filename != "p.json" || !o.InlineOnly || o.PredicateType() != "https://slsa.dev/provenance/v1" {
 		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+func TestSupplementSPDX(t *testing.T) {
+	layerOf := func(_ context.Context, name string) (digest.Digest, error) {
+		if name == "/lost" {
+			return "", nil
+		}
+		return digest.Digest("sha256:" + name), nil
+	}
+	doc := `{"spdxVersion":"SPDX-2.3","big":12345678901234567890,"creationInfo":{"creators":["Tool: x"]},
+		"files":[{"fileName":"/a"},{"fileName":"/b","comment":"mine"},{"fileName":"/lost"},7],
+		"packages":[{"files":[{"fileName":"/c"}]},{"name":"p"}]}`
+	got, err := SupplementSPDX(t.Context(), []byte(doc), "kiln-1", layerOf)
+	want := `{"big":12345678901234567890,"creationInfo":{"creators":["Tool: x","Tool: kiln-1"]},` +
+		`"files":[{"comment":"layerID: sha256:/a","fileName":"/a"},{"comment":"mine","fileName":"/b"},{"fileName":"/lost"},7],` +
+		`"packages":[{"files":[{"comment":"layerID: sha256:/c","fileName":"/c"}]},{"name":"p"}],"spdxVersion":"SPDX-2.3"}`
+	if err != nil || string(got) != want {
+		t.Errorf("%v, got\n%s, want\n%s", err, got, want)
+	}
+	for _, other := range []string{`{"predicate":1}`, `[]`, `null`, `{`} {
+		if got, err := SupplementSPDX(t.Context(), []byte(other), "t", layerOf); err != nil || string(got) != other {
+			t.Errorf("%s became %s, %v", other, got, err)
+		}
+	}
+	broken := errors.New("no disk")
+	if _, err := SupplementSPDX(t.Context(), []byte(doc), "t", func(context.Context, string) (digest.Digest, error) { return "", broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
 	}
 }
 
