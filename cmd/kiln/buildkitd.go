@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -160,8 +161,12 @@ func workerFlags() []cli.Flag {
 func buildkitdOptions(e *env, cmd *cli.Command) (daemonOptions, error) {
 	o := daemonOptions{executor: "oci"}
 	places := config.DefaultPlaces(e.getenv, e.userPlaces())
-	if err := o.load(cmp.Or(cmd.String("config"), places.File), true); err != nil {
+	file := cmp.Or(cmd.String("config"), places.File)
+	if err := o.load(file, true); err != nil {
 		return o, err
+	}
+	if _, err := os.Stat(file); err != nil && cmd.IsSet("config") { // which is no error to buildkitd
+		o.notices = append(o.notices, fmt.Sprintf("The configuration is not there: %v: all is at its default.", err))
 	}
 	for _, apply := range []func(*env, *cli.Command) error{o.applyMain, o.applyListeners, o.applyWorker, o.applyWorkerLimits} {
 		if err := apply(e, cmd); err != nil {
@@ -270,6 +275,11 @@ func (o *daemonOptions) applyWorker(e *env, cmd *cli.Command) error {
 	overrule(cmd, "oci-worker-snapshotter", cmd.String, &w.Snapshotter)
 	overrule(cmd, "oci-worker-platform", cmd.StringSlice, &w.Platforms)
 	overrule(cmd, "oci-worker-binary", cmd.String, &w.Binary)
+	if w.Binary != "" {
+		if _, err := exec.LookPath(w.Binary); err != nil {
+			return fmt.Errorf("find the runtime %s: %w", w.Binary, err)
+		}
+	}
 	overrule(cmd, "oci-worker-apparmor-profile", cmd.String, &w.AppArmor)
 	overrule(cmd, "oci-worker-selinux", cmd.Bool, &w.SELinux)
 	overrule(cmd, "oci-worker-no-process-sandbox", cmd.Bool, &w.NoProcessSandbox)

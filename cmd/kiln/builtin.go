@@ -136,6 +136,10 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
+	env, err := provenanceEnv(s.config)
+	if err != nil {
+		return nil, nil, err
+	}
 	files, steps := slots(s.config)
 	own := cache.New(db, layers.Store)
 	builder := &build.Builder{
@@ -148,6 +152,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Frontends:    enabledFrontends(s.config, map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()}),
 		Exporters:    newExporters(layers, db, reg),
 		Entitlements: entitlements(s.config), Caps: daemon.Caps(),
+		ProvenanceEnv: env, DockerfileVersion: dockerfile.Version, Version: version,
 	}
 	spans, err := daemon.NewSpanCollector(ctx)
 	if err != nil {
@@ -161,7 +166,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Detected: machine.Platforms, Policies: policies,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{mounts}, repos}},
-		History:   past, Content: layers.blobs, Spans: spans,
+		History:   past, Spans: spans,
 		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	}), parts, nil
 }
@@ -186,7 +191,7 @@ func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.
 	}
 	layers, err := layer.NewStore(ctx, layer.Config{
 		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
-		Fetcher: newFetcher(reg),
+		Fetcher:    newFetcher(reg),
 		References: func(ctx context.Context) (map[digest.Digest]bool, error) { return db.References(ctx, blobs) },
 	})
 	if err != nil {
