@@ -36,7 +36,9 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	case *upload.BytesMessage:
 		return unmarshalBytes(data, m, &m.Data)
 	case *fsutil.Packet:
-		return unmarshalPacket(data, m)
+		return unmarshalPacket(data.Materialize(), m)
+	case *Packet:
+		return m.unmarshal(data)
 	default:
 		return c.CodecV2.Unmarshal(data, v)
 	}
@@ -55,9 +57,8 @@ func unmarshalBytes(data mem.BufferSlice, m proto.Message, content *[]byte) erro
 	return proto.Unmarshal(raw, m)
 }
 
-// unmarshalPacket decodes a packet; its content is a part of data's only copy.
-func unmarshalPacket(data mem.BufferSlice, p *fsutil.Packet) error {
-	raw := data.Materialize()
+// unmarshalPacket decodes a packet; its content is a part of raw.
+func unmarshalPacket(raw []byte, p *fsutil.Packet) error {
 	for rest := raw; len(rest) > 0; {
 		num, typ, n := protowire.ConsumeTag(rest)
 		if n < 0 {

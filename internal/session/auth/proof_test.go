@@ -95,6 +95,8 @@ func TestForgedAuthority(t *testing.T) {
 }
 
 // unable serves no calls of the service.
-type unable struct{ authapi.UnimplementedAuthServer }
+type unable struct {
+	authapi.UnimplementedAuthServer
+}
 
 func (u unable) Register(s *grpc.Server) { authapi.RegisterAuthServer(s, u) }

@@ -109,6 +109,8 @@ func (p packetsOf) Recv() (*fsutil.Packet, error) {
 	return m, nil
 }
 
+func (p packetsOf) RecvMsg(m any) error { return p.stream.RecvMsg(m) }
+
 // DirTarget is a directory of the client that takes an exporter's files; it is
 // an export target.
 type DirTarget struct {

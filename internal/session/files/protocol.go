@@ -35,6 +35,7 @@ const maxPath = 4096
 type packetStream interface {
 	Send(*fsutil.Packet) error
 	Recv() (*fsutil.Packet, error)
+	RecvMsg(m any) error
 }
 
 // isRegular tells whether an entry has content of its own.

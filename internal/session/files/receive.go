@@ -115,9 +115,8 @@ const (
 
 // chunk is a piece of a file; one without data ends the file.
 type chunk struct {
-	id   uint32
-	stat *fsutil.Stat
-	data []byte
+	stat   *fsutil.Stat
+	packet *session.Packet
 }
 
 // receiver is the receiving side of one transfer.
@@ -228,8 +227,9 @@ func (r *receiver) send() {
 
 // read takes packets until the peer's FIN.
 func (r *receiver) read() error {
+	packets := session.NewPackets()
 	for id := uint32(0); ; {
-		p, err := r.stream.Recv()
+		p, err := packets.Recv(r.stream)
 		if errors.Is(err, io.EOF) {
 			return io.ErrUnexpectedEOF
 		} else if err != nil {
@@ -248,7 +248,7 @@ func (r *receiver) read() error {
 }
 
 // take takes one packet; id is the next entry's.
-func (r *receiver) take(id uint32, p *fsutil.Packet) error {
+func (r *receiver) take(id uint32, p *session.Packet) error {
 	r.gate.Lock()
 	defer r.gate.Unlock()
 	if r.over {
@@ -310,7 +310,7 @@ func (r *receiver) closeOneLocked() {
 }
 
 // data hands a piece of a file to the writer of that file.
-func (r *receiver) data(p *fsutil.Packet) error {
+func (r *receiver) data(p *session.Packet) error {
 	r.mu.Lock()
 	st, ok := r.wanted[p.GetID()]
 	if len(p.GetData()) == 0 {
@@ -321,7 +321,7 @@ func (r *receiver) data(p *fsutil.Packet) error {
 		return fmt.Errorf("content of entry %d, which was not asked for", p.GetID())
 	}
 	select {
-	case r.queues[p.GetID()%writers] <- chunk{p.GetID(), st, p.GetData()}:
+	case r.queues[p.GetID()%writers] <- chunk{st, p}:
 	case <-r.done:
 	}
 	return nil
@@ -358,19 +358,21 @@ func (r *receiver) write(queue <-chan chunk) {
 }
 
 func (r *receiver) writeChunk(contents map[uint32]Content, c chunk) error {
-	w, ok := contents[c.id]
+	defer c.packet.Free()
+	id := c.packet.GetID()
+	w, ok := contents[id]
 	if !ok {
 		var err error
 		if w, err = r.dst.Create(c.stat); err != nil {
 			return err
 		}
-		contents[c.id] = w
+		contents[id] = w
 	}
-	if len(c.data) > 0 {
-		_, err := w.Write(c.data)
+	if data := c.packet.GetData(); len(data) > 0 {
+		_, err := w.Write(data)
 		return err
 	}
-	delete(contents, c.id)
+	delete(contents, id)
 	if err := w.Commit(); err != nil {
 		return err
 	}
