@@ -136,8 +136,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, er
 
 func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 	for _, e := range req.Entitlements {
-		if !slices.Contains(b.Entitlements, e) {
-			return nil, fmt.Errorf("granting entitlement %s is not allowed by the daemon's configuration: start the daemon with --allow-insecure-entitlement %s", e, e)
+		kind, _, _ := strings.Cut(e, "=") // the rest says which devices
+		if !slices.Contains(b.Entitlements, kind) || kind != e && kind != op.EntitlementDevice {
+			return nil, fmt.Errorf("granting entitlement %s is not allowed by the daemon's configuration: start the daemon with --allow-insecure-entitlement %s", e, kind)
 		}
 	}
 	job := &op.Job{Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil}

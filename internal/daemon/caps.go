@@ -21,7 +21,7 @@ var frontendCaps = []string{
 
 // lacking are the capabilities of the language that this daemon does not have.
 var lacking = []string{
-	llb.CapExecMetaCDI, llb.CapExecMetaNetworkProxy,
+	llb.CapExecMetaNetworkProxy,
 }
 
 // Caps are the capabilities that definitions may need of this daemon.

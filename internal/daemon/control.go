@@ -148,7 +148,7 @@ func (s *controlService) ListWorkers(context.Context, *control.ListWorkersReques
 }
 
 func (s *Server) workers() []*worker.WorkerRecord {
-	w := &worker.WorkerRecord{ID: s.config.WorkerID, Labels: s.config.Labels, BuildkitVersion: s.version()}
+	w := &worker.WorkerRecord{ID: s.config.WorkerID, Labels: s.config.Labels, BuildkitVersion: s.version(), CDIDevices: s.devices()}
 	for _, p := range s.platforms() {
 		w.Platforms = append(w.Platforms, wirePlatform(p))
 	}

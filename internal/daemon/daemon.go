@@ -45,6 +45,7 @@ type Config struct {
 	// Detected tells what else runs here, by emulators that came later; nil is
 	// nothing.
 	Detected func() []ocispecs.Platform
+	Devices  Devices // for containers; nil for none
 	WorkerID string
 	Labels   map[string]string // of the worker (WIRE.md section 18)
 	Version  string

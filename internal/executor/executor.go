@@ -54,6 +54,14 @@ type Spec struct {
 	Insecure     bool // all capabilities, no seccomp; the caller has checked the entitlement
 	CgroupParent string
 	Limits       Limits
+	Devices      []string // CDI names, "vendor/class=name"; the caller has checked that they are allowed
+}
+
+// Device is a device of the machine that containers can be given.
+type Device struct {
+	Name        string // as CDI names it, "vendor/class=name"
+	AutoAllow   bool   // builds may have it unasked
+	Annotations map[string]string
 }
 
 // Process is a program to run.

@@ -34,7 +34,8 @@ const (
 // execOp runs a process in a container.
 type execOp struct {
 	base
-	op *llb.ExecOp
+	op      *llb.ExecOp
+	devices []string // that the run gets, by their full names
 }
 
 func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
@@ -51,12 +52,10 @@ func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
 	if err := checkContentCache(o); err != nil {
 		return nil, err
 	}
-	for _, d := range o.Devices {
-		if !d.Optional {
-			return nil, fmt.Errorf("device %q: devices are not supported by this version", d.Name)
-		}
-	}
-	return &execOp{b, o}, nil
+	e := &execOp{base: b, op: o}
+	var err error
+	e.devices, err = b.worker.devices(o, b.vertex.Name(), job)
+	return e, err
 }
 
 func (o *execOp) CacheMap(context.Context) (solver.CacheMap, error) {
@@ -275,6 +274,7 @@ func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) 
 	spec := executor.Spec{
 		ID: newID(), Process: p, Root: ms.root, ReadOnlyRoot: ms.rootReadOnly, Mounts: ms.binds,
 		Hostname: o.op.Hostname, Insecure: o.op.Security == llb.SecurityInsecure, CgroupParent: o.op.CgroupParent,
+		Devices: o.devices,
 	}
 	if spec.Network, err = network(o.op.Network); err != nil {
 		return executor.Spec{}, err

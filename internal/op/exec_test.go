@@ -26,8 +26,10 @@ func TestExecInputsByContent(t *testing.T) {
 		{"whole, writable", llb.Mount{Dest: "/a", Output: 1}, true},
 		{"part, writable", llb.Mount{Dest: "/a", Selector: "/sub", Output: 1}, false},
 		{"told not to", llb.Mount{Dest: "/a", ReadOnly: true, ContentCache: llb.ContentOff}, false},
+		{"root, told to", llb.Mount{Dest: "/", ContentCache: llb.ContentOn}, true},
+		{"a secret", llb.Mount{Dest: "/a", Kind: llb.MountSecret}, false},
 	} {
-		o := &execOp{base{}, &llb.ExecOp{Mounts: []llb.Mount{c.mount}}}
+		o := &execOp{op: &llb.ExecOp{Mounts: []llb.Mount{c.mount}}}
 		if got := o.dep(0).Digest != nil; got != c.want {
 			t.Errorf("%s: by content %v, want %v", c.name, got, c.want)
 		}
@@ -50,10 +52,59 @@ func TestEntitlementsAreAsked(t *testing.T) {
 		{&llb.ExecOp{Devices: []llb.CDIDevice{{Name: "vendor.com/gpu=0"}}}, nil, "vendor.com/gpu=0"},
 		{&llb.ExecOp{}, nil, ""},
 	} {
-		_, err := newExecOp(base{}, c.op, &Job{Entitlements: c.allow})
+		_, err := newExecOp(base{&Worker{}, &llb.Vertex{Op: c.op}}, c.op, &Job{Entitlements: c.allow})
 		if (err == nil) != (c.word == "") || err != nil && !strings.Contains(err.Error(), c.word) {
 			t.Errorf("%+v allowed %q: %v", c.op, c.allow, err)
 		}
+	}
+}
+
+// theDevices are a machine's, for tests.
+type theDevices []executor.Device
+
+func (d theDevices) Devices() []executor.Device { return d }
+
+func TestDevices(t *testing.T) {
+	w := &Worker{Devices: theDevices{
+		{Name: "v.com/gpu=0"}, {Name: "v.com/gpu=1"}, {Name: "v.com/net=a", AutoAllow: true},
+		{Name: "w.com/x=1", Annotations: map[string]string{deviceClass: "fast"}},
+	}}
+	for _, c := range []struct {
+		allow    string
+		name     string
+		optional bool
+		want     string // devices, or after ! a part of the error
+	}{
+		{"", "v.com/net=a", false, "v.com/net=a"},
+		{"", "v.com/gpu=0", false, "!device v.com/gpu=0 is requested by the build but not allowed"},
+		{"", "v.com/gpu=*", false, "!devices v.com/gpu=0, v.com/gpu=1 are requested by the build but not allowed"},
+		{"", "v.com/none=1", false, `!required device "v.com/none=1" is not registered`},
+		{"", "v.com/none=1", true, ""},
+		{"device", "v.com/gpu=*", false, "v.com/gpu=0 v.com/gpu=1"},
+		{"device", "v.com/gpu", false, "v.com/gpu=0"},
+		{"device=v.com/gpu", "v.com/gpu=0", false, "v.com/gpu=0"},
+		{"device=v.com/gpu", "v.com/gpu=1", false, "!not allowed"}, // the kind stands for its first
+		{"device=v.com/gpu=1", "v.com/gpu=1", false, "v.com/gpu=1"},
+		{"device=fast", "fast", false, "w.com/x=1"},
+		{"device=v.com/gpu=1,alias=mine", "mine", false, "v.com/gpu=1"},
+		{"device=v.com/gpu=1,alias=mine", "v.com/gpu=1", false, "!not allowed"},
+		{"device=v.com/gpu=1,nonsense=mine", "mine", false, "!nonsense"},
+	} {
+		job := &Job{}
+		if c.allow != "" {
+			job.Entitlements = []string{c.allow}
+		}
+		got, err := w.devices(&llb.ExecOp{Devices: []llb.CDIDevice{{Name: c.name, Optional: c.optional}}}, "step", job)
+		text := strings.Join(got, " ")
+		if err != nil {
+			text = "!" + err.Error()
+		}
+		if part, bad := strings.CutPrefix(c.want, "!"); bad && (err == nil || !strings.Contains(text, part)) || !bad && text != c.want {
+			t.Errorf("%q allowed, %q wanted: %s, want %s", c.allow, c.name, text, c.want)
+		}
+	}
+	if _, err := (&Worker{}).devices(&llb.ExecOp{Devices: []llb.CDIDevice{{Name: "x"}}}, "step", &Job{}); err == nil || !strings.Contains(err.Error(), "disabled") {
+		t.Errorf("without support: %v", err)
 	}
 }
 
@@ -61,7 +112,7 @@ func TestForeignPlatformIsRefused(t *testing.T) {
 	w := &Worker{Platforms: []ocispecs.Platform{{OS: "linux", Architecture: "amd64"}}}
 	run := func(arch string) error {
 		v := &llb.Vertex{Platform: &ocispecs.Platform{OS: "linux", Architecture: arch}}
-		return (&execOp{base{w, v}, &llb.ExecOp{}}).runnable()
+		return (&execOp{base: base{w, v}, op: &llb.ExecOp{}}).runnable()
 	}
 	if err := run("amd64"); err != nil {
 		t.Error(err)

@@ -32,6 +32,7 @@ type Worker struct {
 	Executor    executor.Executor
 	Layers      *layer.Store
 	CacheMounts *CacheMounts
+	Devices     Devices // nil: there is no support for devices
 	Secrets     Secrets
 	SSH         SSH
 	Scratch     string // a directory for files of one run

@@ -54,6 +54,8 @@ type Config struct {
 	DNS DNS
 	// Network is how sandboxed containers are connected.
 	Network NetworkConfig
+	// Devices are those that containers can ask for; nil for none.
+	Devices *Devices
 	// Logger hears of what the machine lacks. Nil is silent.
 	Logger *slog.Logger
 }

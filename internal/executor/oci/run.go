@@ -16,6 +16,7 @@ import (
 	"time"
 
 	runc "github.com/containerd/go-runc"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/executor"
@@ -119,10 +120,14 @@ func (c *container) prepare(io executor.IO) (err error) {
 	if err != nil {
 		return err
 	}
+	own := slices.Clone(config.Mounts)
+	if err := e.cfg.Devices.inject(config, s.Devices); err != nil {
+		return err
+	}
 	if c.stubs, err = e.stubs.open(s.Root); err != nil {
 		return err
 	}
-	if err := c.makeStubs(); err != nil {
+	if err := c.makeStubs(deviceMounts(config, own)); err != nil {
 		return err
 	}
 	if c.oom, err = e.cgroups.watchOOM(config.Linux.CgroupsPath); err != nil {
@@ -141,7 +146,7 @@ func (c *container) prepare(io executor.IO) (err error) {
 
 // makeStubs makes the mount points and the working directory. Those inside
 // another mount are left to the runtime: they are not in the root file system.
-func (c *container) makeStubs() error {
+func (c *container) makeStubs(more []executor.Mount) error {
 	covers := []string{"/proc", "/dev", "/sys"}
 	covered := func(p string) bool {
 		return slices.ContainsFunc(covers, func(c string) bool { return p == c || strings.HasPrefix(p, c+"/") })
@@ -151,7 +156,7 @@ func (c *container) makeStubs() error {
 			return err
 		}
 	}
-	for _, m := range c.spec.Mounts {
+	for _, m := range slices.Concat(c.spec.Mounts, more) {
 		dest := path.Clean(m.Dest)
 		if covered(dest) {
 			continue
@@ -176,6 +181,21 @@ func (c *container) makeStubs() error {
 		}
 	}
 	return nil
+}
+
+// deviceMounts are the mounts that devices added to a description's own.
+func deviceMounts(config *specs.Spec, own []specs.Mount) (out []executor.Mount) {
+	for _, m := range config.Mounts {
+		if slices.ContainsFunc(own, func(o specs.Mount) bool { return o.Destination == m.Destination }) {
+			continue
+		}
+		kind := "tmpfs"
+		if slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") || m.Type == "bind" {
+			kind = "bind"
+		}
+		out = append(out, executor.Mount{Type: kind, Source: m.Source, Dest: m.Destination})
+	}
+	return out
 }
 
 func (c *container) pidFile() string { return filepath.Join(c.bundle, "pid") }
