@@ -8,11 +8,13 @@ import (
 	"sync"
 	"testing"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/api/worker"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb/pb"
@@ -23,7 +25,8 @@ type Build struct {
 	Request *control.SolveRequest
 	Client  *session.Caller // nil if the request names no session
 	// Tell sends news to those who watch the build.
-	Tell func(*control.StatusResponse)
+	Tell     func(*control.StatusResponse)
+	returned chan *gateway.ReturnRequest
 }
 
 // Daemon is a daemon that listens.
@@ -39,6 +42,13 @@ type Daemon struct {
 	builds   map[string]*news
 	Usage    []*control.UsageRecord
 	PruneReq *control.PruneRequest // the last one
+	// Bridge is the gateway to builds that a client drives.
+	Bridge *Bridge
+	// Events are what the history tells of, Blobs what it has stored, by digest, and
+	// HistoryUpdates what it was asked to change.
+	Events         []*control.BuildHistoryEvent
+	Blobs          map[string][]byte
+	HistoryUpdates []*control.UpdateBuildHistoryRequest
 }
 
 // news is what a build has told so far.
@@ -47,6 +57,10 @@ type news struct {
 	cond  *sync.Cond
 	list  []*control.StatusResponse
 	ended bool
+	begun bool // once it is, request is set
+	// request is that of the build, and returned what its driver made.
+	request  *control.SolveRequest
+	returned chan *gateway.ReturnRequest
 }
 
 // Start starts a daemon whose builds are solve, on a socket of its own. It stops
@@ -61,7 +75,10 @@ func Start(t testing.TB, solve func(context.Context, *Build) (map[string]string,
 		Address: "unix://" + l.Addr().String(), server: grpc.NewServer(session.ServerOptions()...),
 		session: session.NewManager(), solve: solve, builds: map[string]*news{},
 	}
+	d.Bridge = &Bridge{daemon: d}
 	control.RegisterControlServer(d.server, d)
+	gateway.RegisterLLBBridgeServer(d.server, d.Bridge)
+	contentapi.RegisterContentServer(d.server, blobs{daemon: d})
 	served := make(chan error, 1)
 	go func() { served <- d.server.Serve(l) }()
 	t.Cleanup(func() {
@@ -86,7 +103,7 @@ func (d *Daemon) news(ref string) *news {
 	defer d.mu.Unlock()
 	n := d.builds[ref]
 	if n == nil {
-		n = &news{}
+		n = &news{returned: make(chan *gateway.ReturnRequest, 1)}
 		n.cond = sync.NewCond(&n.mu)
 		d.builds[ref] = n
 	}
@@ -102,7 +119,10 @@ func (d *Daemon) Solve(ctx context.Context, req *control.SolveRequest) (*control
 		n.cond.Broadcast()
 		n.mu.Unlock()
 	}()
-	b := &Build{Request: req, Tell: func(r *control.StatusResponse) {
+	n.mu.Lock()
+	n.request, n.begun = req, true
+	n.mu.Unlock()
+	b := &Build{Request: req, returned: n.returned, Tell: func(r *control.StatusResponse) {
 		n.mu.Lock()
 		n.list = append(n.list, r)
 		n.cond.Broadcast()
