@@ -110,7 +110,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	ex, err := newExecutor(s, ns, parts)
+	ex, devices, err := newExecutor(s, ns, parts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -146,7 +146,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg)},
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, repos, scratch), Executor: ex, Layers: layers.Store,
-			CacheMounts: mounts, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
+			CacheMounts: mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
 			Slots: files, Steps: steps, Detected: machine.Platforms,
 		},
 		Frontends:    enabledFrontends(s.config, map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()}),
@@ -164,7 +164,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	}
 	return daemon.New(daemon.Config{
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
-		Detected: machine.Platforms, Policies: policies,
+		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{mounts}, repos}},
 		History:   past, Spans: spans,
 		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
@@ -218,19 +218,30 @@ func newPlaces(reg *registry.Client) map[string]cache.Place {
 	return map[string]cache.Place{"registry": registrycache.New(reg), "local": localcache.Place{}}
 }
 
-func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Executor, error) {
+// newExecutor returns what runs containers and, if they can have any, the
+// machine's devices.
+func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Executor, op.Devices, error) {
 	switch s.executor {
 	case "fake":
-		return fake.New(), nil
+		return fake.New(), nil, nil
 	case "oci":
-		ex, err := oci.New(executorConfig(s, ns, filepath.Join(s.root, "run")))
+		config := executorConfig(s, ns, filepath.Join(s.root, "run"))
+		var devices op.Devices
+		if cdi := s.config.CDI; cdi.Disabled == nil || !*cdi.Disabled {
+			found, err := oci.OpenDevices(cdi.SpecDirs, cdi.AutoAllowed)
+			if err != nil {
+				return nil, nil, err
+			}
+			config.Devices, devices = found, found
+		}
+		ex, err := oci.New(config)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		parts.add(ex.Close)
-		return ex, nil
+		return ex, devices, nil
 	}
-	return nil, fmt.Errorf("no executor %q: expected oci or fake", s.executor)
+	return nil, nil, fmt.Errorf("no executor %q: expected oci or fake", s.executor)
 }
 
 func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessions *session.Manager, repos *gitsource.Repos, scratch string) []source.Source {
