@@ -41,7 +41,11 @@ Examples:
       another context, for FROM base and COPY --from=base; also a directory, a URL
       or oci-layout://DIRECTORY
    printf 'FROM scratch\nCOPY --from=busybox /bin/sh /sh\n' | kiln build -
-      a Dockerfile from standard input, without a context`
+      a Dockerfile from standard input, without a context
+   my-program | kiln build --local context=. -o type=image,name=HOST/NAME,push=true
+      LLB that a program made with the llb package, and a directory that it reads
+   kiln build --frontend gateway.v0 --opt source=HOST/FRONTEND --local context=.
+      what a frontend makes`
 
 func buildCommand(e *env) *cli.Command {
 	return &cli.Command{
@@ -86,6 +90,11 @@ func buildFlags() []cli.Flag {
 		text("shm-size", "size of /dev/shm for RUN, such as 64m"),
 		list("ulimit", "limit for RUN: `NAME=SOFT[:HARD]`; may be repeated"),
 		list("allow", "allow `network.host` or security.insecure; may be repeated"),
+		text("frontend", "`NAME` of the frontend that makes the build (default: dockerfile.v0)"),
+		list("opt", "option of the frontend: `KEY=VALUE`; may be repeated"),
+		list("local", "let LLB or a frontend read a directory: `NAME=DIR`; may be repeated"),
+		list("oci-layout", "let LLB or a frontend read an OCI layout: `NAME=DIR`; may be repeated"),
+		text("source-policy-file", "rules about sources in `FILE`, as JSON"),
 		text("progress", "how progress is shown: auto, tty, plain, rawjson or quiet"),
 		flag("quiet", "show nothing but the image's digest", "q"),
 		text("iidfile", "write the image's id to `FILE`"),

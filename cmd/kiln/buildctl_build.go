@@ -199,6 +199,9 @@ func (b *buildctl) buildOptions(cmd *cli.Command) (opt client.SolveOpt, def *pb.
 	return opt, def, err
 }
 
+// errNoDefinition says that standard input is empty.
+var errNoDefinition = errors.New("empty definition sent to build. Specify --frontend instead?")
+
 // stdinDefinition reads LLB from standard input.
 func stdinDefinition(e *env, noCache bool) (*pb.Definition, error) {
 	if f, ok := e.stdin.(*os.File); ok {
@@ -211,7 +214,7 @@ func stdinDefinition(e *env, noCache bool) (*pb.Definition, error) {
 		return nil, fmt.Errorf("failed to parse input: %w", err)
 	}
 	if len(def.GetDef()) == 0 {
-		return nil, errors.New("empty definition sent to build. Specify --frontend instead?")
+		return nil, errNoDefinition
 	}
 	if !noCache {
 		return def, nil

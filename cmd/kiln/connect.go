@@ -32,25 +32,35 @@ const (
 // connect returns a client of the daemon that the user means; if that is the own
 // one and it does not answer, it is started.
 func connect(ctx context.Context, e *env, cmd *cli.Command) (*client.Client, error) {
+	address, err := daemonAddress(ctx, e, cmd)
+	if err != nil {
+		return nil, err
+	}
+	return reach(ctx, address)
+}
+
+// daemonAddress is the address of the daemon that the user means. If that is the own
+// one, it runs.
+func daemonAddress(ctx context.Context, e *env, cmd *cli.Command) (string, error) {
 	address := cmd.Root().String("host")
 	if address == "" {
 		address = client.AddressFromEnv(e.getenv)
 	}
 	if address != "" {
-		return reach(ctx, address)
+		return address, nil
 	}
 	p, err := ownPlace(e.getenv, e.uid)
 	if err != nil {
-		return nil, err
-	}
-	if c, err := reach(ctx, p.address()); err == nil || ctx.Err() != nil {
-		return c, err
+		return "", err
 	}
 	s := starter{place: p, command: daemonProcess, notice: e.stderr}
-	if err := s.start(ctx); err != nil {
-		return nil, err
+	if s.answers(ctx) {
+		return p.address(), nil
 	}
-	return reach(ctx, p.address())
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	return p.address(), s.start(ctx)
 }
 
 // reach returns a client of a daemon that answers.

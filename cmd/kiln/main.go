@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/log"
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
@@ -55,6 +56,9 @@ func main() {
 			}
 			os.Exit(exitDaemon)
 		}
+	}
+	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
+		fmt.Fprintln(e.stderr, err)
 	}
 	ctx, stop := interruptible(context.Background(), os.Exit)
 	code := runAs(calledAs(os.Args))(ctx, e, os.Args)
@@ -177,12 +181,13 @@ Examples:
    kiln build -t hello .             build an image from ./Dockerfile
    kiln build -o out .               put the files of the result into ./out
    kiln build --push -t HOST/NAME .  build and push
+   kiln history ls                   builds of the past
    kiln du                           what takes space
    kiln prune                        give space back
 
 Which daemon is used:
-   --host or KILN_HOST, else BUILDKIT_HOST, such as unix:///run/kiln/kiln.sock
-   or tcp://HOST:PORT. Without them, your own, which is started if need be.
+   --host or KILN_HOST, else BUILDKIT_HOST, such as unix:///run/kiln/kiln.sock,
+   tcp://HOST:PORT, ssh://HOST or docker-container://NAME. Without them, your own, which is started if need be.
    KILN_ROOT is the folder of its state.
 
 Exit codes:
@@ -198,9 +203,11 @@ func commands(e *env) []*cli.Command {
 		buildCommand(e),
 		duCommand(e),
 		pruneCommand(e),
+		historyCommand(e),
 		workersCommand(e),
 		daemonCommand(e),
 		debugCommand(e),
+		dialStdioCommand(e),
 		versionCommand(e),
 	}
 }
@@ -216,7 +223,7 @@ func rootCommand(e *env) *cli.Command {
 		Reader:      e.stdin,
 		Commands:    commands(e),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "host", Usage: "the daemon's `ADDRESS`: unix://PATH or tcp://HOST:PORT"},
+			&cli.StringFlag{Name: "host", Usage: "the daemon's `ADDRESS`: unix://PATH, tcp://HOST:PORT, ssh://HOST, docker-container://NAME …"},
 		},
 		EnableShellCompletion: true,
 		ConfigureShellCompletionCommand: func(c *cli.Command) {

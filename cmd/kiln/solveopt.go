@@ -19,15 +19,20 @@ import (
 // solveOptions makes the request of a build out of the flags.
 func solveOptions(e *env, cmd *cli.Command) (client.SolveOpt, error) {
 	o := client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}}
-	if n := cmd.Args().Len(); n != 1 {
-		if n == 0 {
-			return o, usagef(cmd, "kiln build needs a PATH, such as: kiln build .")
-		}
-		return o, usagef(cmd, "kiln build takes one PATH, not %d arguments: %q", n, cmd.Args().Slice())
+	sets := []func(*env, *cli.Command, *client.SolveOpt) error{
+		setContext, setNamedContexts, setAttrs, setRunAttrs, setSecrets, setCaches, setOutputs, setGraphAccess,
 	}
-	for _, set := range []func(*env, *cli.Command, *client.SolveOpt) error{
-		setContext, setNamedContexts, setAttrs, setRunAttrs, setSecrets, setCaches, setOutputs,
-	} {
+	switch n := cmd.Args().Len(); {
+	case isGraphBuild(e, cmd):
+		sets = append([]func(*env, *cli.Command, *client.SolveOpt) error{setAttrs, setRunAttrs, setGraph}, sets[4:]...)
+	case n == 0:
+		return o, usagef(cmd, "kiln build needs a PATH, such as: kiln build .")
+	case n > 1:
+		return o, usagef(cmd, "kiln build takes one PATH, not %d arguments: %q", n, cmd.Args().Slice())
+	case cmd.IsSet("frontend"):
+		o.Frontend = cmd.String("frontend")
+	}
+	for _, set := range sets {
 		if err := set(e, cmd, &o); err != nil {
 			return o, err
 		}
