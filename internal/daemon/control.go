@@ -52,6 +52,12 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		return nil, err
 	}
 	if req.Session != nil { // a client that is gone wants nothing any more
+		defer func() {
+			select { // an answer has the client close its session
+			case <-req.Session.Greeted():
+			case <-ctx.Done():
+			}
+		}()
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)

@@ -87,7 +87,9 @@ func (m *Manager) Serve(ctx context.Context, meta Meta, conn net.Conn) error {
 		delete(m.callers, meta.ID)
 		m.mu.Unlock()
 	}()
-	go c.watch(paceOf(meta))
+	pace := paceOf(meta)
+	go c.greet(pace.timeout)
+	go c.watch(pace)
 	<-c.ctx.Done()
 	return nil
 }
