@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -115,6 +117,45 @@ type cachePlace struct {
 	partial bool
 }
 
+// distribution starts the registry that most others are made of, and returns
+// where it listens.
+func distribution(t *testing.T) string {
+	t.Helper()
+	program, err := filepath.Abs(filepath.Join("..", "bin", "registry"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close() // the registry cannot be handed it
+	dir := t.TempDir()
+	config := "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: " + dir + "/data}}\nhttp: {addr: '" + addr + "'}\n"
+	if err := peer.WriteFiles(dir, map[string]string{"config.yml": config}); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "serve", filepath.Join(dir, "config.yml"))
+	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start the registry, which `make conformance` builds: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			return addr
+		}
+		if time.Now().After(end) {
+			t.Fatal("the registry does not answer")
+		}
+	}
+}
+
 func cachePlaces() []cachePlace {
 	host := func(t *testing.T) string {
 		s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
@@ -135,7 +176,7 @@ func cachePlaces() []cachePlace {
 	folder := func(t *testing.T) string { return filepath.Join(t.TempDir(), "cache") }
 	fromRegistry := to("--import-cache type=registry,ref=WHERE/cache:x")
 	return []cachePlace{
-		place("registry", false, to("--export-cache type=registry,ref=WHERE/cache:x,mode=max"), fromRegistry, host),
+		place("registry", false, to("--export-cache type=registry,ref=WHERE/cache:x,mode=max"), fromRegistry, distribution),
 		place("registry as index", false, to("--export-cache type=registry,ref=WHERE/cache:x,mode=max,image-manifest=false"), fromRegistry, host),
 		place("registry min zstd", true, to("--export-cache type=registry,ref=WHERE/cache:x,mode=min,compression=zstd"), fromRegistry, host),
 		place("local", false, to("--export-cache type=local,dest=WHERE,mode=max"), to("--import-cache type=local,src=WHERE"), folder),
