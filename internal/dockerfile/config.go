@@ -85,6 +85,8 @@ func (l *lowering) lowerArg(s *stage, i *syntax.Arg) error {
 		}
 		value, set := l.in.opts.buildArgs[key]
 		switch {
+		case set && key == epochArg && value != "":
+			value, set = l.epochText, l.epochText != ""
 		case set:
 		case a.Default != nil:
 			v, err := l.expand(s, &i.Head, *a.Default)
@@ -94,9 +96,6 @@ func (l *lowering) lowerArg(s *stage, i *syntax.Arg) error {
 			value, set = v, true
 		default:
 			value, set = l.args.Get(key)
-		}
-		if key == "SOURCE_DATE_EPOCH" && value == "context" && l.epoch == nil {
-			set = false
 		}
 		s.declared = append(s.declared, a)
 		by += " " + key

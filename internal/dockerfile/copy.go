@@ -207,35 +207,51 @@ func (l *lowering) copyOne(step *copyStep, n int, name string) (out llb.FileStep
 
 // gitSource is a repository that is checked out.
 func (l *lowering) gitSource(step *copyStep, n int, name string) (llb.Edge, error) {
+	op, err := l.gitOp(step, n)
+	if err != nil {
+		return llb.Edge{}, err
+	}
+	return l.source(op, nil, name, &step.Head), nil
+}
+
+func (l *lowering) gitOp(step *copyStep, n int) (op llb.SourceOp, err error) {
 	at, src := step.Copy.Sources[n].Span, step.sources[n]
 	g, _, err := parseGitRef(src)
 	if err != nil {
-		return llb.Edge{}, l.errorAt(at, fmt.Sprintf("git repository %q: %v", withoutPassword(src), err), "", "")
+		return op, l.errorAt(at, fmt.Sprintf("git repository %q: %v", withoutPassword(src), err), "", "")
 	}
 	keep := step.KeepGitDir
 	if keep != nil && g.keepGitDir != nil && *keep != *g.keepGitDir {
-		return llb.Edge{}, l.errorAt(at, "inconsistent keep-git-dir configuration: the flag and the URL contradict each other", "", "")
+		return op, l.errorAt(at, "inconsistent keep-git-dir configuration: the flag and the URL contradict each other", "", "")
 	}
 	if step.checksum != "" && g.checksum != "" && step.checksum != g.checksum {
-		return llb.Edge{}, l.errorAt(at, fmt.Sprintf("checksum mismatch %q != %q: the flag and the URL contradict each other", step.checksum, g.checksum), "", "")
+		return op, l.errorAt(at, fmt.Sprintf("checksum mismatch %q != %q: the flag and the URL contradict each other", step.checksum, g.checksum), "", "")
 	}
 	if g.checksum == "" {
 		g.checksum = step.checksum
 	}
-	return l.source(g.op(isSet(keep) || isSet(g.keepGitDir), l.in.opts.gitAdvice, ""), nil, name, &step.Head), nil
+	return g.op(isSet(keep) || isSet(g.keepGitDir), l.in.opts.gitAdvice, ""), nil
 }
 
 // httpSource is a file that is downloaded.
 func (l *lowering) httpSource(step *copyStep, src, name string) (llb.Edge, error) {
+	op, err := l.httpOp(step, src)
+	if err != nil {
+		return llb.Edge{}, err
+	}
+	return l.source(op, nil, name, &step.Head), nil
+}
+
+func (l *lowering) httpOp(step *copyStep, src string) (op llb.SourceOp, err error) {
 	attrs := map[string]string{"http.filename": urlFile(src)}
 	if step.checksum != "" {
 		d, err := digest.Parse(step.checksum)
 		if err != nil {
-			return llb.Edge{}, l.errorAt(step.Checksum.Span, fmt.Sprintf("checksum %q: %v", step.checksum, err), "sha256: and 64 hexadecimal digits", "")
+			return op, l.errorAt(step.Checksum.Span, fmt.Sprintf("checksum %q: %v", step.checksum, err), "sha256: and 64 hexadecimal digits", "")
 		}
 		attrs["http.checksum"] = d.String()
 	}
-	return l.source(llb.SourceOp{Identifier: src, Attrs: attrs}, nil, name, &step.Head), nil
+	return llb.SourceOp{Identifier: src, Attrs: attrs}, nil
 }
 
 // urlFile is the name that a URL's file gets.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"golang.org/x/sync/errgroup"
@@ -36,6 +37,14 @@ func (d *driver) fetch(ctx context.Context, n *need) error {
 	for _, q := range n.ignores {
 		ignores[q.key()] = q
 	}
+	times := map[string]timeQuery{}
+	for _, q := range n.times {
+		times[q.key()] = q
+	}
+	type timeAnswer struct {
+		key string
+		at  *time.Time
+	}
 	type imageAnswer struct {
 		key  string
 		fact *imageFact
@@ -46,6 +55,7 @@ func (d *driver) fetch(ctx context.Context, n *need) error {
 	}
 	imageAnswers := make(chan imageAnswer, len(images))
 	ignoreAnswers := make(chan ignoreAnswer, len(ignores))
+	timeAnswers := make(chan timeAnswer, len(times))
 	group, ctx := errgroup.WithContext(ctx)
 	for key, q := range images {
 		group.Go(func() error {
@@ -61,8 +71,19 @@ func (d *driver) fetch(ctx context.Context, n *need) error {
 			return err
 		})
 	}
+	for key, q := range times {
+		group.Go(func() error {
+			at, err := d.fetchTime(ctx, q)
+			timeAnswers <- timeAnswer{key, at}
+			return err
+		})
+	}
 	if err := group.Wait(); err != nil {
 		return err
+	}
+	for range times {
+		a := <-timeAnswers
+		d.facts.times[a.key] = a.at
 	}
 	for range images {
 		a := <-imageAnswers

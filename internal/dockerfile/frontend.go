@@ -45,7 +45,7 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	if opts.request == requestDescribe {
 		return describeRequests()
 	}
-	d := &driver{gw: gw, opts: opts, req: req, facts: &facts{images: map[string]*imageFact{}, ignores: map[string][]string{}}}
+	d := &driver{gw: gw, opts: opts, req: req, facts: newFacts()}
 	if err := d.load(ctx); err != nil {
 		return nil, sourceErrors(err)
 	}
@@ -87,6 +87,7 @@ type driver struct {
 	sourceVertex digest.Digest // what the Dockerfile came from
 	sourceGraph  *llb.Graph    // the same, whole; nil if unknown
 	context      *llb.Edge     // the main context if it is no directory of the client
+	contextOp    *llb.SourceOp // where that comes from
 	remoteFile   *llb.Edge     // what has the Dockerfile if it came with that context
 }
 
@@ -107,6 +108,7 @@ func (d *driver) lowerAll(ctx context.Context, targets []*input) ([]*lowered, er
 			}
 			missing.images = append(missing.images, n.images...)
 			missing.ignores = append(missing.ignores, n.ignores...)
+			missing.times = append(missing.times, n.times...)
 			out[i] = l
 		}
 		if missing.empty() {
@@ -133,7 +135,7 @@ func (d *driver) targets(file *syntax.File) []*input {
 	worker := d.worker()
 	base := input{
 		file: file, words: syntax.DockerfileWords(), opts: d.opts, target: worker, build: worker,
-		implicit: true, context: d.context, inputs: d.req.Inputs,
+		implicit: true, context: d.context, contextOp: d.contextOp, inputs: d.req.Inputs,
 	}
 	if len(d.opts.platforms) == 0 {
 		return []*input{&base}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"strings"
@@ -138,6 +139,7 @@ func (d *driver) openRemote(ctx context.Context) error {
 	case isGit && err != nil:
 		return fmt.Errorf("open context %s: %w", withoutPassword(url), err)
 	case isGit:
+		d.contextOp = &op
 		d.context = &llb.Edge{Vertex: &llb.Vertex{
 			Op: &op, Meta: llb.Metadata{Description: map[string]string{"llb.customname": gitTitle(url)}},
 		}}
@@ -157,20 +159,24 @@ func (d *driver) openRemote(ctx context.Context) error {
 	return nil
 }
 
+// archiveHead is how much of a file tells whether it is an archive, in bytes.
+const archiveHead = 64 << 10
+
 // openHTTP takes a URL as the context: an archive is unpacked, and anything
 // else is a Dockerfile without a context. Clients hand over what they read on
 // their standard input as a URL too.
 func (d *driver) openHTTP(ctx context.Context, url string) error {
 	const name = "context"
+	d.contextOp = &llb.SourceOp{Identifier: url, Attrs: map[string]string{"http.filename": name}}
 	download := llb.Edge{Vertex: &llb.Vertex{
-		Op:   &llb.SourceOp{Identifier: url, Attrs: map[string]string{"http.filename": name}},
+		Op:   d.contextOp,
 		Meta: llb.Metadata{Description: map[string]string{"llb.customname": "[internal] load remote build context"}},
 	}}
 	ref, err := d.gw.Solve(ctx, &llb.Graph{Root: download})
 	if err != nil {
 		return fmt.Errorf("open context %s: %w", withoutPassword(url), err)
 	}
-	data, err := ref.ReadFile(ctx, name)
+	data, err := io.ReadAll(io.LimitReader(frontend.Open(ctx, ref, name), archiveHead))
 	if err != nil {
 		return fmt.Errorf("open context %s: %w", withoutPassword(url), err)
 	}

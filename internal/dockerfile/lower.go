@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -27,13 +26,20 @@ type input struct {
 	build    ocispecs.Platform // to build on
 	implicit bool              // nobody asked for the target platform
 	context  *llb.Edge         // the main context; nil is the client's directory
-	inputs   map[string]*llb.Graph
+	// contextOp is where the main context comes from; nil unless it is remote.
+	contextOp *llb.SourceOp
+	inputs    map[string]*llb.Graph
 }
 
 // facts are what was found out about the world so far.
 type facts struct {
 	images  map[string]*imageFact
-	ignores map[string][]string // patterns of .dockerignore files, by ignoreQuery.key
+	ignores map[string][]string   // patterns of .dockerignore files, by ignoreQuery.key
+	times   map[string]*time.Time // nil for what has none, by timeQuery.key
+}
+
+func newFacts() *facts {
+	return &facts{images: map[string]*imageFact{}, ignores: map[string][]string{}, times: map[string]*time.Time{}}
 }
 
 // imageFact is an image: the source, pinned, and the config.
@@ -69,9 +75,10 @@ func (q ignoreQuery) key() string { return q.local + " " + q.hint }
 type need struct {
 	images  []imageQuery
 	ignores []ignoreQuery
+	times   []timeQuery
 }
 
-func (n *need) empty() bool { return len(n.images) == 0 && len(n.ignores) == 0 }
+func (n *need) empty() bool { return len(n.images) == 0 && len(n.ignores) == 0 && len(n.times) == 0 }
 
 // lowered is what a file becomes for one platform.
 type lowered struct {
@@ -93,9 +100,11 @@ type lowering struct {
 	args    *environment    // arguments above the first FROM and the platform's
 	globals map[string]bool // declared above the first FROM
 	epoch   *time.Time
-	effort  int // bytes made so far, see spend
-	proxy   *llb.ProxyEnv
-	secrets secretName
+	// epochText is the epoch in seconds, "" if there is none.
+	epochText string
+	effort    int // bytes made so far, see spend
+	proxy     *llb.ProxyEnv
+	secrets   secretName
 
 	stages  []*stage
 	byName  map[string]*stage
@@ -215,29 +224,6 @@ func (l *lowering) globalArgs() error {
 	return nil
 }
 
-// readEpoch reads SOURCE_DATE_EPOCH, a build argument or a global ARG.
-func (l *lowering) readEpoch() error {
-	v, ok := l.in.opts.buildArgs["SOURCE_DATE_EPOCH"]
-	if !ok {
-		v, _ = l.args.Get("SOURCE_DATE_EPOCH")
-	}
-	switch {
-	case v == "":
-		return nil
-	case v == "context" && l.in.context == nil:
-		// A directory has no time of its own: as if nothing had been said.
-		l.args.remove("SOURCE_DATE_EPOCH")
-		return nil
-	}
-	seconds, err := strconv.ParseInt(v, 10, 64)
-	if err != nil {
-		return fmt.Errorf("read SOURCE_DATE_EPOCH: %q is no number: expected seconds since 1970", v)
-	}
-	t := time.Unix(seconds, 0).UTC()
-	l.epoch = &t
-	return nil
-}
-
 func (l *lowering) planTarget() (err error) {
 	l.target, err = l.findTarget()
 	return err
@@ -261,14 +247,20 @@ func (l *lowering) ignore(q ignoreQuery) (patterns []string, known bool) {
 	return patterns, known
 }
 
-// source makes a source vertex, or returns the one that there is already.
-func (l *lowering) source(op llb.SourceOp, p *ocispecs.Platform, title string, head *syntax.Head) llb.Edge {
+// sourceKey tells sources apart.
+func sourceKey(op llb.SourceOp) string {
 	key := op.Identifier
-	if p != nil {
-		key += " " + platforms.FormatAll(*p)
-	}
 	for _, a := range slices.Sorted(maps.Keys(op.Attrs)) {
 		key += " " + a + "=" + op.Attrs[a]
+	}
+	return key
+}
+
+// source makes a source vertex, or returns the one that there is already.
+func (l *lowering) source(op llb.SourceOp, p *ocispecs.Platform, title string, head *syntax.Head) llb.Edge {
+	key := sourceKey(op)
+	if p != nil {
+		key += " " + platforms.FormatAll(*p)
 	}
 	if e, ok := l.sources[key]; ok {
 		return e
