@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 
@@ -20,11 +24,11 @@ import (
 )
 
 // attested is a context whose build uses what provenance tells of.
-func attested(t *testing.T) string {
+func attested(t *testing.T, head ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := peer.WriteFiles(dir, map[string]string{
-		"Dockerfile": `FROM base AS tools
+		"Dockerfile": strings.Join(head, "") + `FROM base AS tools
 ARG GREETING
 RUN echo $GREETING > /greeting
 FROM base
@@ -240,5 +244,109 @@ func forgetWithin(v any) {
 		for _, e := range v {
 			forgetWithin(e)
 		}
+	}
+}
+
+// scanScript is a scanner: a statement for each place that it is to scan.
+const scanScript = `set -e
+scan() {
+	cat > "$BUILDKIT_SCAN_DESTINATION/$1.spdx.json" <<END
+{"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document", "predicate": {
+  "SPDXID": "SPDXRef-DOCUMENT", "spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "name": "$1", "documentNamespace": "https://example.org/$1",
+  "creationInfo": {"created": "2024-01-01T00:00:00Z", "creators": ["Tool: script-$BUILDKIT_SCAN_FLAVOR"]},
+  "files": [$(cd "$2"; sep=; for f in *; do [ -f "$f" ] || continue; echo "$sep{\"fileName\": \"/$f\", \"SPDXID\": \"SPDXRef-$f\", \"checksums\": [{\"algorithm\": \"SHA1\", \"checksumValue\": \"da39a3ee5e6b4b0d3255bfef95601890afd80709\"}]}"; sep=,; done)]
+}}
+END
+}
+scan sbom "$BUILDKIT_SCAN_SOURCE"
+for extra in ${BUILDKIT_SCAN_SOURCE_EXTRAS:+"$BUILDKIT_SCAN_SOURCE_EXTRAS"/*}; do
+	name=${extra##*/}
+	scan "$name" "$extra"
+done
+! touch "$BUILDKIT_SCAN_SOURCE/written" 2> /dev/null
+touch /tmp/fine
+`
+
+// scanner builds a scanner with Kiln and pushes it to a registry of its own.
+func scanner(t *testing.T) (name string) {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	name = strings.TrimPrefix(server.URL, "http://") + "/scanner:1"
+	dir := t.TempDir()
+	if err := peer.WriteFiles(dir, map[string]string{
+		"Dockerfile": "FROM base\nCOPY scan.sh /scan.sh\nENTRYPOINT [\"/bin/sh\", \"/scan.sh\"]\n", "scan.sh": scanScript,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	command(t, shared.kiln, shared.tools.BuildArgs(shared.kiln, shared.base, peer.Build{
+		Context: dir, Output: "type=image,push=true,registry.insecure=true,name=" + name,
+	})...)
+	return name
+}
+
+// TestSameSBOM compares what a scanner's findings become.
+func TestSameSBOM(t *testing.T) {
+	context := attested(t, "ARG BUILDKIT_SBOM_SCAN_CONTEXT=true\n", "ARG BUILDKIT_SBOM_SCAN_STAGE\n")
+	sbom := "attest:sbom=FLAVOR=plain,generator=" + scanner(t)
+	var told [2][]string
+	for i, dest := range on(t, context, ociTo(",name=example.org/app:1"), sbom, "build-arg:BUILDKIT_SBOM_SCAN_STAGE=tools") {
+		u := readLayout(t, dest)
+		layers := map[string]int{}
+		for n, l := range u.manifests[0]["layers"].([]any) {
+			layers[l.(document)["digest"].(string)] = n
+		}
+		for _, s := range u.statements {
+			p := s["predicate"].(document)
+			line := fmt.Sprint(s["_type"], s["predicateType"], p["name"], len(s["subject"].([]any)), s["subject"].([]any)[0].(document)["name"])
+			for _, f := range p["files"].([]any) {
+				f := f.(document)
+				comment, _ := f["comment"].(string)
+				at, ok := layers[strings.TrimPrefix(comment, "layerID: ")]
+				line += fmt.Sprint(" ", f["fileName"], " in layer ", at, ok)
+			}
+			told[i] = append(told[i], line)
+		}
+	}
+	if len(told[0]) != 3 || !slices.Equal(told[0], told[1]) {
+		t.Errorf("Kiln tells\n%s\nBuildKit\n%s", strings.Join(told[0], "\n"), strings.Join(told[1], "\n"))
+	}
+}
+
+// TestSameAttestationFiles compares attestations beside exported files.
+func TestSameAttestationFiles(t *testing.T) {
+	context := attested(t)
+	sbom := "attest:sbom=generator=" + scanner(t)
+	for name, attrs := range map[string]string{
+		"plain": "", "split": ",platform-split=true", "prefix": ",attestation-prefix=about-", "delete": ",mode=delete",
+		"epoch": ",platform-split=false,source-date-epoch=1700000000",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dests := on(t, context, func(dest string) string { return "type=local,dest=" + dest + attrs },
+				sbom, "attest:provenance=mode=min,filename=made.json")
+			var told [2][]string
+			for i, dest := range dests {
+				for file := range walk(t, dest) {
+					line := file
+					if strings.HasSuffix(file, ".json") {
+						data, err := os.ReadFile(filepath.Join(dest, file))
+						if err != nil {
+							t.Fatal(err)
+						}
+						line += shape(t, document{"subject": decode(t, data)["subject"]})
+					}
+					if info, err := os.Lstat(filepath.Join(dest, file)); err != nil {
+						t.Fatal(err)
+					} else if strings.Contains(attrs, "epoch") && file != "." {
+						line += info.ModTime().UTC().String()
+					}
+					told[i] = append(told[i], line)
+				}
+				slices.Sort(told[i])
+			}
+			if a, b := strings.Join(told[0], "\n"), strings.Join(told[1], "\n"); a != b || !strings.Contains(a, "made.json") || !strings.Contains(a, "sbom.spdx.json") {
+				t.Errorf("Kiln's files:\n%s\nBuildKit's:\n%s", a, b)
+			}
+		})
 	}
 }

@@ -62,7 +62,7 @@ func SBOMOptions(opts map[string]string) (*SBOMRequest, error) {
 // Where a scanner finds what it is to scan, and where it writes (WIRE.md section 14).
 const (
 	scanCore   = "/run/src/core/sbom"
-	scanExtras = "/run/src/extras/"
+	scanExtras = "/run/src/extras"
 	scanOut    = "/run/out/"
 )
 
@@ -135,7 +135,7 @@ func (s *Scanner) Scan(name string, core llb.Edge, extras map[string]llb.Edge) A
 		op.Env = append(op.Env, "BUILDKIT_SCAN_SOURCE_EXTRAS="+scanExtras)
 	}
 	for _, extra := range slices.Sorted(maps.Keys(extras)) {
-		mount(scanExtras+sbomName+"-"+extra, extras[extra])
+		mount(scanExtras+"/"+sbomName+"-"+extra, extras[extra])
 	}
 	for _, key := range slices.Sorted(maps.Keys(s.request.Params)) {
 		op.Env = append(op.Env, "BUILDKIT_SCAN_"+key+"="+s.request.Params[key])
