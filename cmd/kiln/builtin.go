@@ -250,7 +250,8 @@ func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessi
 		imagesource.New(imagesource.Config{Layers: layers, Content: layers.blobs, Registry: reg, Images: db, Memo: db}),
 		layoutsource.New(layers, db, sessions),
 		blobs,
-		httpsource.New(httpsource.Config{Layers: layers, Memo: db, UserAgent: "kiln/" + version}),
+		// Servers that make a difference do so by the name that they know.
+		httpsource.New(httpsource.Config{Layers: layers, Memo: db, UserAgent: "kiln/" + version + " (like buildkit/v0.33)"}),
 		gitsource.New(gitsource.Config{Layers: layers, Memo: db, Repos: repos, Scratch: scratch, Blobs: []source.Source{blobs}}),
 		localsource.New(localsource.Config{Layers: layers, Memo: db, Sessions: sessions, Trees: layers}),
 	}
