@@ -110,8 +110,17 @@ type Source struct {
 	Ranges []llb.Range
 }
 
-// Error is what went wrong, led by the name of the step.
-func (e *Error) Error() string { return e.Err.Error() }
+// Error is what went wrong, led by the name of the step where the error does
+// not name it itself.
+func (e *Error) Error() string {
+	text := e.Err.Error()
+	var step *solver.Error
+	var process *op.ProcessError
+	if errors.As(e.Err, &step) && errors.As(step.Err, &process) {
+		text = strings.Replace(text, step.Name+": "+process.Error(), process.Error(), 1)
+	}
+	return text
+}
 
 // Unwrap returns what went wrong.
 func (e *Error) Unwrap() error { return e.Err }

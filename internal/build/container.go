@@ -33,6 +33,9 @@ type ContainerMount struct {
 	Ref *Ref // where its content comes from; nil is an empty file system
 }
 
+// Process is a process to run in a container.
+type Process = op.ContainerProcess
+
 // Container is one that a frontend asked for. It ends with the frontend's part
 // of the build at the latest.
 type Container struct {
@@ -80,7 +83,7 @@ func (br *Bridge) NewContainer(ctx context.Context, spec ContainerSpec) (*Contai
 }
 
 // Start starts a process; the first makes the container run. Ending ctx kills it.
-func (c *Container) Start(ctx context.Context, p op.ContainerProcess, io executor.IO) (executor.Task, error) {
+func (c *Container) Start(ctx context.Context, p Process, io executor.IO) (executor.Task, error) {
 	return c.inner.Start(ctx, p, io)
 }
 

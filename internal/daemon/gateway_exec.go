@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/executor"
-	"github.com/kiln-build/kiln/internal/op"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -158,7 +158,7 @@ func (x *execStream) start(id string, init *gateway.InitMessage) error {
 	if err != nil {
 		return err
 	}
-	want := op.ContainerProcess{
+	want := build.Process{
 		Args: init.Meta.Args, Env: init.Meta.Env, Cwd: init.Meta.Cwd, User: init.Meta.User,
 		Tty: init.Tty, Security: llb.SecurityMode(init.Security),
 	}

@@ -158,7 +158,21 @@ func (c *container) makeStubs(more []executor.Mount) error {
 	}
 	for _, m := range slices.Concat(c.spec.Mounts, more) {
 		dest := path.Clean(m.Dest)
+		if system := path.Join("/", strings.SplitN(dest, "/", 3)[1]); slices.Contains(covers[:3], system) {
+			// BuildKit takes the folders of such mounts for its own stubs.
+			if err := c.stubs.add(system, true); err != nil && !errors.Is(err, unix.EROFS) {
+				return err
+			}
+			continue
+		}
 		if covered(dest) {
+			continue
+		}
+		if m.Type == "tmpfs" {
+			if err := c.stubs.addShared(dest); err != nil && !errors.Is(err, unix.EROFS) {
+				return err
+			}
+			covers = append(covers, dest)
 			continue
 		}
 		dir := true

@@ -101,6 +101,23 @@ func (s *stubs) add(dest string, dir bool) error {
 	return nil
 }
 
+// addShared makes the mount point of a folder in memory. The runtime gives that
+// the mode of its mount point; one that was missing is for all to write to.
+func (s *stubs) addShared(dest string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	made, err := s.make(dest, true, func(*os.File, string) error { return nil })
+	s.made = append(s.made, made...)
+	if err == nil && len(made) > 0 {
+		last := made[len(made)-1]
+		err = unix.Fchmodat(int(last.parent.Fd()), last.name, 0o1777, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("make mount point %s: %w", dest, err)
+	}
+	return nil
+}
+
 // mkdir makes a folder that stays, with its parents, where it is missing.
 func (s *stubs) mkdir(dest string, uid, gid uint32) error {
 	s.mu.Lock()
