@@ -242,7 +242,7 @@ func (r *Ref) ReadFile(ctx context.Context, path string) (data []byte, err error
 		}
 		data, err = io.ReadAll(io.LimitReader(f, mostFile+1))
 		if err == nil && len(data) > mostFile {
-			err = fmt.Errorf("read %s: larger than %d MiB", path, mostFile>>20)
+			err = fmt.Errorf("read file: %s exceeds maximum allowed size of %d MiB", path, mostFile>>20)
 		}
 		return err
 	})

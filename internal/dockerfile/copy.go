@@ -44,7 +44,7 @@ func (l *lowering) lowerCopy(s *stage, c command, i *syntax.Copy) error {
 	if len(c.sources) > 0 {
 		src := c.sources[0]
 		if !src.done {
-			return l.errorAt(i.From.Span, fmt.Sprintf("stage %q is not built yet here", i.From.Value), "a stage above this one", "")
+			return l.errorAt(i.From.Span, fmt.Sprintf("cannot copy from stage %q, which is not built yet here", i.From.Value), "a stage above this one", "")
 		}
 		step.from = src.state.edge
 	}
@@ -282,7 +282,7 @@ func (step *copyStep) copyDo(src string) (*llb.DoCopy, error) {
 	case err != nil && symbolicMode.MatchString(step.chmod):
 		do.Mode, do.ModeStr = 0, step.chmod
 	default:
-		return nil, fmt.Errorf("mode %q: expected an octal number up to 7777 or a symbolic mode such as u+x,go-w", step.chmod)
+		return nil, fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777, or a symbolic mode such as u+x,go-w", step.chmod)
 	}
 	return do, nil
 }

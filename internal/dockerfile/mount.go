@@ -50,8 +50,8 @@ func (l *lowering) mountFrom(m syntax.Text) (string, error) {
 			continue
 		}
 		if i := strings.IndexByte(value, '$'); i >= 0 && i != len(value)-1 {
-			return "", l.errorAt(m.Span, fmt.Sprintf("mount reads from %q", value),
-				"a stage or image without variables; a stage of its own (FROM $NAME AS ...) may have them", "")
+			return "", l.errorAt(m.Span, fmt.Sprintf("mount key 'from' doesn't support variable expansion, found %q", value),
+				"a stage or an image; define alias stage instead (FROM $NAME AS ...)", "")
 		}
 		if value != "" {
 			from = value
@@ -235,7 +235,7 @@ func (l *lowering) files(s *stage, m *mount, src *stage, at syntax.Span) (llb.Mo
 		out.From = l.context
 		l.useContext(path.Join("/", m.source))
 	case !src.done:
-		return out, l.errorAt(at, fmt.Sprintf("stage %q is not built yet here", m.from), "a stage above this one", "")
+		return out, l.errorAt(at, fmt.Sprintf("cannot mount from stage %q, which is not built yet here", m.from), "a stage above this one", "")
 	default:
 		out.From = src.state.edge
 		src.paths[path.Join("/", m.source)] = true

@@ -219,8 +219,8 @@ func (l *lowering) findTarget() (*stage, error) {
 	if names := l.stageNames(); len(names) > 0 {
 		expected = "one of " + strings.Join(names, ", ")
 	}
-	return nil, fmt.Errorf("find target: %s has no stage %q: expected %s%s", l.in.file.Source.Name, name, expected,
-		didYouMean(syntax.Suggest(name, l.stageNames())))
+	return nil, fmt.Errorf("target stage %q could not be found%s: expected %s",
+		name, didYouMean(syntax.Suggest(name, l.stageNames())), expected)
 }
 
 func didYouMean(word string) string {
@@ -293,7 +293,7 @@ func (l *lowering) planCommand(s *stage, i syntax.Instruction) (command, error) 
 func (l *lowering) copySource(s *stage, c *syntax.Copy) (*stage, error) {
 	from := *c.From
 	if x, err := l.expander().Expand(from.Value, syntax.NoVariables{}); err != nil || x.Text != from.Value {
-		return nil, l.errorAt(from.Span, fmt.Sprintf("--from has the value %q", from.Value),
+		return nil, l.errorAt(from.Span, fmt.Sprintf("variable expansion is not supported for --from, which is %q", from.Value),
 			"a stage or image without variables or quotes; a stage of its own (FROM $NAME AS ...) may have them", "")
 	}
 	if from.Value == "" {

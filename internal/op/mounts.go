@@ -358,7 +358,7 @@ func (w *Worker) secret(ctx context.Context, id string, optional bool) ([]byte, 
 	case errors.Is(err, fs.ErrNotExist) && optional:
 		return nil, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("secret %q: the client has none of this id; pass --secret id=%s,src=FILE", id, id)
+		return nil, fmt.Errorf("secret %s: not found: the client has none of this id; pass --secret id=%s,src=FILE", id, id)
 	case err != nil:
 		return nil, fmt.Errorf("get secret %q: %w", id, err)
 	}

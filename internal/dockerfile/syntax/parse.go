@@ -104,7 +104,7 @@ func (p *parser) complete() {
 	if len(p.file.Stages) > 0 || len(p.errors) > 0 {
 		return
 	}
-	message := "file has no stage"
+	message := "dockerfile contains no stages to build"
 	if len(p.file.Global) == 0 {
 		message = "file has no instructions"
 	}
@@ -200,7 +200,7 @@ func (p *parser) parseLine(line *logicalLine, start, end int) Instruction {
 	s.Word = Text{Value: word, Span: line.at(start, start+len(word))}
 	verb, known := p.words[strings.ToUpper(word)]
 	if !known {
-		s.fail(s.Word.Span, fmt.Sprintf("unknown instruction %s", quote(word)), "", Suggest(word, p.words.names()))
+		s.fail(s.Word.Span, "unknown instruction: "+plain(word), "", Suggest(word, p.words.names()))
 		return nil
 	}
 	s.Verb = verb
@@ -219,6 +219,12 @@ func quote(word string) string {
 		word = string([]rune(word)[:40]) + "…"
 	}
 	return fmt.Sprintf("%q", word)
+}
+
+// plain is quote without the quotes, for texts that are known so.
+func plain(word string) string {
+	word = quote(word)
+	return word[1 : len(word)-1]
 }
 
 func isSpace(c byte) bool { return c == ' ' || (c >= '\t' && c <= '\r') }
@@ -314,9 +320,9 @@ func (s *statement) unknownFlag(f Flag, table map[string]flagKind) {
 	if suggest != "" {
 		suggest = "--" + suggest
 	}
-	message := fmt.Sprintf("%s has no flag %s", strings.ToUpper(s.Word.Value), quote("--"+f.Name))
+	message := fmt.Sprintf("unknown flag: %s for %s", plain("--"+f.Name), strings.ToUpper(s.Word.Value))
 	if len(table) == 0 {
-		message = fmt.Sprintf("%s takes no flags, %s is one", strings.ToUpper(s.Word.Value), quote("--"+f.Name))
+		message = fmt.Sprintf("unknown flag: %s, for %s takes no flags", plain("--"+f.Name), strings.ToUpper(s.Word.Value))
 	}
 	s.fail(f.Span, message, "", suggest)
 }

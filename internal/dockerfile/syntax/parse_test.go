@@ -232,19 +232,19 @@ func TestDetectSyntax(t *testing.T) {
 func TestErrors(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"", "1:0-0 file has no instructions: expected FROM with a base image"},
-		{"ARG a\n", "2:0-0 file has no stage: expected FROM with a base image"},
+		{"ARG a\n", "2:0-0 dockerfile contains no stages to build: expected FROM with a base image"},
 		{"RUN x\nRUN y\nFROM z", "1:0-3 RUN stands above the first FROM: expected FROM or ARG"},
 		{"FROM a b", `1:7-8 "b" stands behind the image: expected AS and a name, or nothing`},
 		{"FROM a as", "1:7-9 no name stands behind AS: expected the name of the stage"},
 		{"FROM a AS 1x", `1:10-12 stage name "1x": expected a letter and then letters, digits, '-', '_' and '.'`},
-		{"FROM --platfor=x a", `1:5-16 FROM has no flag "--platfor" (did you mean --platform?)`},
-		{"FORM a", `1:0-4 unknown instruction "FORM" (did you mean FROM?)`},
-		{"FROM a\nRUNN x\nCOPY a\nENV\nLABEL x", `2:0-4 unknown instruction "RUNN" (did you mean RUN?)
+		{"FROM --platfor=x a", `1:5-16 unknown flag: --platfor for FROM (did you mean --platform?)`},
+		{"FORM a", `1:0-4 unknown instruction: FORM (did you mean FROM?)`},
+		{"FROM a\nRUNN x\nCOPY a\nENV\nLABEL x", `2:0-4 unknown instruction: RUNN (did you mean RUN?)
 3:0-6 COPY has no destination: expected one or more sources and a destination
 4:0-3 ENV has no arguments: expected key=value
 5:6-7 "x" has no value: expected key=value`},
 		{"FROM a\nENV a=b \\\n  c\n", `3:2-3 "c" has no =: expected key=value, with quotes around values that have blanks`},
-		{"FROM a\nUSER --x y", `2:5-8 USER takes no flags, "--x" is one`},
+		{"FROM a\nUSER --x y", `2:5-8 unknown flag: --x, for USER takes no flags`},
 		{"FROM a\nCOPY --link=maybe a b", `2:12-17 flag --link has the value "maybe": expected true or false`},
 		{"FROM a\nCOPY --chown a b", "2:5-12 flag --chown has no value: expected --chown=VALUE"},
 		{"FROM a\nCOPY --chown=1 --chown=2 a b", "2:15-24 flag --chown stands here twice: expected it once"},
@@ -260,7 +260,7 @@ RUN ['x']`, `2:5-6 list is not JSON: strings stand in single quotes: expected a 
 		{"FROM a\nHEALTHCHECK --retries=-1 CMD x", `2:22-24 flag --retries has the value "-1": expected a number, 0 or more`},
 		{"FROM a\nONBUILD ONBUILD RUN x", "2:8-15 ONBUILD is the trigger of ONBUILD: expected any instruction but FROM, MAINTAINER and ONBUILD"},
 		{"FROM a\nONBUILD FROM x", "2:8-12 FROM is the trigger of ONBUILD: expected any instruction but FROM, MAINTAINER and ONBUILD"},
-		{"FROM a\nONBUILD RNU x", `2:8-11 unknown instruction "RNU" (did you mean RUN?)`},
+		{"FROM a\nONBUILD RNU x", `2:8-11 unknown instruction: RNU (did you mean RUN?)`},
 		{"FROM a\nRUN <<EOF\nx\n", `2:4-9 heredoc "EOF" has no end: expected a line that is just "EOF"`},
 		{"FROM a\nCOPY x <<EOF\nx\nEOF", "2:7-12 destination is a heredoc: expected a path"},
 		{"FROM a\nRUN", "2:0-3 RUN has no command: expected a command"},

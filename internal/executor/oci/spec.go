@@ -116,7 +116,7 @@ func (e *Executor) ociProcess(p executor.Process, insecure bool) (*specs.Process
 	}
 	return &specs.Process{
 		Terminal:     p.Tty,
-		User:         specs.User{UID: p.UID, GID: p.GID, AdditionalGids: e.ids.groups(p.Groups)},
+		User:         specs.User{UID: p.UID, GID: p.GID, AdditionalGids: e.ids.groups(allGroups(p))},
 		Args:         p.Args,
 		Env:          p.Env,
 		Cwd:          path.Clean(p.Cwd),
@@ -330,4 +330,14 @@ func ociMount(m executor.Mount) (specs.Mount, error) {
 		out.Options = append(out.Options, "ro")
 	}
 	return out, nil
+}
+
+// allGroups are the supplementary groups of a process. Its own group is one of
+// them: a process that gives that up must not get past what is denied to the
+// group (CVE-2023-25173).
+func allGroups(p executor.Process) []uint32 {
+	if slices.Contains(p.Groups, p.GID) {
+		return p.Groups
+	}
+	return append([]uint32{p.GID}, p.Groups...)
 }
