@@ -13,6 +13,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/worker"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/llb/pb"
 )
@@ -52,12 +53,7 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		return nil, err
 	}
 	if req.Session != nil { // a client that is gone wants nothing any more
-		defer func() {
-			select { // an answer has the client close its session
-			case <-req.Session.Greeted():
-			case <-ctx.Done():
-			}
-		}()
+		defer awaitGreeting(ctx, req.Session)
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
@@ -65,6 +61,15 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		defer context.AfterFunc(req.Session.Context(), func() { cancel(gone) })()
 	}
 	return s.config.Builder.Build(ctx, req)
+}
+
+// awaitGreeting keeps an answer back, upon which clients close their session,
+// until that is set up.
+func awaitGreeting(ctx context.Context, c *session.Caller) {
+	select {
+	case <-c.Greeted():
+	case <-ctx.Done():
+	}
 }
 
 func (s *controlService) request(ctx context.Context, r *control.SolveRequest, run *running) (build.Request, error) {
