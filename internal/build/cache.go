@@ -161,25 +161,31 @@ func (im *imports) each(ctx context.Context, f func(cache.Index) bool) error {
 	return solver.ErrNotFound
 }
 
-// Load returns all results of a step, to be pulled when they are read.
-func (im *imports) Load(ctx context.Context, j *solver.Job, k solver.Key) (out []solver.Result, err error) {
+// Load returns the results of a step, to be pulled when they are read.
+func (im *imports) Load(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) (out []solver.Result, err error) {
 	recipe, _ := j.Recipe(k)
 	var found [][]layer.LazyBlob
 	err = im.each(ctx, func(x cache.Index) bool {
 		found = nil
+		some := false
 		for i := range max(recipe.Outputs, 1) {
 			layers, ok := x.Find(j, k, i)
-			if !ok {
+			if !ok && needed(i) {
 				return false
 			}
+			some = some || ok
 			found = append(found, layers)
 		}
-		return true
+		return some
 	})
 	if err != nil {
 		return nil, err
 	}
 	for _, layers := range found {
+		if layers == nil {
+			out = append(out, solver.Absent{})
+			continue
+		}
 		ref, err := im.br.builder.Worker.Layers.FromBlobs(ctx, layers)
 		if err != nil {
 			return nil, fmt.Errorf("import result: %w", err)
@@ -266,7 +272,7 @@ func (g *gatherer) results(ctx context.Context, e *cache.Entry) error {
 	}
 	out, err := g.br.builder.Caches.Own.Load(ctx, e.Key)
 	if err != nil {
-		out, err = g.br.imports.Load(ctx, g.br.job, e.Key)
+		out, err = g.br.imports.Load(ctx, g.br.job, e.Key, func(int) bool { return false })
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -41,6 +41,8 @@ func (c *Cache) Load(ctx context.Context, key solver.Key) ([]solver.Result, erro
 	out := make([]solver.Result, len(kept.Outputs))
 	for i, o := range kept.Outputs {
 		switch {
+		case o.Absent:
+			out[i] = solver.Absent{}
 		case o.Layer != "":
 			r, err := c.layers.Get(ctx, o.Layer)
 			if errors.Is(err, layer.ErrNotFound) {
@@ -66,6 +68,8 @@ func (c *Cache) Save(_ context.Context, key solver.Key, out []solver.Result) err
 	for i, r := range out {
 		switch r := r.(type) {
 		case nil:
+		case solver.Absent:
+			kept.Outputs[i].Absent = true
 		case *layer.Ref:
 			kept.Outputs[i].Layer = r.ID()
 		case []byte:

@@ -92,7 +92,7 @@ func readRule(r *sourcepolicy.Rule) (rule build.PolicyRule, err error) {
 // known turns a number of the protocol into ours, which are the same.
 func known[To, From ~int | ~int32](n From, names map[int32]string, what string) (To, error) {
 	if _, ok := names[int32(n)]; !ok {
-		return 0, fmt.Errorf("unknown %s %d", what, n)
+		return 0, fmt.Errorf("unknown type %d of %s", n, what)
 	}
 	return To(n), nil
 }

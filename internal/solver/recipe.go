@@ -35,10 +35,42 @@ func (i Ingredient) LinkSelector() string {
 // Imports are results that others made, in places where a job may look. What
 // is found there is kept in the job's own cache. Any error is a miss.
 type Imports interface {
-	// Load returns all results of k. Recipes of k and of all below are to be had of j.
-	Load(ctx context.Context, j *Job, k Key) ([]Result, error)
+	// Load returns the results of k, with [Absent] for those that are not there
+	// and that needed does not tell of. Recipes of k and of all below are to be
+	// had of j.
+	Load(ctx context.Context, j *Job, k Key, needed func(output int) bool) ([]Result, error)
 	// Digest returns the digest of what selector chooses of a result's content.
 	Digest(ctx context.Context, j *Job, of Ingredient) (string, error)
+}
+
+// Absent stands for an output that nobody wanted when it was looked for in caches
+// of others. A cache keeps it as such: it is no result.
+type Absent struct{}
+
+// need notes that an output is wanted.
+func (n *node) need(output int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.needed == nil {
+		n.needed = map[int]bool{}
+	}
+	n.needed[output] = true
+}
+
+func (n *node) needs(output int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.needed[output]
+}
+
+// lacks tells whether an output that is wanted is absent.
+func (n *node) lacks(out []Result) bool {
+	for i, r := range out {
+		if r == (Absent{}) && n.needs(i) {
+			return true
+		}
+	}
+	return false
 }
 
 // Described is an operation that says more of its results.
@@ -73,7 +105,7 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	if imports == nil || id.fresh || id.keep != KeepAlways {
 		return nil, ErrNotFound
 	}
-	out, err := imports.Load(ctx, n.job, id.key)
+	out, err := imports.Load(ctx, n.job, id.key, n.needs)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()

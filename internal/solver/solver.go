@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/solver/flight"
@@ -89,14 +90,31 @@ func (j *Job) Close() {
 // Build evaluates one edge of the graph.
 func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
 	n := j.node(e.Vertex)
+	n.need(e.Index)
+	out, err := n.output(ctx, e.Index)
+	if errors.Is(err, errNoOutput) {
+		err = &Error{n.report.vertex.Digest, n.report.vertex.Name, fmt.Errorf("has no output %d", e.Index)}
+	}
+	return out, err
+}
+
+// errNoOutput says that a vertex has fewer outputs.
+var errNoOutput = errors.New("no such output")
+
+// output evaluates the node and picks an output. One that is absent from what
+// others made is made here.
+func (n *node) output(ctx context.Context, index int) (Result, error) {
 	out, err := n.result.get(ctx, n.evaluate)
+	if err == nil && index < len(out) && out[index] == (Absent{}) {
+		out, err = n.made.get(ctx, n.make)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if e.Index >= len(out) {
-		return nil, &Error{n.report.vertex.Digest, n.report.vertex.Name, fmt.Errorf("has no output %d", e.Index)}
+	if index >= len(out) {
+		return nil, errNoOutput
 	}
-	return out[e.Index], nil
+	return out[index], nil
 }
 
 // node is a vertex as one job sees it.
@@ -108,6 +126,10 @@ type node struct {
 
 	identity future[identity]
 	result   future[[]Result]
+	made     future[[]Result] // whole, where result is not
+
+	mu     sync.Mutex
+	needed map[int]bool // outputs that somebody wants
 }
 
 // identity is what a node would produce. It is fresh if nothing remembered
@@ -129,7 +151,9 @@ func (j *Job) node(v Vertex) *node {
 	}
 	n := &node{job: j, op: v.Op()}
 	for _, e := range v.Inputs() {
-		n.inputs = append(n.inputs, input{j.node(e.Vertex), e.Index})
+		in := j.node(e.Vertex)
+		in.need(e.Index)
+		n.inputs = append(n.inputs, input{in, e.Index})
 	}
 	n.report.init(j.sink, v, n.inputs)
 	got := j.nodes.loadOrStore(string(v.Digest()), n)
@@ -243,14 +267,11 @@ func (n *node) contentPart(in input, id identity, dep Dep) (string, error) {
 
 // get evaluates the input's node and picks the output.
 func (in input) get(ctx context.Context) (Result, error) {
-	out, err := in.node.result.get(ctx, in.node.evaluate)
-	if err != nil {
-		return nil, err
+	out, err := in.node.output(ctx, in.index)
+	if errors.Is(err, errNoOutput) {
+		err = fmt.Errorf("%s has no output %d", in.node.report.vertex.Name, in.index)
 	}
-	if in.index >= len(out) {
-		return nil, fmt.Errorf("%s has no output %d", in.node.report.vertex.Name, in.index)
-	}
-	return out[in.index], nil
+	return out, err
 }
 
 // evaluate computes the node's outputs: from the cache if it has them, or by
@@ -271,12 +292,23 @@ func (n *node) evaluate() ([]Result, error) {
 		}
 		return out, err
 	}
+	return n.make()
+}
+
+// make runs the operation on the results of the inputs.
+func (n *node) make() ([]Result, error) {
+	ctx := n.job.ctx
+	id, err := n.identity.get(ctx, n.identify)
+	if err != nil {
+		return nil, err
+	}
 	// The inputs come first, so that the flight below is a leaf.
 	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 	if err != nil {
 		return nil, err
 	}
-	if out, err = n.share(ctx, id, ins); err != nil {
+	out, err := n.share(ctx, id, ins)
+	if err != nil {
 		return nil, n.fail("", err)
 	}
 	n.report.completed()
@@ -324,7 +356,7 @@ func (n *node) load(ctx context.Context, id identity) ([]Result, error) {
 		return nil, ErrNotFound
 	}
 	out, err := n.job.solver.cache.Load(ctx, id.key)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil || err == nil && n.lacks(out) {
 		return nil, ErrNotFound
 	}
 	return out, err

@@ -51,6 +51,8 @@ type Result struct {
 type Output struct {
 	Layer string `json:"layer,omitempty"` // id
 	Value []byte `json:"value,omitempty"`
+	// Absent is set if the output was not made: nobody wanted it.
+	Absent bool `json:"absent,omitempty"`
 }
 
 // Result returns what is kept under key.

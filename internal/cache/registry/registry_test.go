@@ -40,7 +40,9 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	open := func(context.Context, layer.Blob) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("a layer")), nil }
+	open := func(context.Context, layer.Blob) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("a layer")), nil
+	}
 	if err := w.Write(t.Context(), doc, open); err != nil {
 		t.Fatal(err)
 	}
