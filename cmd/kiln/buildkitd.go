@@ -165,7 +165,7 @@ func buildkitdOptions(e *env, cmd *cli.Command) (daemonOptions, error) {
 	if err := o.load(file, true); err != nil {
 		return o, err
 	}
-	if _, err := os.Stat(file); err != nil && cmd.IsSet("config") { // which is no error to buildkitd
+	if _, err := os.Stat(file); err != nil && file != places.File { // which is no error to buildkitd
 		o.notices = append(o.notices, fmt.Sprintf("The configuration is not there: %v: all is at its default.", err))
 	}
 	for _, apply := range []func(*env, *cli.Command) error{o.applyMain, o.applyListeners, o.applyWorker, o.applyWorkerLimits} {

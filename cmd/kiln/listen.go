@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -232,9 +233,20 @@ func (c *tlsConn) handshake() error {
 	c.once.Do(func() {
 		if c.err = c.Handshake(); c.err != nil {
 			slog.Warn("refused a client", "remote", c.RemoteAddr().String(), "reason", refusal(c.err))
+			c.linger()
 		}
 	})
 	return c.err
+}
+
+// linger lets a client that was refused read why: were its own bytes left
+// unread, the kernel would reset the connection, and take the reason with it.
+func (c *tlsConn) linger() {
+	tcp, ok := c.NetConn().(*net.TCPConn)
+	if !ok || tcp.CloseWrite() != nil || tcp.SetReadDeadline(time.Now().Add(time.Second)) != nil {
+		return // it is gone
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(tcp, 64<<10)) // whatever comes, it is the end
 }
 
 // Read reads once the client has shown who it is.
@@ -262,6 +274,8 @@ func refusal(err error) string {
 		return "it speaks without TLS (" + text + ")"
 	case strings.Contains(text, "didn't provide a certificate"):
 		return "it showed no certificate: it needs one of the authority that --tlscacert names (" + text + ")"
+	case strings.Contains(text, "failed to verify certificate"):
+		return "its certificate is not one of the authority that --tlscacert names (" + text + ")"
 	case strings.Contains(text, "unknown certificate authority"), strings.Contains(text, "bad certificate"):
 		return "it does not trust this daemon's certificate (" + text + ")"
 	}

@@ -53,6 +53,11 @@ func buildPrograms() (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "kiln-runc"), text, 0o755); err != nil {
 		return "", err
 	}
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		if err := os.Symlink("kiln", filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
 	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "kiln"), ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -202,10 +202,43 @@ func settleMounts(info *Info) error {
 	if !info.OwnPIDs {
 		return nil
 	}
+	emulators := openEmulators()
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
+	mountEmulators(emulators, info.Rootless)
 	return nil
+}
+
+// binfmtMisc is the kernel's register of emulators, which is a mount within
+// /proc and so hidden by another one.
+const binfmtMisc = "/proc/sys/fs/binfmt_misc"
+
+// openEmulators takes hold of the register as a mount that is nowhere yet; -1 is
+// none.
+func openEmulators() int {
+	var fs unix.Statfs_t
+	if unix.Statfs(binfmtMisc, &fs) != nil || fs.Type != unix.BINFMTFS_MAGIC {
+		return -1
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, binfmtMisc, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1
+	}
+	return fd
+}
+
+// mountEmulators makes the register be seen again. Where that fails, no
+// emulators are found, and the daemon says which platforms it has.
+func mountEmulators(fd int, rootless bool) {
+	if fd >= 0 {
+		_ = unix.MoveMount(fd, "", unix.AT_FDCWD, binfmtMisc, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		_ = unix.Close(fd)
+		return
+	}
+	if !rootless { // in a user namespace it would be another, empty one
+		_ = unix.Mount("binfmt_misc", binfmtMisc, "binfmt_misc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	}
 }
 
 // endWithOuter ends the process when the outer one ends. The kernel does so
