@@ -186,6 +186,7 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err != nil {
 		return nil, err
 	}
+	br.verifyPlatforms(ctx, res)
 	if err := br.scan(ctx, res, asked); err != nil {
 		return nil, err
 	}

@@ -289,6 +289,10 @@ func TestHostileResults(t *testing.T) {
 	for name, w := range map[string]*gateway.Result{
 		"unknown ref":      {Result: &gateway.Result_Ref{Ref: &gateway.Ref{Id: "nope"}}},
 		"no platforms":     {Result: &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: map[string]*gateway.Ref{"linux/arm64": {}}}}},
+		"platforms = null": {Metadata: map[string][]byte{"refs.platforms": []byte("null")}},
+		"platform no id": {
+			Metadata: map[string][]byte{"refs.platforms": []byte(`{"Platforms":[{"Platform":{"os":"linux","architecture":"amd64"}}]}`)},
+		},
 		"platforms broken": {Metadata: map[string][]byte{"refs.platforms": []byte("[{}]")}},
 		"platform empty": {
 			Result:   &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: map[string]*gateway.Ref{"x": nil}}},
@@ -304,7 +308,6 @@ func TestHostileResults(t *testing.T) {
 		"the empty ref":    {Result: &gateway.Result_Ref{Ref: &gateway.Ref{}}},
 		"nil ref":          {Result: &gateway.Result_Ref{}},
 		"nil refs":         {Result: &gateway.Result_Refs{}},
-		"platforms = null": {Metadata: map[string][]byte{"refs.platforms": []byte("null")}},
 	} {
 		if _, err := r.result(w, native); err != nil {
 			t.Errorf("%s: %v", name, err)

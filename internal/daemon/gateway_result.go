@@ -285,9 +285,15 @@ func resultPlatforms(b []byte, native ocispecs.Platform) (map[string]ocispecs.Pl
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "decode refs.platforms: %v", err)
 	}
+	if len(list.Platforms) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "invalid empty platforms index for exporter: refs.platforms names none")
+	}
 	for _, p := range list.Platforms {
+		if p.ID == "" {
+			return nil, status.Error(codes.InvalidArgument, "invalid empty platform key for exporter: one of refs.platforms has no ID")
+		}
 		if p.Platform.OS == "" || p.Platform.Architecture == "" {
-			return nil, status.Errorf(codes.InvalidArgument, "refs.platforms: %q has no os or no architecture", p.ID)
+			return nil, status.Errorf(codes.InvalidArgument, "invalid platform value for exporter: refs.platforms: %q has no os or no architecture", p.ID)
 		}
 		out[p.ID] = p.Platform
 		if len(list.Platforms) == 1 {

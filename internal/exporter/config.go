@@ -34,7 +34,7 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 		return nil, fmt.Errorf("decode image config: %w", err)
 	}
 	if fields == nil {
-		return nil, fmt.Errorf("image config is %q, expected a JSON object", config)
+		return nil, fmt.Errorf("invalid null image config for export: expected a JSON object, found %q", config)
 	}
 	var known struct {
 		Architecture, OS, Variant string
@@ -43,6 +43,9 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 	}
 	if err := json.Unmarshal(config, &known); err != nil {
 		return nil, fmt.Errorf("decode image config: %w", err)
+	}
+	if (known.OS == "") != (known.Architecture == "") {
+		return nil, fmt.Errorf("invalid image config: os and architecture must be specified together, found os %q and architecture %q", known.OS, known.Architecture)
 	}
 	set := func(key string, value any) error {
 		b, err := json.Marshal(value)
