@@ -28,6 +28,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"registry": scriptRegistry,
 		"serve":    scriptServe,
 		"tmpfs":    scriptTmpfs,
+		"llb":      scriptLLB,
 
 		"stop-own-daemon": scriptStopOwnDaemon,
 	}
