@@ -33,7 +33,7 @@ func sendTime(stream grpc.ServerStream) error {
 
 // begin registers the build that a request asks for, and its record.
 func (s *Server) begin(ctx context.Context, r *control.SolveRequest) (*running, error) {
-	rec := history.Record{Ref: r.Ref, Frontend: r.Frontend, FrontendAttrs: r.FrontendAttrs}
+	rec := history.Record{Ref: r.Ref, Frontend: r.Frontend, FrontendAttrs: withoutPasswords(r.FrontendAttrs)}
 	for _, e := range exporters(r) {
 		rec.Exporters = append(rec.Exporters, history.Exporter{Type: e.Type, Attrs: e.Attrs})
 	}
