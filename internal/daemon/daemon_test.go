@@ -304,10 +304,10 @@ func TestHostileResults(t *testing.T) {
 		}
 	}
 	for name, w := range map[string]*gateway.Result{
-		"nothing":          nil,
-		"the empty ref":    {Result: &gateway.Result_Ref{Ref: &gateway.Ref{}}},
-		"nil ref":          {Result: &gateway.Result_Ref{}},
-		"nil refs":         {Result: &gateway.Result_Refs{}},
+		"nothing":       nil,
+		"the empty ref": {Result: &gateway.Result_Ref{Ref: &gateway.Ref{}}},
+		"nil ref":       {Result: &gateway.Result_Ref{}},
+		"nil refs":      {Result: &gateway.Result_Refs{}},
 	} {
 		if _, err := r.result(w, native); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -113,6 +113,11 @@ func appendDetail(ds []*anypb.Any, name string, v any) []*anypb.Any {
 
 func wireSource(s build.Source) *errdefs.Source {
 	out := &errdefs.Source{Info: &pb.SourceInfo{Filename: s.File.Name, Data: s.File.Data, Language: s.File.Language}}
+	if s.File.From != nil {
+		if def, err := s.File.From.Marshal(); err == nil { // else the error is told without it
+			out.Info.Definition = def
+		}
+	}
 	for _, r := range s.Ranges {
 		out.Ranges = append(out.Ranges, wireRange(r.Start.Line, r.Start.Character, r.End.Line, r.End.Character))
 	}

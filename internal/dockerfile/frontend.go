@@ -37,7 +37,7 @@ func New() *Frontend { return &Frontend{} }
 // Build reads the Dockerfile that a request names and makes a graph for each
 // platform. Errors at places of the file are [frontend.SourceError] or, if
 // there are several, [frontend.SourceErrors].
-func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*frontend.Result, error) {
+func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (_ *frontend.Result, err error) {
 	opts, err := decodeOptions(req.Opts)
 	if err != nil {
 		return nil, err
@@ -46,6 +46,11 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 		return describeRequests()
 	}
 	d := &driver{gw: gw, opts: opts, req: req, facts: newFacts()}
+	defer func() {
+		for _, e := range frontend.SourceErrorsIn(err) {
+			e.File.From = d.sourceGraph
+		}
+	}()
 	if err := d.load(ctx); err != nil {
 		return nil, sourceErrors(err)
 	}

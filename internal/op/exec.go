@@ -212,8 +212,11 @@ func formatPlatforms(w *Worker) string {
 func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	step := progress.StepFrom(ctx)
 	c, err := o.worker.Executor.Start(ctx, spec, executor.IO{Stdout: step.Log(1), Stderr: step.Log(2)})
+	failed := func(err error) error {
+		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(o.op.Args, " "), err)
+	}
 	if err != nil {
-		return fmt.Errorf("start container: %w", err)
+		return failed(fmt.Errorf("start container: %w", err))
 	}
 	err = c.Wait(ctx)
 	if cerr := c.Close(); err == nil && cerr != nil {
@@ -223,8 +226,8 @@ func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	code := 0
 	if errors.As(err, &exit) {
 		code = exit.Code
-	} else if err != nil {
-		return err
+	} else if err != nil && ctx.Err() == nil {
+		return failed(err)
 	}
 	valid := o.op.ValidExitCodes
 	if len(valid) == 0 {
