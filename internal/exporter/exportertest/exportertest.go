@@ -6,11 +6,14 @@ package exportertest
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/session"
@@ -29,6 +32,8 @@ type Subject struct {
 	Response []string
 	// Digest says that two responses must be equal.
 	Digest bool
+	// DropsAttestations says that the output has no place for them.
+	DropsAttestations bool
 }
 
 // Run tests an exporter. fresh returns a subject without history.
@@ -92,6 +97,16 @@ func runRefusals(t *testing.T, fresh func(t *testing.T) Subject) {
 			t.Errorf("there is output after an error: %v", names(got))
 		}
 	})
+	t.Run("bad option before there is a result", func(t *testing.T) {
+		c, ok := fresh(t).Exporter.(exporter.Checker)
+		if !ok {
+			t.Fatal("the exporter cannot check attributes")
+		}
+		if err := c.Check(map[string]string{"source-date-epoch": "yesterday"}); err == nil || !strings.Contains(err.Error(), "yesterday") {
+			t.Errorf("got %v, want an error that quotes the value", err)
+		}
+	})
+	t.Run("attestations", func(t *testing.T) { runAttestations(t, fresh) })
 	t.Run("no result", func(t *testing.T) {
 		s := fresh(t)
 		client, _ := s.Connect(t)
@@ -125,6 +140,41 @@ func runRefusals(t *testing.T, fresh func(t *testing.T) Subject) {
 			t.Errorf("a canceled export has output: %v", names(got))
 		}
 	})
+}
+
+// runAttestations has statements made about the output.
+func runAttestations(t *testing.T, fresh func(t *testing.T) Subject) {
+	export := func(t *testing.T, statement func() ([]byte, error)) (Subject, map[string]string, error) {
+		s := fresh(t)
+		client, output := s.Connect(t)
+		in := s.Input
+		in.Platforms = slices.Clone(in.Platforms)
+		in.Platforms[0].Attestations = []exporter.Attestation{{
+			Path: "said.json", PredicateType: "https://example.org/said",
+			Statement: func(context.Context, exporter.About) ([]byte, error) { return statement() },
+		}}
+		_, err := s.Exporter.Export(t.Context(), in, exporter.Target{Attrs: s.Attrs, Session: client})
+		return s, output(t), err
+	}
+	const said = "what-is-said"
+	s, got, err := export(t, func() ([]byte, error) { return []byte(`{"said":"` + said + `"}`), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for name, text := range got {
+		found = found || strings.Contains(name+text, said) || strings.Contains(name+text, digest.FromString(`{"said":"`+said+`"}`).Encoded())
+	}
+	if found == s.DropsAttestations {
+		t.Errorf("the statement is in the output: %v", found)
+	}
+	_, got, err = export(t, func() ([]byte, error) { return nil, errors.New("speechless") })
+	if s.DropsAttestations {
+		return
+	}
+	if err == nil || !strings.Contains(err.Error(), "speechless") || len(got) > 0 {
+		t.Errorf("a statement that cannot be made: %v, %d files of output", err, len(got))
+	}
 }
 
 func names(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"log"
 	"maps"
@@ -165,6 +166,24 @@ func (p *place) requests(method, part string) (n int) {
 	return n
 }
 
+// documents are a manifest, or an index and the manifests that it lists.
+func (m *machine) documents(t *testing.T, d ocispecs.Descriptor) (string, error) {
+	b, err := content.ReadBlob(t.Context(), m.content, d)
+	var index ocispecs.Index
+	if err != nil || json.Unmarshal(b, &index) != nil {
+		return string(b), err
+	}
+	text := string(b)
+	for _, child := range index.Manifests {
+		more, err := m.documents(t, child)
+		if err != nil {
+			return "", err
+		}
+		text += more
+	}
+	return text, nil
+}
+
 func TestSuite(t *testing.T) {
 	exportertest.Run(t, func(t *testing.T) exportertest.Subject {
 		m := newMachine(t)
@@ -175,8 +194,8 @@ func TestSuite(t *testing.T) {
 				return nil, func(t *testing.T) map[string]string {
 					got := map[string]string{}
 					if err := m.db.Images(func(name string, d ocispecs.Descriptor) error {
-						b, err := content.ReadBlob(t.Context(), m.content, d)
-						got[name] = string(b)
+						text, err := m.documents(t, d)
+						got[name] = text
 						return err
 					}); err != nil {
 						t.Fatal(err)
