@@ -143,7 +143,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	files, steps := slots(s.config)
 	own := cache.New(db, layers.Store)
 	builder := &build.Builder{
-		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg)},
+		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg), Volatile: localcache.Volatile},
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, repos, scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,

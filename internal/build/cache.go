@@ -27,6 +27,9 @@ type Caches struct {
 	Own    solver.Cache
 	Format cache.Format
 	Places map[string]cache.Place // by type, such as "registry"
+	// Volatile tells whether blobs may vanish from an origin at any time: they
+	// are fetched before a cache says that it has them.
+	Volatile func(origin string) bool
 }
 
 // CacheOption names a cache for others (FEATURES.md section 5).
@@ -317,7 +320,26 @@ func (g *gatherer) layers(ctx context.Context, ref *layer.Ref) ([]layer.Blob, er
 		slices.Reverse(out)
 		return out, nil
 	}
-	return g.br.builder.Worker.Layers.Blobs(ctx, ref, g.variant)
+	blobs, err := g.br.builder.Worker.Layers.Blobs(ctx, ref, g.variant)
+	if err != nil || !g.there(ctx, blobs) {
+		return nil, err
+	}
+	return blobs, nil
+}
+
+// there tells whether blobs that may have vanished are still to be had.
+func (g *gatherer) there(ctx context.Context, blobs []layer.Blob) bool {
+	for _, b := range blobs {
+		if origin := b.Ref.Record().Origin; origin == "" || g.br.builder.Caches.Volatile == nil || !g.br.builder.Caches.Volatile(origin) {
+			continue
+		}
+		ra, err := g.br.builder.Worker.Layers.ReaderAt(ctx, b)
+		if err != nil {
+			return false
+		}
+		_ = ra.Close() // nothing was read
+	}
+	return true
 }
 
 // inlineCaches lets exporters put a cache into the configs of images.

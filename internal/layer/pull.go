@@ -24,6 +24,10 @@ type LazyBlob struct {
 	Desc   ocispecs.Descriptor
 	DiffID digest.Digest
 	Origin string // given to the Fetcher when the blob is wanted
+	// CreatedAt and Description are what whoever made the layer said of it; zero
+	// for nothing.
+	CreatedAt   time.Time
+	Description string
 }
 
 // FromBlobs returns the state that image layers make on top of each other, base
@@ -69,6 +73,12 @@ func (s *Store) fromBlob(parent *Ref, b LazyBlob, chain digest.Digest) (*Ref, er
 		DiffID:      b.DiffID, ChainID: chain, CreatedAt: time.Now(),
 		Blobs: map[string]ocispecs.Descriptor{imageVariant: b.Desc},
 	}}
+	if !b.CreatedAt.IsZero() {
+		r.rec.CreatedAt = b.CreatedAt
+	}
+	if b.Description != "" {
+		r.rec.Description = b.Description
+	}
 	s.adoptLocked(r)
 	s.refs[id] = r
 	s.touch(r)

@@ -154,13 +154,17 @@ func write(ctx context.Context, s content.Store, verb string, d ocispecs.Descrip
 	return nil
 }
 
+// Volatile tells whether an origin is a folder, which a client may change or
+// not offer any more.
+func Volatile(origin string) bool { return strings.HasPrefix(origin, storePrefix) }
+
 // Fetcher gets blobs of folders from clients, and all others from Next. It is a
 // layer.Fetcher.
 type Fetcher struct{ Next layer.Fetcher }
 
 // Fetch opens a blob. The folder may be one that another client offers now.
 func (f Fetcher) Fetch(ctx context.Context, origin string, desc ocispecs.Descriptor) (rc io.ReadCloser, err error) {
-	if !strings.HasPrefix(origin, storePrefix) {
+	if !Volatile(origin) {
 		return f.Next.Fetch(ctx, origin, desc)
 	}
 	err = withStore(ctx, origin, func(ctx context.Context, s content.Store) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
@@ -105,7 +106,12 @@ func (d *decoder) inline(desc ocispecs.Descriptor, layers []ocispecs.Descriptor)
 		RootFS struct {
 			DiffIDs []digest.Digest `json:"diff_ids"`
 		} `json:"rootfs"`
-		Cache []byte `json:"moby.buildkit.cache.v0"`
+		Cache   []byte `json:"moby.buildkit.cache.v0"`
+		History []struct {
+			Created    *time.Time `json:"created"`
+			CreatedBy  string     `json:"created_by"`
+			EmptyLayer bool       `json:"empty_layer"`
+		} `json:"history"`
 	}
 	if err := json.Unmarshal(data, &image); err != nil || image.Cache == nil || len(image.RootFS.DiffIDs) != len(layers) {
 		return nil // an image without a cache
@@ -118,6 +124,19 @@ func (d *decoder) inline(desc ocispecs.Descriptor, layers []ocispecs.Descriptor)
 	for i := range layers {
 		layers[i].Annotations = map[string]string{annotationDiffID: image.RootFS.DiffIDs[i].String()}
 		c.Layers = append(c.Layers, layerEntry{Blob: layers[i].Digest, Parent: i - 1})
+	}
+	at := 0
+	for _, h := range image.History {
+		if h.EmptyLayer || at >= len(layers) {
+			continue
+		}
+		if h.Created != nil {
+			layers[at].Annotations[annotationCreatedAt] = h.Created.UTC().Format(time.RFC3339Nano)
+		}
+		if h.CreatedBy != "" {
+			layers[at].Annotations[annotationDescription] = h.CreatedBy
+		}
+		at++
 	}
 	if err := c.check(); err != nil {
 		return fmt.Errorf("import cache: %w", err)
@@ -260,8 +279,12 @@ func (x *index) layers(order []int) ([]layer.LazyBlob, bool) {
 		if !ok || diffID.Validate() != nil {
 			return nil, false
 		}
+		lazy := layer.LazyBlob{DiffID: diffID, Origin: x.origin, Description: d.Annotations[annotationDescription]}
+		// A time that cannot be read is none.
+		lazy.CreatedAt, _ = time.Parse(time.RFC3339Nano, d.Annotations[annotationCreatedAt])
 		d.Annotations = nil
-		out = append(out, layer.LazyBlob{Desc: d, DiffID: diffID, Origin: x.origin})
+		lazy.Desc = d
+		out = append(out, lazy)
 	}
 	return out, len(out) > 0
 }
