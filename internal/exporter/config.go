@@ -47,28 +47,15 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 	if (known.OS == "") != (known.Architecture == "") {
 		return nil, fmt.Errorf("invalid image config: os and architecture must be specified together, found os %q and architecture %q", known.OS, known.Architecture)
 	}
-	set := func(key string, value any) error {
-		b, err := json.Marshal(value)
-		if err != nil {
-			return fmt.Errorf("encode %s of image config: %w", key, err)
-		}
-		fields[key] = b
-		return nil
-	}
+	set := map[string]any{}
 	if known.Architecture == "" {
-		if err := set("architecture", platform.Architecture); err != nil {
-			return nil, err
-		}
+		set["architecture"] = platform.Architecture
 		if platform.Variant != "" {
-			if err := set("variant", platform.Variant); err != nil {
-				return nil, err
-			}
+			set["variant"] = platform.Variant
 		}
 	}
 	if known.OS == "" {
-		if err := set("os", platform.OS); err != nil {
-			return nil, err
-		}
+		set["os"] = platform.OS
 	}
 	history := mergeHistory(known.History, layers)
 	fillTimes(history, layers, epoch)
@@ -81,27 +68,29 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 	if created == nil {
 		created = lastTime(history, epoch)
 	}
+	if created = clamp(created, epoch); created != nil {
+		set["created"] = created
+	}
+	set["history"], set["rootfs"] = history, rootFS(layers)
+	if result.Cache != nil {
+		set["moby.buildkit.cache.v0"] = result.Cache
+	}
+	for key, value := range set {
+		b, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s of image config: %w", key, err)
+		}
+		fields[key] = b
+	}
+	return json.Marshal(fields) // keys come sorted: the same for the same input
+}
+
+func rootFS(layers []layer.Blob) ocispecs.RootFS {
 	fs := ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
 	for _, l := range layers {
 		fs.DiffIDs = append(fs.DiffIDs, l.DiffID)
 	}
-	if err := set("rootfs", fs); err != nil {
-		return nil, err
-	}
-	if err := set("history", history); err != nil {
-		return nil, err
-	}
-	if created = clamp(created, epoch); created != nil {
-		if err := set("created", created); err != nil {
-			return nil, err
-		}
-	}
-	if result.Cache != nil {
-		if err := set("moby.buildkit.cache.v0", result.Cache); err != nil {
-			return nil, err
-		}
-	}
-	return json.Marshal(fields) // keys come sorted: the same for the same input
+	return fs
 }
 
 func defaultConfig() []byte {
