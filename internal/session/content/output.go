@@ -135,13 +135,7 @@ func (o *Output) put(entries []ocispecs.Descriptor) (err error) {
 	if err := o.write(ocispecs.ImageIndexFile, index); err != nil {
 		return err
 	}
-	if err := o.write(ocispecs.ImageLayoutFile, ocispecs.ImageLayout{Version: ocispecs.ImageLayoutVersion}); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(o.dir, "ingest")); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-		return fmt.Errorf("finish OCI layout: %w", err)
-	}
-	return nil
+	return o.write(ocispecs.ImageLayoutFile, ocispecs.ImageLayout{Version: ocispecs.ImageLayoutVersion})
 }
 
 // index is the layout's index, or a new one.
