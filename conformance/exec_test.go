@@ -59,7 +59,7 @@ func execCases(unique string) map[string]execCase {
 		"part beyond": {script: "ls /m", opts: []llb.RunOption{llb.AddMount("/m", data, llb.SourcePath("../../../sub"), llb.Readonly)}},
 		"no part":     {script: "true", opts: []llb.RunOption{llb.AddMount("/m", data, llb.SourcePath("none"), llb.ForceNoOutput)}, fails: "none"},
 		"not kept":    {script: "echo x > /m/new; ls /m", opts: []llb.RunOption{llb.AddMount("/m", data, llb.ForceNoOutput)}},
-		"relative":    {script: "cat /work/rel/top; ls /work/rel", opts: []llb.RunOption{llb.Dir("/work"), llb.AddMount("rel", data)}},
+		"relative":    {script: "cat /w/rel/top; ls /w/rel", opts: []llb.RunOption{llb.Dir("/w"), llb.AddMount("rel", data)}},
 		"in a mount":  {script: "ls /m /m/sub", opts: []llb.RunOption{llb.AddMount("/m/sub/deep", data), llb.AddMount("/m", data)}},
 		"read-only root": {script: "(echo x > /file) 2>&1 | busybox grep -o Read-only; echo x > /out2/x && echo written", opts: []llb.RunOption{
 			llb.ReadonlyRootFS(), llb.AddMount("/out2", llb.Scratch())}},

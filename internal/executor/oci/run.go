@@ -16,7 +16,6 @@ import (
 	"time"
 
 	runc "github.com/containerd/go-runc"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/executor"
@@ -142,74 +141,6 @@ func (c *container) prepare(io executor.IO) (err error) {
 	}
 	c.stdio, err = newStdio(io, s.Process.Tty)
 	return err
-}
-
-// makeStubs makes the mount points and the working directory. Those inside
-// another mount are left to the runtime: they are not in the root file system.
-func (c *container) makeStubs(more []executor.Mount) error {
-	covers := []string{"/proc", "/dev", "/sys"}
-	covered := func(p string) bool {
-		return slices.ContainsFunc(covers, func(c string) bool { return p == c || strings.HasPrefix(p, c+"/") })
-	}
-	for _, dest := range []string{"/etc/hosts", "/etc/resolv.conf"} {
-		if err := c.stubs.add(dest, false); err != nil && !errors.Is(err, unix.EROFS) {
-			return err
-		}
-	}
-	for _, m := range slices.Concat(c.spec.Mounts, more) {
-		dest := path.Clean(m.Dest)
-		if system := path.Join("/", strings.SplitN(dest, "/", 3)[1]); slices.Contains(covers[:3], system) {
-			// BuildKit takes the folders of such mounts for its own stubs.
-			if err := c.stubs.add(system, true); err != nil && !errors.Is(err, unix.EROFS) {
-				return err
-			}
-			continue
-		}
-		if covered(dest) {
-			continue
-		}
-		if m.Type == "tmpfs" {
-			if err := c.stubs.addShared(dest); err != nil && !errors.Is(err, unix.EROFS) {
-				return err
-			}
-			covers = append(covers, dest)
-			continue
-		}
-		dir := true
-		if m.Type == "bind" {
-			info, err := os.Stat(m.Source)
-			if err != nil {
-				return fmt.Errorf("mount source of %s: %w", m.Dest, err)
-			}
-			dir = info.IsDir()
-		}
-		if err := c.stubs.add(dest, dir); err != nil && !errors.Is(err, unix.EROFS) {
-			return err
-		}
-		covers = append(covers, dest)
-	}
-	if cwd := path.Clean(c.spec.Process.Cwd); !covered(cwd) {
-		err := c.stubs.mkdir(cwd, c.spec.Process.UID, c.spec.Process.GID)
-		if err != nil && !errors.Is(err, unix.EROFS) {
-			return err
-		}
-	}
-	return nil
-}
-
-// deviceMounts are the mounts that devices added to a description's own.
-func deviceMounts(config *specs.Spec, own []specs.Mount) (out []executor.Mount) {
-	for _, m := range config.Mounts {
-		if slices.ContainsFunc(own, func(o specs.Mount) bool { return o.Destination == m.Destination }) {
-			continue
-		}
-		kind := "tmpfs"
-		if slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") || m.Type == "bind" {
-			kind = "bind"
-		}
-		out = append(out, executor.Mount{Type: kind, Source: m.Source, Dest: m.Destination})
-	}
-	return out
 }
 
 func (c *container) pidFile() string { return filepath.Join(c.bundle, "pid") }
