@@ -7,6 +7,8 @@ import (
 	"io"
 	"log"
 	"maps"
+	"net/http"
+	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -346,6 +348,69 @@ func TestSameAttestationFiles(t *testing.T) {
 			}
 			if a, b := strings.Join(told[0], "\n"), strings.Join(told[1], "\n"); a != b || !strings.Contains(a, "made.json") || !strings.Contains(a, "sbom.spdx.json") {
 				t.Errorf("Kiln's files:\n%s\nBuildKit's:\n%s", a, b)
+			}
+		})
+	}
+}
+
+// gitServer serves a repository of one file over http.
+func gitServer(t *testing.T) (url string) {
+	t.Helper()
+	root := t.TempDir()
+	git := func(dir string, args ...string) string {
+		cmd := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=a", "-c", "user.email=a@example.org"}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	work := filepath.Join(root, "work")
+	if err := peer.WriteFiles(work, map[string]string{"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"}); err != nil {
+		t.Fatal(err)
+	}
+	git(work, "init", "-q", "-b", "main")
+	git(work, "add", ".")
+	git(work, "commit", "-q", "-m", "one")
+	git(root, "clone", "-q", "--bare", work, filepath.Join(root, "app.git"))
+	server := httptest.NewServer(&cgi.Handler{
+		Path: filepath.Join(git(root, "--exec-path"), "git-http-backend"),
+		Env:  []string{"GIT_PROJECT_ROOT=" + root, "GIT_HTTP_EXPORT_ALL=1"}, Logger: log.New(io.Discard, "", 0), Stderr: io.Discard,
+	})
+	t.Cleanup(server.Close)
+	return server.URL + "/app.git"
+}
+
+// TestSameMaterials compares what provenance lists of images, files at URLs and
+// repositories.
+func TestSameMaterials(t *testing.T) {
+	image, repository := scanner(t), gitServer(t)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "content") }))
+	defer web.Close()
+	dir := t.TempDir()
+	if err := peer.WriteFiles(dir, map[string]string{
+		"Dockerfile": "FROM " + image + "\nADD " + web.URL + "/file?x=1 /file\nADD " + repository + "#main /app\n",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for name, opts := range map[string][]string{
+		"local":      nil,
+		"repository": {"context=" + repository + "#main", "filename=Dockerfile"},
+		"query":      {"context=" + repository + "?branch=main"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dests := on(t, dir, ociTo(""), append([]string{"attest:provenance=mode=min"}, opts...)...)
+			var told [2]string
+			for i, dest := range dests {
+				p := readLayout(t, dest).statements[0]["predicate"].(document)
+				forgetOwn(p)
+				delete(p["runDetails"].(document)["metadata"].(document), "startedOn")
+				delete(p["runDetails"].(document)["metadata"].(document), "finishedOn")
+				delete(p["runDetails"].(document)["metadata"].(document), "invocationId")
+				told[i] = indented(t, p)
+			}
+			if told[0] != told[1] {
+				t.Errorf("Kiln's provenance:\n%s\nBuildKit's:\n%s", told[0], told[1])
 			}
 		})
 	}

@@ -191,8 +191,8 @@ func TestPackageURL(t *testing.T) {
 		"docker.io/library/alpine:1@" + d:  "pkg:docker/alpine@1?digest=" + d,
 		"user/test:v2":                     "pkg:docker/user/test@v2",
 		"ghcr.io/foo/bar":                  "pkg:docker/ghcr.io/foo/bar@latest",
-		"localhost:5000/a/b/c:x_y":         "pkg:docker/localhost:5000/a/b/c@x_y",
-		"registry.example.org:443/foo:1.2": "pkg:docker/registry.example.org:443/foo@1.2",
+		"localhost:5000/a/b/c:x_y":         "pkg:docker/localhost%3A5000/a/b/c@x_y",
+		"registry.example.org:443/foo:1.2": "pkg:docker/registry.example.org%3A443/foo@1.2",
 	} {
 		if got, err := packageURL(purlDocker, ref, nil); err != nil || got != want {
 			t.Errorf("%s: %s, %v, want %s", ref, got, err, want)

@@ -37,7 +37,7 @@ func packageURL(kind, ref string, platform *ocispecs.Platform, more ...qualifier
 	}
 	parts := strings.Split(reference.FamiliarName(named), "/")
 	for i, p := range parts {
-		parts[i] = escapePURL(p)
+		parts[i] = strings.ReplaceAll(escapePURL(p), ":", "%3A") // a registry's port
 	}
 	out := "pkg:" + kind + "/" + strings.Join(parts, "/")
 	if tagged, ok := named.(reference.Tagged); ok {
