@@ -9,6 +9,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -455,12 +456,17 @@ func (br *Bridge) cacheDocument(ctx context.Context, e cacheExport, res *fronten
 	return br.builder.Caches.Format.Encode(entries, roots, e.opt)
 }
 
-// readCacheImports reads the frontend's option "cache-imports", in which old
-// clients name caches.
+// readCacheImports reads the frontend's options "cache-imports" and, of before
+// there was that, "cache-from", in which clients name caches.
 func readCacheImports(opts map[string]string) (found []CacheOption, err error) {
 	text := opts["cache-imports"]
 	if text == "" {
-		return nil, nil
+		for _, ref := range strings.Split(opts["cache-from"], ",") {
+			if ref = strings.TrimSpace(ref); ref != "" {
+				found = append(found, CacheOption{Type: "registry", Attrs: map[string]string{"ref": ref}})
+			}
+		}
+		return found, nil
 	}
 	if err := json.Unmarshal([]byte(text), &found); err != nil {
 		return nil, errors.Join(errors.New(`frontend option "cache-imports": expected a JSON list of {"Type": …, "Attrs": …}`), err)
