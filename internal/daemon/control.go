@@ -175,5 +175,5 @@ func (s *controlService) Info(context.Context, *control.InfoRequest) (*control.I
 }
 
 func (s *Server) version() *worker.BuildkitVersion {
-	return &worker.BuildkitVersion{Package: "github.com/kiln-build/kiln", Version: s.config.Version}
+	return &worker.BuildkitVersion{Package: "github.com/kiln-build/kiln", Version: s.config.Version, DockerfileVersion: s.config.Builder.DockerfileVersion}
 }

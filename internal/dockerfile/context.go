@@ -168,7 +168,7 @@ func (l *lowering) localContext(s *stage, c *namedContext, name string) {
 	if !known {
 		return
 	}
-	v := localVertex(name, "[context "+c.name+"] load from client", map[string]string{
+	v := l.in.opts.localVertex(name, "[context "+c.name+"] load from client", map[string]string{
 		"local.sharedkeyhint": "context:" + c.name + "-" + l.in.opts.sharedKeys[name],
 	})
 	l.locals = append(l.locals, localUse{vertex: v, patterns: patterns, paths: s.paths})
@@ -243,8 +243,11 @@ func followPaths(used map[string]bool) []string {
 	return out
 }
 
-// localVertex is a client's directory.
-func localVertex(name, title string, attrs map[string]string) *llb.Vertex {
+// localVertex is a directory of the client, or of the one that the request says.
+func (o *options) localVertex(name, title string, attrs map[string]string) *llb.Vertex {
+	if id := o.sessions[name]; id != "" {
+		attrs["local.session"] = id
+	}
 	return &llb.Vertex{
 		Op:   &llb.SourceOp{Identifier: "local://" + name, Attrs: attrs},
 		Meta: llb.Metadata{Description: map[string]string{"llb.customname": title}},

@@ -131,6 +131,10 @@ func pinned(q imageQuery, meta *frontend.SourceMeta) (*imageFact, error) {
 		fact.op = *meta.Op
 	}
 	ref, isImage := strings.CutPrefix(fact.op.Identifier, "docker-image://")
+	if !isImage && fact.op.Scheme() != "oci-layout" {
+		fact.config = []byte("{}") // a policy has put something else in its place
+		return fact, nil
+	}
 	if len(meta.Config) == 0 {
 		return nil, fmt.Errorf("resolve image %s: it has no config, is it an image?", q.name)
 	}
@@ -152,7 +156,7 @@ func pinned(q imageQuery, meta *frontend.SourceMeta) (*imageFact, error) {
 // fetchIgnore reads the .dockerignore file of a client's directory.
 func (d *driver) fetchIgnore(ctx context.Context, q ignoreQuery) ([]string, error) {
 	const name = ".dockerignore"
-	v := smallLocal(q.local, q.hint, q.title, []string{name})
+	v := d.opts.smallLocal(q.local, q.hint, q.title, []string{name})
 	ref, err := d.gw.Solve(ctx, &llb.Graph{Root: llb.Edge{Vertex: v}})
 	if err != nil {
 		return nil, fmt.Errorf("load %s of %s: %w", name, q.local, err)

@@ -116,19 +116,19 @@ func (d *driver) dockerfileEdge() llb.Edge {
 	if lower := lowerName(d.opts.filename); lower != "" {
 		follow = append(follow, lower)
 	}
-	return llb.Edge{Vertex: smallLocal(d.opts.dockerfileName, d.opts.dockerfileName,
+	return llb.Edge{Vertex: d.opts.smallLocal(d.opts.dockerfileName, d.opts.dockerfileName,
 		"[internal] load build definition from "+d.opts.filename, follow)}
 }
 
 // smallLocal is a directory of the client of which a few files are wanted.
-func smallLocal(local, hint, title string, follow []string) *llb.Vertex {
+func (o *options) smallLocal(local, hint, title string, follow []string) *llb.Vertex {
 	attrs := map[string]string{"local.sharedkeyhint": hint, "local.differ": "none"}
 	quoted := make([]string, len(follow))
 	for i, f := range follow {
 		quoted[i] = jsonString(f)
 	}
 	attrs["local.followpaths"] = "[" + strings.Join(quoted, ",") + "]"
-	return localVertex(local, title, attrs)
+	return o.localVertex(local, title, attrs)
 }
 
 // openRemote finds the main context where it is no directory of the client: a

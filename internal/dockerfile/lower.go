@@ -289,7 +289,7 @@ func (l *lowering) openContext() {
 		l.context = *l.in.context
 		return
 	}
-	v := localVertex(l.in.opts.contextName, "[internal] load build context", map[string]string{
+	v := l.in.opts.localVertex(l.in.opts.contextName, "[internal] load build context", map[string]string{
 		"local.sharedkeyhint": l.in.opts.contextName,
 	})
 	l.mainUse = &localUse{vertex: v, paths: map[string]bool{}}

@@ -32,6 +32,7 @@ type options struct {
 	contexts  map[string]string // named contexts
 	metadata  map[string]string // image configs of contexts that are inputs, JSON
 
+	sessions   map[string]string // ids of the sessions that have local directories, where it is not the build's
 	sharedKeys map[string]string // what tells one directory of a client from others
 
 	platforms     []ocispecs.Platform // empty means the worker's
@@ -60,7 +61,7 @@ func decodeOptions(opts map[string]string) (*options, error) {
 		subdir: opts["contextsubdir"], cgroupParent: opts["cgroup-parent"], hostname: opts["hostname"],
 		buildArgs: withPrefix(opts, "build-arg:"), labels: withPrefix(opts, "label:"),
 		contexts: withPrefix(opts, "context:"), metadata: withPrefix(opts, "input-metadata:"),
-		sharedKeys: withPrefix(opts, "sharedkey:localdir:"),
+		sharedKeys: withPrefix(opts, "sharedkey:localdir:"), sessions: withPrefix(opts, "local-sessionid:"),
 	}
 	if v := opts["filename"]; v != "" {
 		o.filename = v

@@ -182,3 +182,15 @@ func TestLintRequest(t *testing.T) {
 		})
 	}
 }
+
+// A request may say which of its sessions has a local directory.
+func TestLocalSessions(t *testing.T) {
+	gw := newFakeGateway(map[string]string{"dockerfile/Dockerfile": "FROM scratch\nCOPY a /\n"})
+	res, err := build(t, gw, map[string]string{"local-sessionid:context": "another"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := res.Platforms[0].Graph.Text(); !strings.Contains(text, "another") {
+		t.Errorf("the context is not of that session:\n%s", text)
+	}
+}

@@ -293,8 +293,8 @@ func (l *lowering) planCommand(s *stage, i syntax.Instruction) (command, error) 
 func (l *lowering) copySource(s *stage, c *syntax.Copy) (*stage, error) {
 	from := *c.From
 	if x, err := l.expander().Expand(from.Value, syntax.NoVariables{}); err != nil || x.Text != from.Value {
-		return nil, l.errorAt(from.Span, fmt.Sprintf("variable expansion is not supported for --from, which is %q", from.Value),
-			"a stage or image without variables or quotes; a stage of its own (FROM $NAME AS ...) may have them", "")
+		return nil, l.errorAt(from.Span, "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround",
+			"a stage or image without variables or quotes", "")
 	}
 	if from.Value == "" {
 		return nil, l.errorAt(from.Span, "--from has no value", "a stage, an image or a named context", "")

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -264,9 +265,22 @@ func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref, select
 		return err
 	}
 	defer to.Close()
-	return fileop.Do(ctx, to, root, &llb.DoCopy{
+	info, err := root.Lstat(path.Join("/", selector))
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", selector, err)
+	}
+	if err := fileop.Do(ctx, to, root, &llb.DoCopy{
 		Src: path.Join("/", selector), Dest: "/", DirContents: true, CreateDest: true, Mode: -1, Timestamp: llb.KeepTime,
-	}, nil)
+	}, nil); err != nil {
+		return err
+	}
+	// The copy is of what is in the directory; it is to be like it, too.
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		if err := os.Chown(dir, int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(dir, info.Mode())
 }
 
 // memory makes a directory whose files are never written to disk. A size of 0

@@ -67,7 +67,7 @@ func (s *statement) checkBrokenList(from int) {
 	if errors.As(json.Unmarshal([]byte(s.args[from:]), &into), &syntaxError) {
 		at = from + max(int(syntaxError.Offset)-1, 0)
 	}
-	message := "list is not JSON"
+	message := "list is not JSON: " + plain(strings.TrimSpace(s.args[from:]))
 	switch {
 	case strings.HasPrefix(rest, "'"):
 		message += ": strings stand in single quotes"

@@ -251,9 +251,9 @@ func TestErrors(t *testing.T) {
 		{`FROM a
 CMD ["x", 1]`, `2:10-11 1 is in the list: expected a string in double quotes`},
 		{`FROM a
-RUN ["x", "y"`, `2:12-13 list is not JSON: it has no end: expected a list such as ["one", "two"]`},
+RUN ["x", "y"`, `2:12-13 list is not JSON: [\"x\", \"y\": it has no end: expected a list such as ["one", "two"]`},
 		{`FROM a
-RUN ['x']`, `2:5-6 list is not JSON: strings stand in single quotes: expected a list such as ["one", "two"]`},
+RUN ['x']`, `2:5-6 list is not JSON: ['x']: strings stand in single quotes: expected a list such as ["one", "two"]`},
 		{"FROM a\nSHELL bash", `2:6-10 SHELL has "bash": expected a JSON list such as ["/bin/sh", "-c"]`},
 		{"FROM a\nHEALTHCHECK CDM x", `2:12-15 health check of kind "CDM": expected NONE, or CMD and a command (did you mean CMD?)`},
 		{"FROM a\nHEALTHCHECK --interval=1 CMD x", `2:23-24 flag --interval has the value "1": expected a time such as 30s, at least 1ms`},
