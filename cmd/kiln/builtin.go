@@ -293,7 +293,13 @@ func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]
 	}
 	labels := map[string]string{
 		prefix + "executor": s.executor, prefix + "snapshotter": snapshotter, prefix + "hostname": host,
-		prefix + "network": network, prefix + "oci.process-mode": "sandbox",
+		prefix + "network": network, prefix + "oci.process-mode": "sandbox", prefix + "selinux.enabled": "false",
+	}
+	if s.config.Workers.OCI.NoProcessSandbox {
+		labels[prefix+"oci.process-mode"] = "no-sandbox"
+	}
+	if profile := s.config.Workers.OCI.AppArmor; profile != "" {
+		labels[prefix+"apparmor.profile"] = profile
 	}
 	maps.Copy(labels, s.config.Workers.OCI.Labels)
 	return labels

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -104,6 +104,7 @@ func executorConfig(s settings, ns namespace.Info, stateDir string) oci.Config {
 	}
 	return oci.Config{
 		StateDir: stateDir, Binary: w.Binary, Rootless: ns.Rootless || w.Rootless, CgroupParent: w.CgroupParent,
+		AppArmor: w.AppArmor, SharedProcesses: w.NoProcessSandbox,
 		DNS: oci.DNS{
 			Nameservers: s.config.DNS.Nameservers, Search: s.config.DNS.SearchDomains, Options: s.config.DNS.Options,
 		},
@@ -185,7 +186,8 @@ func notices(c *config.Config) (out []string) {
 		out = append(out, "The oci worker is turned off, but it is the only one that Kiln has: it does the work.")
 	}
 	if w.NoProcessSandbox {
-		out = append(out, "noProcessSandbox has no effect: Kiln gives each step process ids of its own, also where it is rootless.")
+		out = append(out, "noProcessSandbox: steps see the processes of the daemon and of each other, and can end them. "+
+			"It is for a daemon that is rootless in a container.")
 	}
 	if c.ProxyNetwork {
 		out = append(out, "proxyNetwork has no effect: Kiln has no proxy network.")
@@ -193,18 +195,16 @@ func notices(c *config.Config) (out []string) {
 	return out
 }
 
-// confinement refuses a security profile that containers would not get.
-func confinement(c *config.Config) error {
-	var asked []string
-	if c.Workers.OCI.AppArmor != "" {
-		asked = append(asked, "AppArmor profile "+c.Workers.OCI.AppArmor)
+// confinement refuses what containers would not get, and what would put the
+// machine in their hands.
+func confinement(c *config.Config, rootless bool) error {
+	w := c.Workers.OCI
+	if w.SELinux {
+		return errors.New("SELinux labels are asked for, which Kiln does not give to steps: " +
+			"take the setting out to run them with seccomp, AppArmor and namespaces alone")
 	}
-	if c.Workers.OCI.SELinux {
-		asked = append(asked, "SELinux labels")
-	}
-	if len(asked) > 0 {
-		return fmt.Errorf("%s asked for: Kiln applies neither AppArmor profiles nor SELinux labels to steps; "+
-			"take the setting out to run them with seccomp and namespaces alone", strings.Join(asked, " and "))
+	if w.NoProcessSandbox && !rootless {
+		return errors.New("can't enable NoProcessSandbox without Rootless")
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) (err err
 		slog.Warn(n)
 	}
 	fail := func(err error) error { return fmt.Errorf("start daemon: %w", err) }
-	if err := confinement(o.config); err != nil {
+	if err := confinement(o.config, ns.Rootless || o.config.Workers.OCI.Rootless); err != nil {
 		return fail(err)
 	}
 	s, parts, err := newDaemon(ctx, settings{root: o.config.Root, executor: o.executor, idle: o.idleTimeout, config: o.config}, ns)

@@ -50,6 +50,12 @@ type Config struct {
 	// CgroupParent is where containers go whose spec names no parent, relative
 	// to the root of the cgroup hierarchy. Empty means that root.
 	CgroupParent string
+	// AppArmor is the profile that holds containers, which must be loaded; ""
+	// leaves that to the machine.
+	AppArmor string
+	// SharedProcesses has containers see and signal the daemon's processes, for
+	// daemons in a container that may mount no /proc.
+	SharedProcesses bool
 	// DNS is what resolv.conf says; by default what the machine's says.
 	DNS DNS
 	// Network is how sandboxed containers are connected.

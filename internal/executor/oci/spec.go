@@ -96,6 +96,7 @@ func (e *Executor) ociSpec(s executor.Spec, files etcPaths, netns string) (*spec
 	}
 	if s.Insecure {
 		out.Linux.Devices = e.insecureDevices()
+		e.confine(out, true)
 		return out, nil
 	}
 	out.Linux.Seccomp = e.seccomp
@@ -106,6 +107,7 @@ func (e *Executor) ociSpec(s executor.Spec, files etcPaths, netns string) (*spec
 		// which its user may be allowed to change (CVE-2023-25809).
 		out.Linux.MaskedPaths = append(out.Linux.MaskedPaths, "/sys/fs/cgroup")
 	}
+	e.confine(out, false)
 	return out, nil
 }
 
