@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -102,7 +103,10 @@ type Error struct {
 	Vertex  digest.Digest // "" if no step failed
 	Sources []Source      // the lines of the build file, innermost first
 	Err     error
+	Stack   []uintptr // where in the program it came to light, as of [runtime.Callers]
 }
+
+const deepestStack = 32 // calls
 
 // Source is a stretch of a build file.
 type Source struct {
@@ -314,7 +318,8 @@ func (br *Bridge) Locate(err error) error {
 	if err == nil || errors.As(err, &done) {
 		return err
 	}
-	e := &Error{Err: err}
+	e := &Error{Err: err, Stack: make([]uintptr, deepestStack)}
+	e.Stack = e.Stack[:runtime.Callers(1, e.Stack)]
 	var step *solver.Error
 	if errors.As(err, &step) {
 		e.Vertex = step.Vertex

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -253,8 +254,10 @@ func TestGetWaitsForBuild(t *testing.T) {
 }
 
 func TestErrorsKeepWhatClientsNeed(t *testing.T) {
+	stack := make([]uintptr, 1)
+	runtime.Callers(1, stack)
 	err := error(&build.Error{
-		Vertex: "sha256:aa", Err: fmt.Errorf("step: %w", fs.ErrNotExist),
+		Stack: stack, Vertex: "sha256:aa", Err: fmt.Errorf("step: %w", fs.ErrNotExist),
 		Sources: []build.Source{{File: llb.SourceFile{Name: "Dockerfile", Data: []byte("FROM x")}, Ranges: []llb.Range{{Start: llb.Position{Line: 1}}}}},
 	})
 	st := errorStatus(err)
@@ -265,9 +268,12 @@ func TestErrorsKeepWhatClientsNeed(t *testing.T) {
 	for _, d := range st.Details {
 		types = append(types, d.TypeUrl)
 	}
-	want := "[github.com/moby/buildkit/errdefs.Vertex+json github.com/moby/buildkit/errdefs.Source+json]"
+	want := "[github.com/moby/buildkit/stack.Stack+json github.com/moby/buildkit/errdefs.Vertex+json github.com/moby/buildkit/errdefs.Source+json]"
 	if fmt.Sprint(types) != want {
 		t.Errorf("details %v", types)
+	}
+	if frame := string(st.Details[0].Value); !strings.Contains(frame, "daemon.TestErrorsKeepWhatClientsNeed") {
+		t.Errorf("stack is %s", frame)
 	}
 	for err, code := range map[error]codes.Code{
 		context.Canceled: codes.Canceled,

@@ -71,6 +71,9 @@ func errorStatus(err error) *status.Status {
 	attestDetails(st, err)
 	var be *build.Error
 	if errors.As(err, &be) {
+		if len(be.Stack) > 0 {
+			st.Details = appendDetail(st.Details, "stack.Stack", wireStack(be.Stack))
+		}
 		if be.Vertex != "" {
 			st.Details = appendDetail(st.Details, "errdefs.Vertex", &errdefs.Vertex{Digest: string(be.Vertex)})
 		}
@@ -117,6 +120,10 @@ func wireSource(s build.Source) *errdefs.Source {
 		if def, err := s.File.From.Marshal(); err == nil { // else the error is told without it
 			out.Info.Definition = def
 		}
+	}
+	if from := s.File.From; from != nil {
+		// Without it the source is shown all the same.
+		out.Info.Definition, _ = from.Marshal()
 	}
 	for _, r := range s.Ranges {
 		out.Ranges = append(out.Ranges, wireRange(r.Start.Line, r.Start.Character, r.End.Line, r.End.Character))
