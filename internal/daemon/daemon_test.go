@@ -320,3 +320,11 @@ func TestHostileResults(t *testing.T) {
 		}
 	}
 }
+
+func TestTransferIsNamed(t *testing.T) {
+	for id, want := range map[string]string{"transferring context:": "transferring", "extracting sha256:0": ""} {
+		if got := wireStatus(&progress.Status{ID: id}).Name; got != want {
+			t.Errorf("%s has name %q, want %q", id, got, want)
+		}
+	}
+}

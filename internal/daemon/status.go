@@ -87,8 +87,12 @@ func wireVertex(v *progress.Vertex) *control.Vertex {
 }
 
 func wireStatus(s *progress.Status) *control.VertexStatus {
+	name := s.Name
+	if name == "" && strings.HasPrefix(s.ID, "transferring ") {
+		name = "transferring" // by which clients find what was sent of a directory
+	}
 	return &control.VertexStatus{
-		ID: s.ID, Vertex: string(s.Vertex), Name: s.Name, Current: s.Current, Total: s.Total,
+		ID: s.ID, Vertex: string(s.Vertex), Name: name, Current: s.Current, Total: s.Total,
 		Timestamp: timestamppb.New(s.Timestamp), Started: wireTime(s.Started), Completed: wireTime(s.Completed),
 	}
 }
