@@ -60,7 +60,11 @@ func main() {
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
 		fmt.Fprintln(e.stderr, err)
 	}
-	ctx, stop := interruptible(context.Background(), os.Exit)
+	patience := 1
+	if calledAs(os.Args) == "buildctl" {
+		patience = 2 // as buildctl has
+	}
+	ctx, stop := interruptible(context.Background(), patience, os.Exit)
 	code := runAs(calledAs(os.Args))(ctx, e, os.Args)
 	stop()
 	os.Exit(code)
@@ -90,11 +94,11 @@ func isDaemon(args []string) bool {
 	return !slices.ContainsFunc(args[2:], func(a string) bool { return a == "--help" || a == "-h" || a == "help" })
 }
 
-// interruptible returns a context that the first interrupt cancels. A second one
-// exits at once.
-func interruptible(ctx context.Context, exit func(int)) (context.Context, func()) {
+// interruptible returns a context that the first interrupt cancels. One more than
+// patience exits at once.
+func interruptible(ctx context.Context, patience int, exit func(int)) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	signals := make(chan os.Signal, 2)
+	signals := make(chan os.Signal, patience+1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	done := make(chan struct{})
 	go func() {
@@ -103,7 +107,7 @@ func interruptible(ctx context.Context, exit func(int)) (context.Context, func()
 			case <-done:
 				return
 			case <-signals:
-				if n > 0 {
+				if n >= patience {
 					exit(exitCanceled)
 				}
 				cancel()

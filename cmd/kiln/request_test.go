@@ -262,7 +262,7 @@ func TestStdin(t *testing.T) {
 
 func TestInterruptible(t *testing.T) {
 	codes := make(chan int, 1)
-	ctx, stop := interruptible(context.Background(), func(code int) { codes <- code })
+	ctx, stop := interruptible(context.Background(), 1, func(code int) { codes <- code })
 	defer stop()
 	self, err := os.FindProcess(os.Getpid())
 	if err != nil {
