@@ -218,7 +218,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	}
 	key := sharedKey(p.req, p.caller)
 	old := &state{}
-	if key != "" && !p.req.fresh {
+	if !p.req.fresh {
 		old = s.recall(ctx, key)
 	}
 	task := progress.StepFrom(ctx).Task("transferring "+p.req.name+":", 0)
@@ -236,7 +236,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	if now.ref != nil && s.cfg.Trees != nil {
 		s.cfg.Trees.SetTree(now.ref, now.tree)
 	}
-	if key != "" && now != old {
+	if now != old {
 		if err := s.remember(key, now); err != nil {
 			return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
 		}
@@ -256,12 +256,10 @@ func (in *intake) receive(p *private) (finish func() (*state, error), err error)
 	return m.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, m)
 }
 
-// sharedKey is the name under which a client's files are kept, "" for not at
-// all: without a key of its own, a client could be given another's files.
+// sharedKey is the name under which a client's files are kept. Clients that give
+// no key of their own, as buildctl, share what they send under one name; what
+// of it is not theirs differs in size or time, and is sent anew.
 func sharedKey(r *request, c *session.Caller) string {
-	if c.SharedKey() == "" {
-		return ""
-	}
 	key := r.name + ":" + r.sharedKeyHint + ":" + c.SharedKey()
 	if r.metadataOnly {
 		key += ":metadata"
