@@ -98,6 +98,15 @@ func (d *Daemon) Session(s grpc.BidiStreamingServer[control.BytesMessage, contro
 	return d.session.ServeStream(s)
 }
 
+// ServeSession serves a session whose connection the client dialed itself, until it ends.
+func (d *Daemon) ServeSession(meta map[string][]string, conn net.Conn) error {
+	m, err := session.ParseMeta(meta)
+	if err != nil {
+		return err
+	}
+	return d.session.Serve(context.Background(), m, conn)
+}
+
 func (d *Daemon) news(ref string) *news {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -36,7 +36,17 @@ func connect(ctx context.Context, e *env, cmd *cli.Command) (*client.Client, err
 	if err != nil {
 		return nil, err
 	}
-	return reach(ctx, address)
+	var opt client.Options
+	if cmd.Root().String("tlsdir") != "" {
+		files, err := tlsFiles(cmd, address)
+		if err != nil {
+			return nil, err
+		}
+		if opt.TLS, err = client.TLSConfig(files); err != nil {
+			return nil, err
+		}
+	}
+	return reach(ctx, address, opt)
 }
 
 // daemonAddress is the address of the daemon that the user means. If that is the own
@@ -64,8 +74,8 @@ func daemonAddress(ctx context.Context, e *env, cmd *cli.Command) (string, error
 }
 
 // reach returns a client of a daemon that answers.
-func reach(ctx context.Context, address string) (*client.Client, error) {
-	c, err := client.New(address, client.Options{})
+func reach(ctx context.Context, address string, opt client.Options) (*client.Client, error) {
+	c, err := client.New(address, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +178,7 @@ func (s starter) answers(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	c, err := reach(ctx, s.address())
+	c, err := reach(ctx, s.address(), client.Options{})
 	if err != nil {
 		return false
 	}

@@ -228,6 +228,10 @@ func rootCommand(e *env) *cli.Command {
 		Commands:    commands(e),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "host", Usage: "the daemon's `ADDRESS`: unix://PATH, tcp://HOST:PORT, ssh://HOST, docker-container://NAME …"},
+			&cli.StringFlag{
+				Name: "tlsdir", Sources: cli.EnvVars("KILN_TLS_DIR", "BUILDKIT_TLS_DIR"),
+				Usage: "`FOLDER` of ca.pem, cert.pem and key.pem (or ca.crt, tls.crt and tls.key) for a daemon with TLS",
+			},
 		},
 		EnableShellCompletion: true,
 		ConfigureShellCompletionCommand: func(c *cli.Command) {
