@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -53,7 +54,8 @@ type Config struct {
 type Source struct {
 	cfg     Config
 	answers source.Answers[source.Git]
-	busy    locks // checkouts under way, by memo key
+	busy    locks       // checkouts under way, by memo key
+	checked atomic.Bool // git is recent enough
 }
 
 // New returns a source.
@@ -208,7 +210,11 @@ func (s *Source) open(ctx context.Context, r *request) (run *runner, closeRun fu
 		return nil, nil, fmt.Errorf("make directory for git: %w", err)
 	}
 	run = &runner{program: s.cfg.Program, scratch: dir, advice: r.advice}
-	if err := run.authorize(ctx, r); err != nil {
+	err = s.checkVersion(ctx, run)
+	if err == nil {
+		err = run.authorize(ctx, r)
+	}
+	if err != nil {
 		run.close()
 		return nil, nil, err
 	}

@@ -82,17 +82,18 @@ func pkt(s string) string { return fmt.Sprintf("%04x%s", len(s)+4, s) }
 func TestHostileAdvertisements(t *testing.T) {
 	w := newWorld(t)
 	sum := strings.Repeat("a", 40)
-	body := ""
 	web := serve(t, t.TempDir())
-	web.set("", func(rw http.ResponseWriter, r *http.Request) bool {
-		if !strings.HasSuffix(r.URL.Path, "/info/refs") {
-			rw.WriteHeader(http.StatusNotFound)
+	advertise := func(body string) func(http.ResponseWriter, *http.Request) bool {
+		return func(rw http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, "/info/refs") {
+				rw.WriteHeader(http.StatusNotFound)
+				return true
+			}
+			rw.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+			fmt.Fprint(rw, pkt("# service=git-upload-pack\n")+"0000"+body)
 			return true
 		}
-		rw.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
-		fmt.Fprint(rw, pkt("# service=git-upload-pack\n")+"0000"+body)
-		return true
-	})
+	}
 	for name, tc := range map[string]struct{ body, ref, want string }{
 		"option as HEAD": {
 			pkt(sum+" HEAD\x00symref=HEAD:refs/heads/--upload-pack=/tmp/evil.sh agent=x\n") + pkt(sum+" refs/heads/--upload-pack=/tmp/evil.sh\n") + "0000",
@@ -105,7 +106,7 @@ func TestHostileAdvertisements(t *testing.T) {
 		"commit is no": {pkt("--upload-pack=evil"+strings.Repeat("a", 22)+" refs/heads/main\x00agent=x\n") + "0000", "main", "failed to fetch remote"},
 		"huge":         {strings.Repeat(pkt(sum+" refs/heads/main"+strings.Repeat("/x", 400)+"\n"), 1000) + "0000", "main", "does not contain ref main"},
 	} {
-		body = tc.body
+		web.set("", advertise(tc.body))
 		_, err := w.source().Resolve(t.Context(), web.op("/r.git#"+tc.ref), source.Options{})
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %v, want %q", name, err, tc.want)
