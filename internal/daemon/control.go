@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -57,10 +58,15 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
-		gone := fmt.Errorf("the client's session has ended: %w", context.Canceled)
-		defer context.AfterFunc(req.Session.Context(), func() { cancel(gone) })()
+		defer context.AfterFunc(req.Session.Context(), func() {
+			cancel(fmt.Errorf("the client's session has ended (%v): %w", context.Cause(req.Session.Context()), context.Canceled))
+		})()
 	}
-	return s.config.Builder.Build(ctx, req)
+	out, err := s.config.Builder.Build(ctx, req)
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+		err = cause // it says more
+	}
+	return out, err
 }
 
 // awaitGreeting keeps an answer back, upon which clients close their session,
