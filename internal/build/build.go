@@ -257,24 +257,23 @@ func (br *Bridge) exportAll(ctx context.Context, by []exporter.Exporter, exports
 	var mu sync.Mutex
 	var later []func() error
 	eg, gctx := errgroup.WithContext(ctx)
+	answers := make([]map[string]string, len(exports))
 	for i, e := range exports {
-		eg.Go(func() error {
-			got, err := br.export(gctx, by[i], e, i, in, func(f func(context.Context) error) {
+		step := progress.NewVertex(fmt.Sprint(e.stepName(), i))
+		eg.Go(func() (err error) {
+			answers[i], err = br.export(gctx, by[i], e, i, in, step, func(f func(context.Context) error) {
 				mu.Lock()
 				defer mu.Unlock()
-				later = append(later, func() error { return br.exporting(ctx, e, f) })
+				later = append(later, func() error { return br.exporting(ctx, e, step, f) })
 			})
-			if err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			maps.Copy(out, got)
-			return nil
+			return err
 		})
 	}
 	if err := eg.Wait(); err != nil {
 		return err
+	}
+	for _, answer := range answers { // of two that say the same thing, the last one counts
+		maps.Copy(out, answer)
 	}
 	eg = &errgroup.Group{}
 	for _, f := range later {

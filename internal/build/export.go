@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -88,12 +89,16 @@ func metaTime(meta map[string][]byte, key string) (*time.Time, error) {
 	return t, nil
 }
 
-// exporting shows what an exporter does as a step.
-func (br *Bridge) exporting(ctx context.Context, e Export, f func(context.Context) error) error {
-	name := "exporting to " + map[string]string{
+// stepName is how an export is shown.
+func (e Export) stepName() string {
+	return "exporting to " + map[string]string{
 		"image": "image", "oci": "oci image format", "docker": "docker image format", "local": "client directory", "tar": "client tarball",
 	}[e.Type]
-	if err := progress.Run(session.WithGroup(ctx, br), br.req.Sink, name, f); err != nil {
+}
+
+// exporting shows what an exporter does, in one go or in two, as a step.
+func (br *Bridge) exporting(ctx context.Context, e Export, step digest.Digest, f func(context.Context) error) error {
+	if err := progress.RunAs(session.WithGroup(ctx, br), br.req.Sink, step, e.stepName(), f); err != nil {
 		return fmt.Errorf("export to %s: %w", e.Type, err)
 	}
 	return nil
@@ -102,9 +107,9 @@ func (br *Bridge) exporting(ctx context.Context, e Export, f func(context.Contex
 // export carries the result out. What the exporter has to do when all others
 // have succeeded goes to later.
 func (br *Bridge) export(ctx context.Context, ex exporter.Exporter, e Export, i int, in exporter.Input,
-	later func(func(context.Context) error),
+	step digest.Digest, later func(func(context.Context) error),
 ) (out map[string]string, err error) {
-	err = br.exporting(ctx, e, func(ctx context.Context) error {
+	err = br.exporting(ctx, e, step, func(ctx context.Context) error {
 		out, err = ex.Export(ctx, in, exporter.Target{Attrs: e.Attrs, ID: i, Session: br.req.Session, Later: later, Keep: br.req.Keep})
 		return err
 	})

@@ -153,11 +153,18 @@ func (t *Task) tellLocked(now time.Time) {
 // as "exporting to image": it tells sink that the vertex starts, calls f with
 // a context that carries its step, and tells how it ended.
 func Run(ctx context.Context, sink Sink, name string, f func(context.Context) error) error {
+	return RunAs(ctx, sink, NewVertex(name), name, f)
+}
+
+// NewVertex returns a digest for a vertex that is no part of a graph.
+func NewVertex(name string) digest.Digest {
+	return digest.FromString(name + "\x00" + time.Now().Format(time.RFC3339Nano))
+}
+
+// RunAs is [Run] for a vertex that may run more than once.
+func RunAs(ctx context.Context, sink Sink, vertex digest.Digest, name string, f func(context.Context) error) error {
 	start := time.Now()
-	v := Vertex{
-		Digest: digest.FromString(name + "\x00" + start.Format(time.RFC3339Nano)),
-		Name:   name, Started: &start,
-	}
+	v := Vertex{Digest: vertex, Name: name, Started: &start}
 	first := v
 	sink.Emit(Event{Vertex: &first})
 	err := f(WithStep(ctx, NewStep(sink, v.Digest)))
