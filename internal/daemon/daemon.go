@@ -17,9 +17,11 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/gateway"
@@ -136,7 +138,12 @@ func (s *Server) watchIdle(idle, stop chan struct{}) {
 }
 
 // recoverUnary makes a panic an error of the call that it happened in.
-func recoverUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+func recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if err != nil && status.Code(err) != codes.Canceled {
+			slog.Error(info.FullMethod + " returned error: " + err.Error())
+		}
+	}()
 	defer recovered(&err)
 	resp, err = next(ctx, req)
 	return resp, wireError(err)
