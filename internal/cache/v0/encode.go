@@ -79,8 +79,7 @@ type node struct {
 	saved   time.Time
 	outputs int
 
-	id     string // tells it from all others
-	number int
+	id string // tells it from all others
 }
 
 type link struct {
