@@ -59,7 +59,7 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(req.Session.Context(), func() {
-			cancel(fmt.Errorf("the client's session has ended (%v): %w", context.Cause(req.Session.Context()), context.Canceled))
+			cancel(fmt.Errorf("the client's session has ended (%w): %w", context.Cause(req.Session.Context()), context.Canceled))
 		})()
 	}
 	out, err := s.config.Builder.Build(ctx, req)
