@@ -79,8 +79,15 @@ func execCases(unique string) map[string]execCase {
 			llb.AddMount("/s/t/u", data), llb.AddSecret("/run/secrets/x", llb.SecretID("token"))}},
 		"cache seed": {script: "ls /c; echo new > /c/new", opts: []llb.RunOption{llb.AddMount("/c", data, llb.AsPersistentCacheDir("seed"+unique, llb.CacheMountShared))}},
 		"cache part": {script: "ls /c", opts: []llb.RunOption{llb.AddMount("/c", data, llb.SourcePath("/sub"), llb.AsPersistentCacheDir("part"+unique, llb.CacheMountLocked))}},
-		"signal":     {script: "sh -c 'kill -9 $$'; exit $?", fails: "exit code: 137"},
-		"stdin":      {script: "cat; echo end"},
+		"cache of one owner": {script: "busybox stat -c '%u %g %a' /c; touch /c/x; ls /c", opts: []llb.RunOption{
+			llb.AddMount("/c", llb.Scratch().File(llb.Mkdir("/cache", 0o710, llb.WithUIDGID(5, 6))), llb.SourcePath("/cache"), llb.AsPersistentCacheDir("own"+unique, llb.CacheMountShared))}},
+		"parts of a cache": {script: "echo x > /sub/x; ls /whole /whole/sub", opts: []llb.RunOption{
+			llb.AddMount("/whole", data, llb.AsPersistentCacheDir("parts"+unique, llb.CacheMountLocked)),
+			llb.AddMount("/sub", data, llb.SourcePath("/sub"), llb.AsPersistentCacheDir("parts"+unique, llb.CacheMountLocked))}},
+		"no part of a cache": {script: "true", opts: []llb.RunOption{
+			llb.AddMount("/c", llb.Scratch(), llb.SourcePath("/none"), llb.AsPersistentCacheDir("none"+unique, llb.CacheMountShared))}, fails: "none"},
+		"signal": {script: "sh -c 'kill -9 $$'; exit $?", fails: "exit code: 137"},
+		"stdin":  {script: "cat; echo end"},
 	}
 	return cases
 }

@@ -234,22 +234,25 @@ func (s *mountSet) cache(ctx context.Context, m llb.Mount) (dir string, err erro
 	fill := func(dir string) error { return nil }
 	if m.Input != llb.None {
 		key.base = s.inputs[m.Input].ID()
-		fill = func(dir string) error { return s.seed(ctx, dir, s.inputs[m.Input], m.Selector) }
+		fill = func(dir string) error { return s.seed(ctx, dir, s.inputs[m.Input]) }
 	}
-	if dir, ok := s.caches[key]; ok { // a locked one would wait for itself
-		return dir, nil
+	dir, ok := s.caches[key] // a locked one would wait for itself
+	if !ok {
+		var release func()
+		if dir, release, err = s.worker.CacheMounts.acquire(ctx, key, m.CacheSharing, fill); err != nil {
+			return "", err
+		}
+		s.caches[key] = dir
+		s.onUnmount(func() error { release(); return nil })
 	}
-	dir, release, err := s.worker.CacheMounts.acquire(ctx, key, m.CacheSharing, fill)
-	if err != nil {
-		return "", err
+	if path.Join("/", m.Selector) != "/" {
+		return s.sub(dir, m.Selector)
 	}
-	s.caches[key] = dir
-	s.onUnmount(func() error { release(); return nil })
 	return dir, nil
 }
 
 // seed copies what a cache mount is to begin with.
-func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref, selector string) error {
+func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref) error {
 	src, release, err := s.worker.Layers.Mount(ctx, from)
 	if err != nil {
 		return err
@@ -265,12 +268,12 @@ func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref, select
 		return err
 	}
 	defer to.Close()
-	info, err := root.Lstat(path.Join("/", selector))
+	info, err := root.Lstat("/")
 	if err != nil {
-		return fmt.Errorf("copy %s: %w", selector, err)
+		return err
 	}
 	if err := fileop.Do(ctx, to, root, &llb.DoCopy{
-		Src: path.Join("/", selector), Dest: "/", DirContents: true, CreateDest: true, Mode: -1, Timestamp: llb.KeepTime,
+		Src: "/", Dest: "/", DirContents: true, CreateDest: true, Mode: -1, Timestamp: llb.KeepTime,
 	}, nil); err != nil {
 		return err
 	}
