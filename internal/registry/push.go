@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -116,7 +117,8 @@ func (c *Client) pushBlob(ctx context.Context, to remotes.Pusher, named referenc
 }
 
 func (c *Client) pushManifest(ctx context.Context, to remotes.Pusher, ref string, m Manifest) error {
-	task := progress.StepFrom(ctx).Task("pushing manifest for "+ref, int64(len(m.Data)))
+	name, _, _ := strings.Cut(ref, "@")
+	task := progress.StepFrom(ctx).Task(fmt.Sprintf("pushing manifest for %s@%s", name, m.Desc.Digest), int64(len(m.Data)))
 	defer task.Done()
 	desc := m.Desc
 	desc.Annotations = nil
