@@ -160,7 +160,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		job.Sessions = []*session.Caller{req.Session}
 		id = req.Session.ID()
 	}
-	im := &imports{known: map[string]bool{}}
+	im := newImports(ctx)
 	im.br = &Bridge{
 		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
 		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im}),

@@ -81,11 +81,30 @@ func (b *Builder) cacheTypes(more ...string) []string {
 // imports are the caches of others that a build looks into. They are fetched in
 // the background; who looks for something waits for them.
 type imports struct {
-	br *Bridge
+	br     *Bridge
+	ctx    context.Context // of those that are being fetched
+	cancel context.CancelFunc
 
 	mu    sync.Mutex
 	known map[string]bool
 	list  []*imported
+}
+
+func newImports(ctx context.Context) *imports {
+	im := &imports{known: map[string]bool{}}
+	im.ctx, im.cancel = context.WithCancel(ctx)
+	return im
+}
+
+// close ends what nobody has waited for.
+func (im *imports) close() {
+	im.cancel()
+	im.mu.Lock()
+	list := slices.Clone(im.list)
+	im.mu.Unlock()
+	for _, one := range list {
+		<-one.done
+	}
 }
 
 type imported struct {
@@ -103,7 +122,7 @@ func (br *Bridge) ImportCaches(opts []CacheOption) {
 			continue // strings always can be
 		}
 		im.mu.Lock()
-		if im.known[string(b)] {
+		if im.known[string(b)] || im.ctx.Err() != nil {
 			im.mu.Unlock()
 			continue
 		}
@@ -132,7 +151,7 @@ func importName(o CacheOption) string {
 func (im *imports) fetch(o CacheOption) (index cache.Index) {
 	br := im.br
 	// Whatever is wrong is told by the vertex.
-	_ = progress.Run(session.WithGroup(br.ctx, br), br.req.Sink, "importing cache manifest from "+importName(o), func(ctx context.Context) error {
+	_ = progress.Run(session.WithGroup(im.ctx, br), br.req.Sink, "importing cache manifest from "+importName(o), func(ctx context.Context) error {
 		place, ok := br.builder.Caches.Places[o.Type]
 		if !ok {
 			return fmt.Errorf("unknown cache importer: %s: expected one of %v", o.Type, br.builder.cacheTypes())
