@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/caps"
+	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/gateway"
 )
 
@@ -29,8 +30,12 @@ func (c *Client) Build(ctx context.Context, opt SolveOpt, f BuildFunc, sink Sink
 	if err != nil {
 		return nil, fmt.Errorf("listing workers for Build: failed to list workers: %w", err)
 	}
-	return c.run(ctx, opt, sink, func(ctx context.Context, ref, sessionID string, attrs map[string]string) error {
-		g, err := c.openGateway(ctx, ref, BuildOpts{Opts: maps.Clone(attrs), SessionID: sessionID, Workers: workers})
+	return c.run(ctx, opt, sink, func(ctx context.Context, req *control.SolveRequest) error {
+		opts := BuildOpts{Opts: maps.Clone(req.GetFrontendAttrs()), SessionID: req.GetSession(), Workers: workers}
+		for _, e := range req.GetCache().GetImports() {
+			opts.CacheImports = append(opts.CacheImports, CacheEntry{Type: e.GetType(), Attrs: e.GetAttrs()})
+		}
+		g, err := c.openGateway(ctx, req.GetRef(), opts)
 		if err != nil {
 			return err
 		}

@@ -73,7 +73,7 @@ func TestBuild(t *testing.T) {
 		CacheImports: []client.CacheEntry{{Type: "registry", Attrs: map[string]string{"ref": "x"}}},
 	}, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
 		opts := g.BuildOpts()
-		if opts.Opts["a"] != "b" || opts.SessionID == "" || len(opts.Workers) != 1 || !opts.Caps["statfile"] {
+		if opts.Opts["a"] != "b" || opts.SessionID == "" || len(opts.Workers) != 1 || len(opts.CacheImports) != 1 || !opts.Caps["statfile"] {
 			t.Errorf("the driver is told %+v", opts)
 		}
 		in, err := g.Inputs(ctx)

@@ -24,9 +24,11 @@ type Gateway struct {
 type BuildOpts struct {
 	Opts      map[string]string // attributes of the frontend
 	SessionID string
-	Workers   []Worker
-	Caps      Caps // of the gateway
-	LLBCaps   Caps // of the language
+	// CacheImports are those of the build that are there, for requests to solve.
+	CacheImports []CacheEntry
+	Workers      []Worker
+	Caps         Caps // of the gateway
+	LLBCaps      Caps // of the language
 }
 
 // BuildOpts returns what the build's driver is told.

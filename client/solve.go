@@ -84,9 +84,9 @@ func (c *Client) Solve(ctx context.Context, opt SolveOpt, sink Sink) (*Result, e
 	return c.run(ctx, opt, sink, nil)
 }
 
-// driver drives a build from this side; it ends with an answer to the daemon. attrs
-// are the frontend's attributes, completed.
-type driver func(ctx context.Context, ref, sessionID string, attrs map[string]string) error
+// driver drives a build from this side; it ends with an answer to the daemon. req is
+// what the daemon was asked for.
+type driver func(ctx context.Context, req *control.SolveRequest) error
 
 // run carries a build through: it serves the session, watches, and asks for the
 // build, which drive, if not nil, makes.
@@ -150,7 +150,7 @@ func (c *Client) run(ctx context.Context, opt SolveOpt, sink Sink, drive driver)
 // orNothing is the driver, or one that has nothing to do.
 func (d driver) orNothing() driver {
 	if d == nil {
-		return func(context.Context, string, string, map[string]string) error { return nil }
+		return func(context.Context, *control.SolveRequest) error { return nil }
 	}
 	return d
 }
@@ -165,7 +165,7 @@ func (c *Client) solveAndDrive(ctx context.Context, cancel context.CancelCauseFu
 	defer endDrive()
 	driven := make(chan error, 1)
 	go func() {
-		err := drive(driveCtx, req.GetRef(), req.GetSession(), req.GetFrontendAttrs())
+		err := drive(driveCtx, req)
 		driven <- err
 		if err != nil {
 			select {

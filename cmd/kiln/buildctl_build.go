@@ -128,7 +128,7 @@ func solveThroughGateway(ctx context.Context, c *client.Client, opt client.Solve
 	frontend := opt.Frontend
 	result, err := c.Build(ctx, opt, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
 		req := client.SolveRequest{
-			Definition: def, Frontend: frontend, FrontendOpt: maps.Clone(opt.FrontendAttrs), CacheImports: opt.CacheImports,
+			Definition: def, Frontend: frontend, FrontendOpt: maps.Clone(opt.FrontendAttrs), CacheImports: g.BuildOpts().CacheImports,
 		}
 		_, isSub := req.FrontendOpt["requestid"]
 		if _, given := req.FrontendOpt["frontend.caps"]; isSub && !given {

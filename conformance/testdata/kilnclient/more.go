@@ -30,14 +30,18 @@ func localCache(ctx context.Context, s *suite) (any, error) {
 			CacheImports: []client.CacheEntry{{Type: "local", Attrs: map[string]string{"src": dir}}},
 		}
 		var err error
-		if opt.Definition, err = marshal(ctx, s.base().Run(llb.Shlex(`sh -c "echo cached > /out"`)).Root()); err != nil {
+		if opt.Definition, err = marshal(ctx, s.base().Run(llb.Shlex(`sh -c "echo running; echo cached > /out"`)).Root()); err != nil {
 			return nil, err
 		}
-		result, err := s.Solve(ctx, opt, &names{})
+		def := opt.Definition
+		var seen names
+		result, err := s.Build(ctx, opt, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
+			return g.Solve(ctx, client.SolveRequest{Definition: def, CacheImports: g.BuildOpts().CacheImports, Evaluate: true})
+		}, &seen)
 		if err != nil {
 			return nil, err
 		}
-		told = append(told, fmt.Sprint(result.Response["cache.manifest"] != ""))
+		told = append(told, fmt.Sprint(result.Response["cache.manifest"] != "", strings.Contains(seen.logs, "running")))
 		if err := s.Prune(ctx, client.PruneOpt{All: true}, nil); err != nil {
 			return nil, err
 		}
