@@ -1,177 +1,23 @@
 package daemon
 
 import (
-	"context"
+	"encoding/json"
 	"errors"
 	"io"
-	"net"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 
-	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/errdefs"
 	"github.com/kiln-build/kiln/internal/api/gateway"
-	"github.com/kiln-build/kiln/internal/build"
-	"github.com/kiln-build/kiln/internal/cache"
-	"github.com/kiln-build/kiln/internal/content"
-	"github.com/kiln-build/kiln/internal/executor/fake"
-	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/op"
-	"github.com/kiln-build/kiln/internal/session"
-	"github.com/kiln-build/kiln/internal/snapshot"
-	"github.com/kiln-build/kiln/internal/solver"
-	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/llb/pb"
 )
-
-// gatewayServer is a daemon with an executor that interprets scripts.
-type gatewayServer struct {
-	root   string
-	conn   *grpc.ClientConn
-	socket string
-}
-
-func serveGateway(t *testing.T) *gatewayServer {
-	t.Helper()
-	root := t.TempDir()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	closing := func(f func() error) {
-		t.Cleanup(func() {
-			if err := f(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	db, err := store.Open(root)
-	must(err)
-	closing(db.Close)
-	snapshots, err := snapshot.Open(filepath.Join(root, "snapshots"), "auto")
-	must(err)
-	closing(snapshots.Close)
-	blobs, err := content.Open(t.Context(), filepath.Join(root, "content"))
-	must(err)
-	layers, err := layer.NewStore(t.Context(), layer.Config{
-		Dir: filepath.Join(root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
-	})
-	must(err)
-	closing(layers.Close)
-	mounts, err := op.NewCacheMounts(filepath.Join(root, "cachemounts"))
-	must(err)
-	scratch := filepath.Join(root, "runs")
-	must(os.Mkdir(scratch, 0o700))
-	platform := []ocispecs.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
-	s := New(Config{
-		Builder: &build.Builder{
-			Solver: solver.New(cache.New(db, layers)), Caps: Caps(),
-			Worker: &op.Worker{Platforms: platform, Executor: fake.New(), Layers: layers, CacheMounts: mounts, Scratch: scratch},
-		},
-		Sessions: session.NewManager(), History: openHistory(t), Platforms: platform,
-	})
-	socket := filepath.Join(root, "sock")
-	l, err := net.Listen("unix", socket)
-	must(err)
-	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, l) }()
-	closing(func() error { stop(); return <-served })
-	g := &gatewayServer{root: root, socket: socket}
-	g.conn = g.dial(t)
-	return g
-}
-
-func (g *gatewayServer) dial(t *testing.T) *grpc.ClientConn {
-	t.Helper()
-	conn, err := grpc.NewClient("unix://"+g.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
-// build is a build whose client acts as its frontend.
-type clientBuild struct {
-	gateway.LLBBridgeClient
-	ctx  context.Context
-	done chan error // what Solve answered
-}
-
-func begin(t *testing.T, conn *grpc.ClientConn, ref string) *clientBuild {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	b := &clientBuild{
-		gateway.NewLLBBridgeClient(conn), metadata.AppendToOutgoingContext(ctx, buildIDKey, ref), make(chan error, 1),
-	}
-	go func() {
-		_, err := control.NewControlClient(conn).Solve(ctx, &control.SolveRequest{Ref: ref})
-		b.done <- err
-	}()
-	if _, err := b.Ping(b.ctx, &gateway.PingRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// end returns nothing and waits for the end of the build.
-func (b *clientBuild) end(t *testing.T) {
-	t.Helper()
-	if _, err := b.Return(b.ctx, &gateway.ReturnRequest{Result: &gateway.Result{}}); err != nil {
-		t.Errorf("return: %v", err)
-	}
-	if err := <-b.done; err != nil {
-		t.Errorf("solve: %v", err)
-	}
-}
-
-// solve makes a file system of one file and returns its id.
-func (b *clientBuild) solve(t *testing.T) string {
-	t.Helper()
-	g := &llb.Graph{Root: llb.Edge{Vertex: &llb.Vertex{Op: &llb.FileOp{Actions: []llb.FileStep{{
-		Input: llb.None, Secondary: llb.None, Output: 0,
-		Do: &llb.DoMkfile{Path: "/file", Mode: 0o644, Data: []byte("text"), Timestamp: -1},
-	}}}}}}
-	def, err := g.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := b.Solve(b.ctx, &gateway.SolveRequest{Definition: def, AllowResultReturn: true, AllowResultArrayRef: true, Evaluate: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.Result.GetRef().GetId()
-}
-
-// container makes a container and a stream for its processes.
-func (b *clientBuild) container(t *testing.T, id string) gateway.LLBBridge_ExecProcessClient {
-	t.Helper()
-	if _, err := b.NewContainer(b.ctx, &gateway.NewContainerRequest{
-		ContainerID: id, Mounts: []*pb.Mount{{Dest: "/", ResultID: b.solve(t)}},
-	}); err != nil {
-		t.Fatal(err)
-	}
-	stream, err := b.ExecProcess(b.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return stream
-}
 
 func initMessage(container string, fds []uint32, args ...string) *gateway.ExecMessage {
 	return &gateway.ExecMessage{ProcessID: "p", Input: &gateway.ExecMessage_Init{Init: &gateway.InitMessage{
@@ -367,6 +213,91 @@ func oneAttestation(a *gateway.Attestation) *gateway.Result {
 	}
 }
 
+// A failure says what the client needs to look into it; what the failed step
+// left is gone with the build.
+func TestFailedStep(t *testing.T) {
+	g := serveGateway(t)
+	b := begin(t, g.conn, "failed")
+	graph := &llb.Graph{Root: llb.Edge{Vertex: &llb.Vertex{Op: &llb.FileOp{Actions: []llb.FileStep{
+		{Input: llb.None, Secondary: llb.None, Output: llb.None, Do: &llb.DoMkfile{Path: "/left", Mode: 0o644, Data: []byte("here"), Timestamp: -1}},
+		{Input: 0, Secondary: llb.None, Output: 0, Do: &llb.DoMkfile{Path: "/none/file", Mode: 0o644, Timestamp: -1}},
+	}}}}}
+	def, err := graph.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Solve(b.ctx, &gateway.SolveRequest{Definition: def, AllowResultReturn: true, AllowResultArrayRef: true, Evaluate: true})
+	failed, vertex := &errdefs.Solve{}, &errdefs.Vertex{}
+	for _, d := range status.Convert(err).Proto().GetDetails() {
+		switch d.TypeUrl {
+		case "github.com/moby/buildkit/errdefs.Solve+json":
+			if err := protojson.Unmarshal(d.Value, failed); err != nil {
+				t.Error(err)
+			}
+		case "github.com/moby/buildkit/errdefs.Vertex+json":
+			if err := json.Unmarshal(d.Value, vertex); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if failed.GetFile().GetIndex() != 1 || len(failed.MountIDs) != 2 || failed.MountIDs[0] != "" || failed.Op.GetFile() == nil ||
+		vertex.Digest != string(graph.Root.Vertex.Digest()) {
+		t.Fatalf("the failure says %v and %v", failed, vertex)
+	}
+	if _, err := b.NewContainer(b.ctx, &gateway.NewContainerRequest{
+		ContainerID: "c", Mounts: []*pb.Mount{{Dest: "/", ResultID: failed.MountIDs[1]}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.ReadFileContainer(b.ctx, &gateway.ReadFileRequest{Ref: "c", FilePath: "/left"})
+	if err != nil || string(got.GetData()) != "here" {
+		t.Errorf("what the step left: %q %v", got.GetData(), err)
+	}
+	if _, err := b.Return(b.ctx, &gateway.ReturnRequest{Result: &gateway.Result{
+		Result: &gateway.Result_RefDeprecated{RefDeprecated: failed.MountIDs[1]}}}); status.Code(err) != codes.NotFound {
+		t.Errorf("what a failed step left was returned as a result: %v", err)
+	}
+	b.end(t)
+	eventually(t, "layers are left", func() (left string) {
+		all, err := g.layers.DiskUsage(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range all {
+			left += u.ID + " " + u.Description + "\n"
+		}
+		return left
+	})
+}
+
+// Frontends of before Return, and of before results, are served.
+func TestOldFrontends(t *testing.T) {
+	b := begin(t, serveGateway(t).conn, "old")
+	g := &llb.Graph{Root: llb.Edge{Vertex: &llb.Vertex{Op: &llb.FileOp{Actions: []llb.FileStep{{
+		Input: llb.None, Secondary: llb.None, Output: 0, Do: &llb.DoMkdir{Path: "/dir", Mode: 0o755, Timestamp: -1},
+	}}}}}}
+	def, err := g.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := b.Solve(b.ctx, &gateway.SolveRequest{Definition: def})
+	if err != nil || resp.Ref == "" {
+		t.Fatalf("solve: %v %v", resp, err)
+	}
+	if st, err := b.StatFile(b.ctx, &gateway.StatFileRequest{Ref: resp.Ref, Path: "dir"}); err != nil || st.Stat.Path != "dir" {
+		t.Errorf("stat: %v %v", st, err)
+	}
+	if _, err := b.Solve(b.ctx, &gateway.SolveRequest{Definition: def, Final: true, ExporterAttr: []byte("{nonsense")}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a final solve with bad attributes: %v", err)
+	}
+	if _, err := b.Solve(b.ctx, &gateway.SolveRequest{Definition: def, Final: true, ExporterAttr: []byte("{}")}); err != nil {
+		t.Errorf("a final solve: %v", err)
+	}
+	if err := <-b.done; err != nil {
+		t.Errorf("the build: %v", err)
+	}
+}
+
 // Whatever a client holds when it vanishes is given back: containers,
 // processes, mounts, and all who work for them.
 func TestVanishedClientLeavesNothing(t *testing.T) {
@@ -409,48 +340,4 @@ func TestVanishedClientLeavesNothing(t *testing.T) {
 		})
 		eventually(t, name+": goroutines are left", workers)
 	}
-}
-
-// eventually waits until there is nothing left to tell.
-func eventually(t *testing.T, what string, left func() string) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		text := left()
-		if text == "" {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s:\n%s", what, text)
-		}
-	}
-}
-
-// workers are the goroutines that work for a build.
-func workers() string {
-	buf := make([]byte, 1<<20)
-	var found []string
-	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		for _, name := range []string{"internal/build.", "internal/op.", "internal/executor", "ExecProcess", "execStream", "execProcess"} {
-			if strings.Contains(g, name) && !strings.Contains(g, "TestVanished") {
-				found = append(found, g)
-				break
-			}
-		}
-	}
-	return strings.Join(found, "\n\n")
-}
-
-func mountsBelow(t *testing.T, dir string) string {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var found []string
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
-			found = append(found, fields[4])
-		}
-	}
-	return strings.Join(found, "\n")
 }
