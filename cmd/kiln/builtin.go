@@ -167,7 +167,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{mounts}, repos}},
 		History:   past, Spans: spans,
-		WorkerID: id, Version: version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
+		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	}), parts, nil
 }
 
