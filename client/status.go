@@ -11,16 +11,29 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// Event is one piece of news of a build, and Sink is who takes it.
+// What a build tells while it runs.
 type (
+	// Event is one piece of news: one of its fields is set.
 	Event = progress.Event
-	Sink  = progress.Sink
+	// Sink takes events; a nil Sink forgets them.
+	Sink = progress.Sink
+	// Vertex tells of a step's state.
+	Vertex = progress.Vertex
+	// VertexStatus tells of a part of a step, such as one layer of a pull.
+	VertexStatus = progress.Status
+	// VertexLog is output of a step.
+	VertexLog = progress.Log
+	// VertexWarning is a remark on a step.
+	VertexWarning = progress.Warning
 )
 
 // emit hands a message of the status stream over (WIRE.md section 10). What the
 // message tells of a step comes before the step's end, although the message may
 // list the end first.
 func emit(sink Sink, r *control.StatusResponse) {
+	if sink == nil {
+		return
+	}
 	last := map[string]int{}
 	for i, v := range r.GetVertexes() {
 		last[v.GetDigest()] = i
