@@ -328,7 +328,9 @@ func TestVanishedClientLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		vanish(conn, b)
-		<-b.done
+		if err := <-b.done; (err == nil) != (name == "result") {
+			t.Errorf("%s: the build ended with %v", name, err)
+		}
 		if name == "result" {
 			conn.Close()
 		}

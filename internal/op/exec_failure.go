@@ -54,13 +54,6 @@ func known(ref *layer.Ref) *State {
 	return &State{ref: ref}
 }
 
-func knownAll(inputs []solver.Result) (out []*State) {
-	for _, ref := range refs(inputs) {
-		out = append(out, known(ref))
-	}
-	return out
-}
-
 // Layer freezes the file system, if it is not yet, and returns it.
 func (s *State) Layer(ctx context.Context) (*layer.Ref, error) {
 	s.mu.Lock()

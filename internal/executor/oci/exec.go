@@ -134,7 +134,7 @@ func (c *container) finish(ctx context.Context, t *task, ended <-chan error) {
 	case result = <-ended:
 		t.forget()
 	case <-ctx.Done():
-		t.kill(ended)
+		result = t.kill(ended)
 		t.forget()
 	}
 	t.stdio.ended()
@@ -158,7 +158,7 @@ func (t *task) forget() {
 
 // kill kills the process and waits for its end. What the process started in
 // its turn may still write; that is not waited for long.
-func (t *task) kill(ended <-chan error) {
+func (t *task) kill(ended <-chan error) error {
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
 	patience := time.After(startPatience)
@@ -170,14 +170,14 @@ func (t *task) kill(ended <-chan error) {
 			}
 		}
 		select {
-		case <-ended:
-			return
+		case err := <-ended:
+			return err
 		case <-poll.C:
 		case <-patience:
 			if !killed {
 				_ = t.signalRuntime(unix.SIGKILL)
 			}
-			return
+			return nil
 		}
 	}
 }
