@@ -157,7 +157,7 @@ func secretSources(words []string) ([]client.Secret, error) {
 }
 
 func secretSource(word string) (client.Secret, error) {
-	var s client.Secret
+	s := client.Secret{EmptyIfUnset: true}
 	fields, err := csvFields(word)
 	if err != nil {
 		return s, fmt.Errorf("failed to parse csv secret: %w", err)

@@ -27,6 +27,9 @@ const MaxSize = 500 << 10
 type Source struct {
 	ID        string
 	File, Env string // one of them
+	// EmptyIfUnset says that a variable that is not set is an empty secret, as for
+	// BuildKit's programs, and no mistake.
+	EmptyIfUnset bool
 }
 
 // Provider serves a client's secrets. It is a [session.Attachable].
@@ -71,7 +74,7 @@ func (s Source) read() ([]byte, error) {
 	if s.Env != "" {
 		v, ok := os.LookupEnv(s.Env)
 		switch {
-		case !ok:
+		case !ok && !s.EmptyIfUnset:
 			return nil, fmt.Errorf("the environment has no variable %s", s.Env)
 		case len(v) > MaxSize:
 			return nil, fmt.Errorf("variable %s is of %d bytes: at most %d are allowed", s.Env, len(v), MaxSize)

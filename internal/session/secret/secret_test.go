@@ -54,3 +54,19 @@ func TestBadSources(t *testing.T) {
 		}
 	}
 }
+
+func TestUnsetVariable(t *testing.T) {
+	unset := secret.Source{ID: "s", Env: "KILN_TEST_NEVER_SET"}
+	if _, err := secret.NewProvider([]secret.Source{unset}); err == nil {
+		t.Error("a variable that is not set was taken")
+	}
+	unset.EmptyIfUnset = true
+	p, err := secret.NewProvider([]secret.Source{unset})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := sessiontest.Context(t.Context(), sessiontest.Connect(t, p))
+	if data, err := (secret.Daemon{}).Secret(ctx, "s"); err != nil || len(data) != 0 {
+		t.Errorf("secret %q, %v", data, err)
+	}
+}
