@@ -154,7 +154,10 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 			return nil, fmt.Errorf("granting entitlement %s is not allowed by the daemon's configuration: start the daemon with --allow-insecure-entitlement %s", e, kind)
 		}
 	}
-	job := &op.Job{Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil}
+	job := &op.Job{
+		Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil,
+		WritableFiles: req.CompatibilityVersion == exporter.Compat013,
+	}
 	id := ""
 	if req.Session != nil {
 		job.Sessions = []*session.Caller{req.Session}

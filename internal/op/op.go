@@ -74,6 +74,8 @@ type Job struct {
 	KeepFailed bool
 	// Build makes what a graph is of that a step of the job wrote.
 	Build func(context.Context, *llb.Graph) (*layer.Ref, error)
+	// WritableFiles is for sources, see source.Options.
+	WritableFiles bool
 	// Pinned is told what a source turned out to be. Nil for nobody.
 	Pinned func(*llb.Vertex, *source.Pin)
 
@@ -171,7 +173,7 @@ func (w *Worker) op(v *llb.Vertex, job *Job, above []digest.Digest) (solver.Op, 
 		scheme, _, _ := strings.Cut(o.Identifier, "://")
 		for _, s := range w.Sources {
 			if slices.Contains(s.Schemes(), scheme) {
-				return &sourceOp{base: b, op: o, source: s, mode: job.Mode, pinned: job.Pinned}, nil
+				return &sourceOp{base: b, op: o, source: s, mode: job.Mode, writable: job.WritableFiles, pinned: job.Pinned}, nil
 			}
 		}
 		return nil, fmt.Errorf("no source takes %q: its scheme must be one of %s", o.Identifier, strings.Join(w.schemes(), ", "))

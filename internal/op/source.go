@@ -16,16 +16,17 @@ import (
 // sourceOp brings files in.
 type sourceOp struct {
 	base
-	op     *llb.SourceOp
-	source source.Source
-	mode   string
-	pinned func(*llb.Vertex, *source.Pin) // nil for nobody
+	op       *llb.SourceOp
+	source   source.Source
+	mode     string
+	writable bool
+	pinned   func(*llb.Vertex, *source.Pin) // nil for nobody
 
 	pin *source.Pin // set by CacheMap, which comes before Exec
 }
 
 func (o *sourceOp) CacheMap(ctx context.Context) (solver.CacheMap, error) {
-	pin, err := o.source.Resolve(withSessions(ctx), o.op, source.Options{Platform: o.platform(), Mode: o.mode})
+	pin, err := o.source.Resolve(withSessions(ctx), o.op, source.Options{Platform: o.platform(), Mode: o.mode, WritableFiles: o.writable})
 	if err != nil {
 		return solver.CacheMap{}, err
 	}

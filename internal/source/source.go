@@ -43,6 +43,9 @@ type Options struct {
 	// GitObjects asks for the objects in Pin.Git; Checksum for Pin.Checksum.
 	GitObjects bool
 	Checksum   *ChecksumQuery
+	// WritableFiles gives the files of git repositories the modes of BuildKit before
+	// 0.15: 0666 where it is 0644 now.
+	WritableFiles bool
 }
 
 // AttestationChain is the documents that vouch for an image. A digest is "" if

@@ -46,6 +46,9 @@ func (c *checkout) do(ctx context.Context) error {
 	default:
 		err = c.files(ctx, root, c.dir)
 	}
+	if err == nil && c.req.writable && !c.req.checkoutBundle {
+		err = makeWritable(root, ".")
+	}
 	if err == nil && c.req.mtime == mtimeCommit {
 		err = c.setTimes(ctx, root)
 	}
@@ -252,6 +255,29 @@ func setTimes(root *safepath.Root, dir string, t time.Time) error {
 		}
 	}
 	return root.Utimes(dir, t, t)
+}
+
+// makeWritable lets all write the files below dir that are not executable.
+func makeWritable(root *safepath.Root, dir string) error {
+	entries, err := root.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := path.Join(dir, e.Name())
+		info, err := root.Lstat(name)
+		switch {
+		case err != nil:
+		case info.IsDir():
+			err = makeWritable(root, name)
+		case info.Mode().IsRegular() && info.Mode()&0o111 == 0:
+			err = root.Lchmod(name, info.Mode()|0o222)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // asBundle makes a file that is a repository with one reference.

@@ -79,6 +79,7 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 	if err != nil {
 		return nil, err
 	}
+	req.writable = opt.WritableFiles
 	pinned, err := s.resolve(ctx, req)
 	if err != nil {
 		return nil, err
@@ -144,6 +145,9 @@ func (r *request) memoKey(p source.Git) string {
 	}
 	if r.checkoutBundle {
 		key += " " + p.Ref
+	}
+	if r.writable {
+		key += " writable"
 	}
 	return key
 }

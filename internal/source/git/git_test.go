@@ -267,6 +267,39 @@ func TestModesAndTimes(t *testing.T) {
 	}
 }
 
+func TestWritableFiles(t *testing.T) {
+	w, top := newWorld(t), t.TempDir()
+	o := newOrigin(t, filepath.Join(top, "r.git"))
+	o.commit("dir/f", "1", "x.sh", "2")
+	s, src := serve(t, top), w.source()
+	for _, writable := range []bool{false, true, false} {
+		pin, err := src.Resolve(t.Context(), s.op("/r.git#main"), source.Options{WritableFiles: writable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref, err := src.Fetch(t.Context(), pin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, release, err := w.layers.Mount(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]os.FileMode{"dir/f": 0o644, "x.sh": 0o755, "dir": os.ModeDir | 0o755}
+		if writable {
+			want["dir/f"] = 0o666
+		}
+		for name, mode := range want {
+			if info, err := os.Lstat(filepath.Join(dir, name)); err != nil || info.Mode() != mode {
+				t.Errorf("writable %v: %s has mode %v, %v; want %v", writable, name, info.Mode(), err, mode)
+			}
+		}
+		if err := release(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestGitDir looks at what is left of git in the files.
 func TestGitDir(t *testing.T) {
 	w, top := newWorld(t), t.TempDir()

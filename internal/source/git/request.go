@@ -27,6 +27,7 @@ type request struct {
 	skipSubmodules bool
 	advice         bool
 	mtime          string
+	writable       bool // by all, as long ago
 
 	checksum      string // hexadecimal, of a commit or its beginning
 	fetchByCommit bool
