@@ -135,7 +135,7 @@ func (br *Bridge) predicate(res *frontend.Result, i int, ref *layer.Ref, o prove
 	br.finished.Do(func() { br.finishedAt = time.Now().UTC() })
 	run := provenance.Run{
 		ID: br.invocation, Started: br.started, Finished: br.finishedAt, CompatibilityVersion: br.req.CompatibilityVersion,
-		Builder: br.builder.Worker.Platforms[0], Target: p.Platform, Custom: br.builder.ProvenanceEnv,
+		Builder: br.builder.Worker.Platforms[0], Custom: br.builder.ProvenanceEnv,
 	}
 	if run.CompatibilityVersion == 0 {
 		run.CompatibilityVersion = exporter.CompatCurrent
@@ -193,10 +193,23 @@ func blobChain(ref *layer.Ref) (chain []ocispecs.Descriptor) {
 
 // baseOf is what a step puts its one layer on top of.
 func baseOf(e llb.Edge) (llb.Edge, bool) {
-	op, ok := e.Vertex.Op.(*llb.ExecOp)
-	if !ok {
-		return llb.Edge{}, false
+	switch op := e.Vertex.Op.(type) {
+	case *llb.ExecOp:
+		return baseOfExec(e, op)
+	case *llb.FileOp:
+		at := slices.IndexFunc(op.Actions, func(a llb.FileStep) bool { return a.Output == e.Index })
+		for at >= 0 && at < len(op.Actions) {
+			in := op.Actions[at].Input
+			if in >= 0 && in < len(e.Vertex.Inputs) {
+				return e.Vertex.Inputs[in], true
+			}
+			at = in - len(e.Vertex.Inputs) // an earlier action, or below 0: nothing
+		}
 	}
+	return llb.Edge{}, false
+}
+
+func baseOfExec(e llb.Edge, op *llb.ExecOp) (llb.Edge, bool) {
 	for _, m := range op.Mounts {
 		if m.Kind == llb.MountBind && m.Output == e.Index && m.Input >= 0 && m.Input < len(e.Vertex.Inputs) && !m.ReadOnly && m.Selector == "" {
 			return e.Vertex.Inputs[m.Input], true

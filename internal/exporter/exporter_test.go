@@ -265,7 +265,7 @@ func TestBadInputIsRefused(t *testing.T) {
 func TestPlatformDir(t *testing.T) {
 	for id, want := range map[string]string{
 		"linux/amd64": "linux_amd64", "linux/arm/v7": "linux_arm_v7", "windows(10.0.1)/amd64": "windows(10.0.1)_amd64",
-		"": "", "..": "", "../x": "", "a/../b": "", `..\outside`: "", "/etc": "", "a/": "", "a\x00b": "",
+		"": "", ".": "_", "..": "__", "../x": ".._x", "a/../b": "a_.._b", `..\outside`: ".._outside", "/etc": "_etc", "c:x": "c_x", "a\x00b": "",
 	} {
 		if got, err := PlatformDir(id); got != want || (err != nil) != (want == "") {
 			t.Errorf("PlatformDir(%q) = %q, %v; want %q", id, got, err, want)

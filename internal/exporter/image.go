@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"time"
 
@@ -81,11 +82,12 @@ func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Ima
 				return nil, fmt.Errorf("make inline cache%s: %w", forPlatform(p.ID), err)
 			}
 		}
+		p.Config, p.Base = o.configs(p)
 		config, err := completeConfig(p, parts[i].layers, o.Epoch.of(in, p))
 		if err != nil {
 			return nil, fmt.Errorf("complete config of image%s: %w", forPlatform(p.ID), err)
 		}
-		if err := parts[i].finish(config, p, o); err != nil {
+		if err := parts[i].finish(config, p, o, o.Epoch.of(in, p)); err != nil {
 			return nil, err
 		}
 		if f := newFinder(store, parts[i].layers); f != nil {
@@ -170,7 +172,7 @@ type part struct {
 	layerOf          func(context.Context, string) (digest.Digest, error)
 }
 
-func (p *part) finish(config []byte, platform Platform, o ImageOptions) error {
+func (p *part) finish(config []byte, platform Platform, o ImageOptions, epoch *time.Time) error {
 	manifestType, configType := ocispecs.MediaTypeImageManifest, ocispecs.MediaTypeImageConfig
 	if !*o.OCITypes {
 		manifestType, configType = images.MediaTypeDockerSchema2Manifest, images.MediaTypeDockerSchema2Config
@@ -185,6 +187,13 @@ func (p *part) finish(config []byte, platform Platform, o ImageOptions) error {
 		d, err := layerDescriptor(l.Desc, o)
 		if err != nil {
 			return err
+		}
+		if epoch != nil && o.noteTimes && *o.OCITypes && l.Ref != nil && !l.Ref.Record().FromImage() {
+			d.Annotations = maps.Clone(d.Annotations)
+			if d.Annotations == nil {
+				d.Annotations = map[string]string{}
+			}
+			d.Annotations["buildkit/rewritten-timestamp"] = strconv.FormatInt(epoch.Unix(), 10)
 		}
 		p.decoded.Layers = append(p.decoded.Layers, d)
 	}

@@ -50,6 +50,12 @@ type ImageOptions struct {
 	// ForeignLayers keeps the URLs of layers that their owner does not let others distribute.
 	ForeignLayers bool
 	Annotations   []Annotation
+	// Meta are attributes that stand for the result's own metadata, such as
+	// "containerimage.config".
+	Meta map[string]string
+	// noteTimes marks layers whose times were clamped, as clients who ask for
+	// that expect.
+	noteTimes bool
 }
 
 // Epoch is a SOURCE_DATE_EPOCH that an exporter was given. One that is given
@@ -71,7 +77,7 @@ type Annotation struct {
 // Keys that are unknown belong to somebody else; values that are unknown are
 // an error.
 func DecodeImage(kind string, attrs map[string]string) (ImageOptions, error) {
-	o := ImageOptions{Kind: kind, Tar: true, RewriteTimes: true, Store: true, InlineAll: kind == KindImage}
+	o := ImageOptions{Kind: kind, Tar: true, RewriteTimes: true, Store: true, InlineAll: kind == KindImage, Meta: map[string]string{}}
 	d := decoder{attrs: attrs}
 	if name := attrs["name"]; name == "*" {
 		o.NamesFromMeta = true
@@ -89,6 +95,12 @@ func DecodeImage(kind string, attrs map[string]string) (ImageOptions, error) {
 	}
 	o.OCITypes, o.OCIArtifact = d.choice("oci-mediatypes"), d.choice("oci-artifact")
 	o.DanglingPrefix = attrs["dangling-name-prefix"]
+	o.noteTimes = attrs["rewrite-timestamp"] != "" && o.RewriteTimes
+	for key, value := range attrs {
+		if strings.HasPrefix(key, metaConfig) || strings.HasPrefix(key, metaBaseConfig) {
+			o.Meta[key] = value
+		}
+	}
 	o.Epoch = d.epoch()
 	d.compression(&o.Variant)
 	for key, value := range attrs {
@@ -198,6 +210,27 @@ func (o ImageOptions) layerVariant(epoch *time.Time) layer.Variant {
 		v.Epoch = &s
 	}
 	return v
+}
+
+// What a result's metadata, or an attribute in its place, says of the images' configs.
+const (
+	metaConfig     = "containerimage.config"
+	metaBaseConfig = "containerimage.base.config"
+)
+
+// configs are the configs of a platform's image and of its base, by attributes
+// if they tell, or else by the result.
+func (o ImageOptions) configs(p Platform) (config, base []byte) {
+	config, base = p.Config, p.Base
+	for key, to := range map[string]*[]byte{metaConfig: &config, metaBaseConfig: &base} {
+		for _, id := range []string{"/" + p.ID, "/" + platforms.FormatAll(p.Platform), ""} {
+			if v, ok := o.Meta[key+id]; ok {
+				*to = []byte(v)
+				break
+			}
+		}
+	}
+	return config, base
 }
 
 // of is the epoch of a platform's result: the exporter's own, that of the whole

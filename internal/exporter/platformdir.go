@@ -2,18 +2,20 @@ package exporter
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
+	"unicode"
 )
 
-// platformID is what platforms look like; it leaves no way out of a directory.
-var platformID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._()+-]*(/[A-Za-z0-9][A-Za-z0-9._()+-]*){0,3}$`)
-
 // PlatformDir is the name of the directory for a platform, such as
-// "linux_arm64", in the outputs of local and tar.
+// "linux_arm64", in the outputs of local and tar. It is one plain name, whatever
+// the platform is called.
 func PlatformDir(id string) (string, error) {
-	if !platformID.MatchString(id) || strings.Contains(id, "..") {
+	if id == "" || strings.ContainsFunc(id, unicode.IsControl) {
 		return "", fmt.Errorf("platform %q cannot name a directory: expected one such as linux/arm64", id)
 	}
-	return strings.ReplaceAll(id, "/", "_"), nil
+	name := strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(id)
+	if name == "." || name == ".." {
+		name = strings.Repeat("_", len(name))
+	}
+	return name, nil
 }

@@ -34,6 +34,12 @@ type Variant struct {
 	DockerTypes bool   // Docker's media types, not OCI's
 }
 
+// FromImage tells whether the layer came as a blob, so that its bytes are not ours to change.
+func (r Record) FromImage() bool {
+	_, came := r.Blobs[imageVariant]
+	return came
+}
+
 // LevelStore is the gzip level that does not compress, which gzip calls 0.
 const LevelStore = -2
 

@@ -51,7 +51,6 @@ type ExternalParameters struct {
 type InternalParameters struct {
 	BuildConfig       *BuildConfig   `json:"buildConfig,omitempty"`
 	BuilderPlatform   string         `json:"builderPlatform"`
-	TargetPlatform    string         `json:"targetPlatform,omitempty"`
 	DockerfileVersion string         `json:"dockerfileVersion,omitempty"`
 	Custom            map[string]any `json:"-"`
 }
@@ -109,7 +108,7 @@ type Run struct {
 	ID                   string // of this run of the build, and of no other
 	Started, Finished    time.Time
 	CompatibilityVersion int
-	Builder, Target      ocispecs.Platform
+	Builder              ocispecs.Platform
 	DockerfileVersion    string         // "" if the Dockerfile frontend was not used
 	Custom               map[string]any // what the daemon's owner adds
 	// Layers are those of the results of steps, by vertex and output.
@@ -132,9 +131,6 @@ func New(c *Capture, g *llb.Graph, run Run, o Options) (*Predicate, error) {
 			},
 		},
 		RunDetails: RunDetails{Builder: Builder{ID: o.BuilderID}},
-	}
-	if run.Target.OS != "" {
-		p.BuildDefinition.InternalParameters.TargetPlatform = platforms.Format(platforms.Normalize(run.Target))
 	}
 	r := &p.BuildDefinition.ExternalParameters.Request
 	r.Args, r.CompatibilityVersion = maps.Clone(request.Request.Args), run.CompatibilityVersion

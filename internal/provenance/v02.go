@@ -26,7 +26,6 @@ type configSource02 struct {
 
 type environment struct {
 	Platform          string         `json:"platform"`
-	TargetPlatform    string         `json:"targetPlatform,omitempty"`
 	DockerfileVersion string         `json:"dockerfileVersion,omitempty"`
 	Custom            map[string]any `json:"-"`
 }
@@ -61,7 +60,7 @@ func (p *Predicate) v02() predicate02 {
 		Invocation: invocation{
 			ConfigSource: configSource02{ext.ConfigSource.URI, ext.ConfigSource.Digest, ext.ConfigSource.Path},
 			Parameters:   ext.Request,
-			Environment:  environment{in.BuilderPlatform, in.TargetPlatform, in.DockerfileVersion, in.Custom},
+			Environment:  environment{in.BuilderPlatform, in.DockerfileVersion, in.Custom},
 		},
 		BuildConfig: in.BuildConfig,
 		Metadata: metadata02{
