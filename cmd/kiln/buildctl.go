@@ -49,7 +49,7 @@ func buildkitAddress(e *env) string {
 func runBuildctl(ctx context.Context, e *env, args []string) int {
 	b := &buildctl{env: e, log: slog.New(slog.DiscardHandler)}
 	if len(args) > 1 && (args[1] == "--version" || args[1] == "-v") {
-		fmt.Fprintln(e.stdout, "buildctl", modulePath, version)
+		fmt.Fprintln(e.stdout, "buildctl", modulePath, "v"+version, revision())
 		return exitOK
 	}
 	err := b.root().Run(ctx, args)
