@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
+	"os"
 	"runtime"
 	"time"
 
@@ -98,17 +98,13 @@ func retention(c *config.Config) history.Retention {
 // executorConfig says how containers are run.
 func executorConfig(s settings, ns namespace.Info, stateDir string) oci.Config {
 	w := s.config.Workers.OCI
-	subnet, err := w.Subnet()
-	if err != nil { // the file has been checked: only a flag could be wrong, and there is none
-		subnet = netip.Prefix{}
-	}
 	return oci.Config{
 		StateDir: stateDir, Binary: w.Binary, Rootless: ns.Rootless || w.Rootless, CgroupParent: w.CgroupParent,
 		AppArmor: w.AppArmor, SharedProcesses: w.NoProcessSandbox,
 		DNS: oci.DNS{
 			Nameservers: s.config.DNS.Nameservers, Search: s.config.DNS.SearchDomains, Options: s.config.DNS.Options,
 		},
-		Network: oci.NetworkConfig{Pool: subnet, Ready: w.CNIPoolSize, Host: w.Mode == "host"},
+		Network: oci.NetworkConfig{Pool: w.Subnet(), Ready: w.CNIPoolSize, Host: w.Mode == "host"},
 		Logger:  slog.Default(),
 	}
 }
@@ -189,17 +185,26 @@ func notices(c *config.Config) (out []string) {
 		out = append(out, "noProcessSandbox: steps see the processes of the daemon and of each other, and can end them. "+
 			"It is for a daemon that is rootless in a container.")
 	}
+	if w.SELinux && !hasSELinux() {
+		out = append(out, "SELinux has no effect: this machine has none.")
+	}
 	if c.ProxyNetwork {
 		out = append(out, "proxyNetwork has no effect: Kiln has no proxy network.")
 	}
 	return out
 }
 
+// hasSELinux tells whether the kernel labels processes.
+func hasSELinux() bool {
+	_, err := os.Stat("/sys/fs/selinux")
+	return err == nil
+}
+
 // confinement refuses what containers would not get, and what would put the
 // machine in their hands.
 func confinement(c *config.Config, rootless bool) error {
 	w := c.Workers.OCI
-	if w.SELinux {
+	if w.SELinux && hasSELinux() {
 		return errors.New("SELinux labels are asked for, which Kiln does not give to steps: " +
 			"take the setting out to run them with seccomp, AppArmor and namespaces alone")
 	}

@@ -1,6 +1,9 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
 // ignored tells of keys that are read and have no effect here, or have another
 // name now.
@@ -12,7 +15,6 @@ func (c *Config) ignored(src source) []Warning {
 	}{
 		{[]string{"debug"}, `is out of use: use log.level = "debug"`},
 		{[]string{"trace"}, `is out of use: use log.level = "trace"`},
-		{[]string{"proxyNetwork"}, "has no effect: Kiln has no proxy network"},
 		{[]string{"grpc", "securityDescriptor"}, "has no effect: it is for Windows"},
 		{[]string{"compaction"}, "has no effect: Kiln's database needs none"},
 		{[]string{"cache", "gha", "sign"}, "has no effect: Kiln signs no cache"},
@@ -29,6 +31,18 @@ func (c *Config) ignored(src source) []Warning {
 	} {
 		if src.has(k.key...) {
 			out = append(out, Warning{Key: dotted(k.key), Text: src.at(k.key...) + " " + k.reason})
+		}
+	}
+	if w := c.Workers.OCI; w.BridgeSubnet != "" && !w.Subnet().IsValid() {
+		key := []string{"worker", "oci", "bridgeSubnet"}
+		out = append(out, Warning{Key: dotted(key), Text: src.at(key...) + " has no effect: Kiln needs a range of at least 1024 addresses of IPv4"})
+	}
+	for host, r := range c.Registries {
+		for _, file := range r.CAs {
+			if _, err := os.Stat(file); err != nil { // it may come later: it is read when it is needed
+				key := []string{"registry", host, "ca"}
+				out = append(out, Warning{Key: dotted(key), Text: src.at(key...) + ": " + err.Error()})
+			}
 		}
 	}
 	if !src.has("worker", "containerd") {
