@@ -223,6 +223,7 @@ type simVertex struct {
 	salt   string // makes a source's identity private to a job
 	inputs []*simVertex
 	forced bool
+	owner  string // the job whose graph it is in
 
 	digest string
 	want   *tree
@@ -307,7 +308,11 @@ func (v *simVertex) run(ins []tree) tree {
 }
 
 func (v *simVertex) Exec(ctx context.Context, ins []Result) ([]Result, error) {
-	if err := v.sim.effect(ctx, fmt.Sprint("exec ", KeyFrom(ctx)[:8], v.forced)); err != nil {
+	label := fmt.Sprint("exec ", KeyFrom(ctx)[:8])
+	if v.forced { // jobs do not share it: which one's it is must not be left to chance
+		label += " forced by " + v.owner + v.digest
+	}
+	if err := v.sim.effect(ctx, label); err != nil {
 		return nil, err
 	}
 	v.sim.mu.Lock()
