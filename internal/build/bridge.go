@@ -50,6 +50,7 @@ type Bridge struct {
 func (br *Bridge) close() {
 	br.containers.close()
 	br.imports.close()
+	br.records.close()
 	br.job.Close()
 	br.release()
 	_ = br.values.Close() // what it could not remove goes at the next start

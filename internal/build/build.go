@@ -47,6 +47,8 @@ type Builder struct {
 	// DockerfileVersion is that of the language which the frontend "dockerfile.v0" reads.
 	DockerfileVersion string
 	Version           string // of Kiln
+
+	producers producers
 }
 
 // Request is what a client wants built.
@@ -75,6 +77,8 @@ type Request struct {
 	Exported func(exporter int, response map[string]string)
 	// Keep takes the documents of images, see [exporter.Target]; concurrently, too.
 	Keep func(d ocispecs.Descriptor, document []byte)
+	// Stepped is told at the end what the cache had of each step. Nil for nobody.
+	Stepped func([]Step)
 	// Attested is told the whole provenance of each result, a predicate of SLSA,
 	// by the result's platform ID. Nil for nobody.
 	Attested func(platform, predicateType string, predicate []byte)
@@ -82,6 +86,9 @@ type Request struct {
 	// (see package exporter); 0 is the current one.
 	CompatibilityVersion int
 }
+
+// Step is what became of a step.
+type Step = solver.Step
 
 // Export is one thing to make of the result.
 type Export struct {
@@ -141,6 +148,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, er
 	}
 	defer br.close()
 	out, err := b.build(ctx, req, br)
+	if req.Stepped != nil {
+		req.Stepped(br.job.Steps())
+	}
 	if err != nil {
 		return nil, br.Locate(err)
 	}
@@ -169,6 +179,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im}),
 		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
+	im.br.records.producers = &b.producers
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
 	job.Pinned, job.Build = im.br.records.pinned, im.br.solve
 	im.br.ImportCaches(req.CacheImports)

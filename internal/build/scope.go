@@ -54,6 +54,9 @@ type records struct {
 	pins    map[digest.Digest]provenance.Pin // of sources, by vertex
 	results map[resultKey]*scope             // which request made it
 	made    map[resultKey]bool               // what was not only solved but made
+
+	producers *producers // of all builds
+	produced  []product
 }
 
 type scopeKey struct{}
@@ -84,7 +87,14 @@ func (r *records) returned(s *scope, res *frontend.Result) {
 	}
 	note := func(g *llb.Graph) {
 		key := keyOf(g)
-		if _, known := r.results[key]; known || key.vertex == "" {
+		if key.vertex == "" {
+			return
+		}
+		r.producers.add(key, s)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.produced = append(r.produced, product{key, s})
+		if _, known := r.results[key]; known {
 			return
 		}
 		if r.results == nil {
@@ -92,14 +102,22 @@ func (r *records) returned(s *scope, res *frontend.Result) {
 		}
 		r.results[key] = s
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	for _, p := range res.Platforms {
 		note(p.Graph)
 		for _, a := range p.Attestations {
 			note(a.Graph)
 		}
 	}
+}
+
+// close forgets what the build made.
+func (r *records) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.produced {
+		r.producers.remove(p)
+	}
+	r.produced = nil
 }
 
 // madeBy is the request that made a graph.
@@ -110,6 +128,64 @@ func (r *records) madeBy(g *llb.Graph) *scope {
 		return s
 	}
 	return &r.root
+}
+
+// makers are the requests of this build, or else of others that still run, that
+// made a graph.
+func (r *records) makers(g *llb.Graph) []*scope {
+	r.mu.Lock()
+	s, ok := r.results[keyOf(g)]
+	r.mu.Unlock()
+	if ok {
+		return []*scope{s}
+	}
+	return r.producers.of(keyOf(g))
+}
+
+// producers knows the requests that made the results of builds under way: a
+// client may hand one build's result to another.
+type producers struct {
+	mu   sync.Mutex
+	made map[resultKey][]*scope
+}
+
+// product is a result and the request that made it.
+type product struct {
+	key resultKey
+	by  *scope
+}
+
+func (p *producers) add(key resultKey, by *scope) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made == nil {
+		p.made = map[resultKey][]*scope{}
+	}
+	p.made[key] = append(p.made[key], by)
+}
+
+func (p *producers) remove(one product) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	left := slices.DeleteFunc(p.made[one.key], func(s *scope) bool { return s == one.by })
+	if p.made[one.key] = left; len(left) == 0 {
+		delete(p.made, one.key)
+	}
+}
+
+func (p *producers) of(key resultKey) []*scope {
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.made[key])
 }
 
 // solving notes a graph that a request solves.
@@ -212,29 +288,42 @@ func (s *scope) reachable() []*scope {
 // addRequests tells of the inputs that a request was given, where it is known
 // who made them, and of the client's own request if that is another.
 func (r *records) addRequests(c *provenance.Capture, s *scope) {
-	c.Request.Inputs = r.inputs(s.inputs, c)
-	own := provenance.NewRequest(s.frontend, c.Request.Args, c)
-	own.Request.Inputs = c.Request.Inputs
+	own := r.request(s, c, 0)
+	c.Request.Inputs = own.Request.Inputs
 	if root := &r.root; root.frontend != "" || len(root.opts) > 0 || len(root.inputs) > 0 {
-		req := provenance.NewRequest(root.frontend, provenance.FilterArgs(root.opts), c)
-		req.Request.Inputs = r.inputs(root.inputs, c)
+		req := r.request(root, c, 0)
 		if !req.Equal(own) && (root.frontend != "" || len(req.Request.Args) > 0 || len(req.Request.Inputs) > 0) {
 			c.Request.Root = req
 		}
 	}
 }
 
-func (r *records) inputs(graphs map[string]*llb.Graph, c *provenance.Capture) map[string]*provenance.Request {
-	var out map[string]*provenance.Request
-	for name, g := range graphs {
-		s := r.madeBy(g)
-		if s.frontend == "" {
+// deepestInput bounds how far inputs of inputs are told of.
+const deepestInput = 16
+
+// request describes what was asked of a frontend, with its inputs.
+func (r *records) request(s *scope, c *provenance.Capture, depth int) *provenance.Request {
+	out := provenance.NewRequest(s.frontend, provenance.FilterArgs(s.opts), c)
+	if depth >= deepestInput {
+		return out
+	}
+	for name, g := range s.inputs {
+		var made *provenance.Request
+		for i, maker := range r.makers(g) {
+			one := r.request(maker, c, depth+1)
+			if i > 0 && !one.Equal(made) {
+				made = nil // nobody can tell which of them it was
+				break
+			}
+			made = one
+		}
+		if made == nil {
 			continue
 		}
-		if out == nil {
-			out = map[string]*provenance.Request{}
+		if out.Request.Inputs == nil {
+			out.Request.Inputs = map[string]*provenance.Request{}
 		}
-		out[name] = provenance.NewRequest(s.frontend, provenance.FilterArgs(s.opts), c)
+		out.Request.Inputs[name] = made
 	}
 	return out
 }
