@@ -34,7 +34,7 @@ func daemonCommand(e *env) *cli.Command {
 		Description: daemonDescription,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "`FOLDER` of all state"},
-			&cli.StringSliceFlag{Name: "addr", Usage: "`ADDRESS` to listen on: unix://PATH or tcp://HOST:PORT; may be repeated"},
+			&cli.StringSliceFlag{Name: "addr", Usage: "`ADDRESS` to listen on: unix://PATH, tcp://HOST:PORT or fd:// for sockets of systemd; may be repeated"},
 			&cli.StringFlag{Name: "config", Usage: "`FILE` in the form of buildkitd.toml"},
 			&cli.DurationFlag{Name: "idle-timeout", Usage: "leave after so long without work; 0 stays"},
 			&cli.StringFlag{Name: "executor", Value: "oci", Usage: "what runs steps: oci, or fake, which runs none"},

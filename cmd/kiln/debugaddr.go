@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
@@ -39,6 +40,10 @@ func serveDebug(address string, metrics http.Handler) (stop func(), err error) {
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	for _, l := range ls {
 		slog.Info("debug endpoints", "address", shownAddress(l))
+		if a, ok := l.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() {
+			slog.Warn(fmt.Sprintf("whoever reaches %s can read this daemon's memory, secrets of builds among it: "+
+				"a unix socket or a loopback address is for this machine alone", shownAddress(l)))
+		}
 		go func() { _ = s.Serve(l) }() // it ends when stop is called
 	}
 	return func() {
