@@ -15,14 +15,17 @@ import (
 // verifyPlatforms warns if the result is not of the platforms that were asked
 // for: frontends, and clients that build by themselves, may have their own mind.
 func (br *Bridge) verifyPlatforms(ctx context.Context, res *frontend.Result) {
-	if br.req.Opts["requestid"] != "" || len(res.Platforms) == 0 {
+	made := slices.ContainsFunc(res.Platforms, func(p frontend.PlatformResult) bool {
+		return p.ID != "" || p.Graph != nil && p.Graph.Root.Vertex != nil
+	})
+	if br.req.Opts["requestid"] != "" || !made {
 		return // an answer, not an image
 	}
-	var made []string
+	var list []string
 	for _, p := range res.Platforms {
-		made = append(made, platforms.FormatAll(platforms.Normalize(p.Platform)))
+		list = append(list, platforms.FormatAll(platforms.Normalize(p.Platform)))
 	}
-	if text := comparePlatforms(br.req.Opts["platform"], platforms.FormatAll(br.builder.Worker.Platforms[0]), made, res.Platforms[0].ID != ""); text != "" {
+	if text := comparePlatforms(br.req.Opts["platform"], platforms.FormatAll(br.builder.Worker.Platforms[0]), list, res.Platforms[0].ID != ""); text != "" {
 		br.Warn(ctx, digest.FromString("verify platforms"), frontend.Warning{Level: 1, Short: text})
 	}
 }

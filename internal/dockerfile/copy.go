@@ -44,7 +44,7 @@ func (l *lowering) lowerCopy(s *stage, c command, i *syntax.Copy) error {
 	if len(c.sources) > 0 {
 		src := c.sources[0]
 		if !src.done {
-			return l.errorAt(i.From.Span, fmt.Sprintf("cannot copy from stage %q, which is not built yet here", i.From.Value), "a stage above this one", "")
+			return l.errorAt(i.From.Span, fmt.Sprintf("cannot copy from stage %q, it needs to be defined before current stage", i.From.Value), "a stage above this one", "")
 		}
 		step.from = src.state.edge
 	}

@@ -50,8 +50,8 @@ func (l *lowering) mountFrom(m syntax.Text) (string, error) {
 			continue
 		}
 		if i := strings.IndexByte(value, '$'); i >= 0 && i != len(value)-1 {
-			return "", l.errorAt(m.Span, fmt.Sprintf("mount key 'from' doesn't support variable expansion, found %q", value),
-				"a stage or an image; define alias stage instead (FROM $NAME AS ...)", "")
+			return "", l.errorAt(m.Span, fmt.Sprintf("'from' doesn't support variable expansion, define alias stage instead of %q", value),
+				"a stage or an image", "")
 		}
 		if value != "" {
 			from = value

@@ -76,6 +76,8 @@ func (l *lowering) outlineArgs(report *outlineReport, arg *syntax.Arg, value fun
 		if !wanted {
 			continue
 		}
+		// Of those of one name, the last counts.
+		report.Args = slices.DeleteFunc(report.Args, func(o outlineArg) bool { return o.Name == name })
 		report.Args = append(report.Args, outlineArg{
 			name, description(&arg.Head, name), v, locate(l.in.file.Source.LineRange(arg.Line)),
 		})
@@ -127,6 +129,13 @@ func (l *lowering) usedGlobals() map[string]bool {
 		uses(s.decl.From.Image.Value)
 		if p := s.decl.From.Platform; p != nil {
 			uses(p.Value)
+		}
+		for _, i := range s.decl.Instructions {
+			if arg, ok := i.(*syntax.Arg); ok {
+				for _, a := range arg.Args {
+					used[a.Key.Value] = l.globals[a.Key.Value]
+				}
+			}
 		}
 	}
 	for _, arg := range slices.Backward(l.in.file.Global) {

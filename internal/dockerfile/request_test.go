@@ -122,6 +122,28 @@ COPY --from=first /a /
 	}
 }
 
+func TestOutlineOfRepeatedArgs(t *testing.T) {
+	const file = `ARG FOO=123
+ARG ABC=abc
+ARG DEF=def
+ARG FOO=${FOO}${ABC}
+FROM scratch
+ARG FOO
+ARG IN=1
+ARG IN=${IN}2
+COPY a /
+`
+	var out outlineReport
+	ask(t, "frontend.outline", file, nil, &out)
+	var args []string
+	for _, a := range out.Args {
+		args = append(args, a.Name+"="+a.Value)
+	}
+	if want := []string{"ABC=abc", "FOO=123abc", "IN=12"}; !slices.Equal(args, want) {
+		t.Errorf("arguments %q, want %q", args, want)
+	}
+}
+
 func TestLintRequest(t *testing.T) {
 	type result struct {
 		Warnings []struct {

@@ -317,9 +317,6 @@ func (s *statement) unknownFlag(f Flag, table map[string]flagKind) {
 		names = append(names, name)
 	}
 	suggest := Suggest(f.Name, names)
-	if suggest != "" {
-		suggest = "--" + suggest
-	}
 	message := fmt.Sprintf("unknown flag: %s for %s", plain("--"+f.Name), strings.ToUpper(s.Word.Value))
 	if len(table) == 0 {
 		message = fmt.Sprintf("unknown flag: %s, for %s takes no flags", plain("--"+f.Name), strings.ToUpper(s.Word.Value))
