@@ -130,6 +130,7 @@ type node struct {
 
 	mu     sync.Mutex
 	needed map[int]bool // outputs that somebody wants
+	known  *identity    // what identity holds, once it does
 }
 
 // identity is what a node would produce. It is fresh if nothing remembered
@@ -210,6 +211,9 @@ func (n *node) identify() (identity, error) {
 	id.key = newKey(cm.Digest, texts)
 	recipe.Local = id.keep == KeepJob
 	n.job.recipes.loadOrStore(string(id.key), recipe)
+	n.mu.Lock()
+	n.known = &id
+	n.mu.Unlock()
 	return id, nil
 }
 
