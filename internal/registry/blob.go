@@ -3,12 +3,32 @@ package registry
 import (
 	"context"
 	"io"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// insecureMark leads a reference to a registry that need not be secure. No
+// reference has an exclamation mark of its own.
+const insecureMark = "insecure!"
+
+// Insecure marks a reference, for [Client.Resolve] and as an origin: its registry
+// may speak plain http and show any certificate.
+func Insecure(ref string) string { return insecureMark + ref }
+
+// optionsOf takes the mark off a reference.
+func (c *Client) optionsOf(ctx context.Context, ref string) (string, hostOptions) {
+	plain, marked := strings.CutPrefix(ref, insecureMark)
+	if !marked {
+		return ref, hostOptions{}
+	}
+	named, err := reference.ParseNormalizedNamed(plain)
+	return plain, hostOptions{insecure: true, plain: err == nil && !speaksTLS(ctx, reference.Domain(named), c.cfg.Stall)}
+}
 
 // mostReferrers is how many documents that refer to one are looked at.
 const mostReferrers = 256
@@ -30,7 +50,8 @@ func (c *Client) OpenBlob(ctx context.Context, origin string, d digest.Digest) (
 }
 
 func (c *Client) byDigest(ctx context.Context, origin string) (remotes.FetcherByDigest, error) {
-	f, err := c.resolver(ctx, hostOptions{}).Fetcher(ctx, origin)
+	origin, o := c.optionsOf(ctx, origin)
+	f, err := c.resolver(ctx, o).Fetcher(ctx, origin)
 	if err != nil {
 		return nil, explain("pull", origin, err)
 	}

@@ -19,9 +19,10 @@ const MaxManifest = 4 << 20
 
 // Resolve asks the registry what a normalised reference means now.
 func (c *Client) Resolve(ctx context.Context, ref string) (ocispecs.Descriptor, error) {
+	ref, o := c.optionsOf(ctx, ref)
 	task := progress.StepFrom(ctx).Task("resolve "+ref, 0)
 	defer task.Done()
-	_, desc, err := c.resolver(ctx, hostOptions{}).Resolve(quiet(ctx), ref)
+	_, desc, err := c.resolver(ctx, o).Resolve(quiet(ctx), ref)
 	if err != nil {
 		return desc, explain("pull", ref, err)
 	}
@@ -42,7 +43,8 @@ func (c *Client) Fetch(ctx context.Context, origin string, desc ocispecs.Descrip
 	// A manifest could send us anywhere: only the registry is asked.
 	desc.URLs = nil
 	ctx = quiet(ctx)
-	f, err := c.resolver(ctx, hostOptions{}).Fetcher(ctx, origin)
+	origin, o := c.optionsOf(ctx, origin)
+	f, err := c.resolver(ctx, o).Fetcher(ctx, origin)
 	if err != nil {
 		return nil, explain("pull", origin, err)
 	}

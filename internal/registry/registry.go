@@ -157,7 +157,7 @@ func (c *Client) hosts(ctx context.Context, ns string, o hostOptions) ([]docker.
 
 func (c *Client) host(ctx context.Context, name, path string, conf Host, o hostOptions, logins []Login) (docker.RegistryHost, error) {
 	scheme := "https"
-	if o.plain || c.plain(ctx, name, conf) {
+	if o.plain || !o.insecure && c.plain(ctx, name, conf) { // of an insecure one it is known
 		scheme = "http"
 	}
 	transport, err := c.transport(name, conf, o)

@@ -49,7 +49,17 @@ func (p *Place) Reader(ctx context.Context, attrs map[string]string) (cache.Read
 	if err != nil {
 		return nil, err
 	}
-	desc, err := p.client.Resolve(ctx, ref.String())
+	insecure, err := isInsecure(attrs)
+	if err != nil {
+		return nil, err
+	}
+	mark := func(ref string) string {
+		if insecure {
+			return registry.Insecure(ref)
+		}
+		return ref
+	}
+	desc, err := p.client.Resolve(ctx, mark(ref.String()))
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +67,7 @@ func (p *Place) Reader(ctx context.Context, attrs map[string]string) (cache.Read
 	if err != nil {
 		return nil, fmt.Errorf("pin %s: %w", ref, err)
 	}
-	return &reader{p.client, desc, pinned.String()}, nil
+	return &reader{p.client, desc, mark(pinned.String())}, nil
 }
 
 type reader struct {
@@ -97,13 +107,21 @@ func (p *Place) Writer(_ context.Context, attrs map[string]string) (cache.Writer
 	if _, ok := ref.(reference.Digested); ok {
 		return nil, fmt.Errorf("registry cache: ref %q has a digest, which is known only afterwards: give a tag", ref)
 	}
-	w := &writer{client: p.client, ref: ref.String()}
-	if v, ok := attrs["registry.insecure"]; ok {
-		if w.insecure, err = strconv.ParseBool(v); err != nil {
-			return nil, fmt.Errorf("registry cache: registry.insecure=%q: expected true or false", v)
-		}
+	insecure, err := isInsecure(attrs)
+	return &writer{client: p.client, ref: ref.String(), insecure: insecure}, err
+}
+
+// isInsecure reads the attribute "registry.insecure".
+func isInsecure(attrs map[string]string) (bool, error) {
+	v, ok := attrs["registry.insecure"]
+	if !ok {
+		return false, nil
 	}
-	return w, nil
+	insecure, err := strconv.ParseBool(v)
+	if err != nil {
+		err = fmt.Errorf("registry cache: registry.insecure=%q: expected true or false", v)
+	}
+	return insecure, err
 }
 
 type writer struct {

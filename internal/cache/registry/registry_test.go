@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log"
+	"net"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -28,8 +29,30 @@ func upload(mediaType, text string) cache.Upload {
 func TestRoundTrip(t *testing.T) {
 	s := httptest.NewServer(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(s.Close)
+	roundTrip(t, map[string]string{"ref": s.Listener.Addr().String() + "/some/cache:tag"})
+}
+
+// TestInsecure does the same at a registry whose certificate nobody knows.
+func TestInsecure(t *testing.T) {
+	s := httptest.NewTLSServer(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(s.Close)
+	_, port, err := net.SplitHostPort(s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	attrs := map[string]string{"ref": net.JoinHostPort("127.0.0.1", port) + "/some/cache:tag", "registry.insecure": "true"}
+	roundTrip(t, attrs)
+	delete(attrs, "registry.insecure")
+	p := cacheregistry.New(registry.New(registry.Config{Backoff: time.Millisecond, Attempts: 1, Stall: time.Second}))
+	if _, err := p.Reader(t.Context(), attrs); err == nil {
+		t.Error("a registry whose certificate nobody knows was believed")
+	}
+}
+
+func roundTrip(t *testing.T, attrs map[string]string) {
+	t.Helper()
 	p := cacheregistry.New(registry.New(registry.Config{Backoff: time.Millisecond, Attempts: 2, Stall: 5 * time.Second}))
-	attrs := map[string]string{"ref": s.Listener.Addr().String() + "/some/cache:tag"}
 	config := upload("application/vnd.buildkit.cacheconfig.v0", "{}")
 	one := upload(ocispecs.MediaTypeImageLayerGzip, "a layer")
 	one.Layer = &layer.Blob{Desc: one.Desc}
