@@ -28,6 +28,10 @@ import (
 // currentTime is the header by which clients correct for their clock.
 const currentTime = "buildkit-current-timestamp"
 
+// cacheReasons is the annotation of a record's log that names the blob, of type
+// [history.MediaTypeCacheReasons], that says why steps were not cached.
+const cacheReasons = "kiln.cache-reasons"
+
 func sendTime(stream grpc.ServerStream) error {
 	return stream.SendHeader(metadata.Pairs(currentTime, time.Now().Format(time.RFC3339Nano)))
 }
@@ -210,11 +214,8 @@ func wireRecord(r *history.Record) *control.BuildHistoryRecord {
 	if r.Result != nil {
 		w.Result = wireResult(*r.Result)
 	}
-	if r.CacheReasons != nil { // BuildKit's record has no place for it: clients list it as one more attachment
-		if w.Result == nil {
-			w.Result = &control.BuildResultInfo{}
-		}
-		w.Result.Attestations = append(w.Result.Attestations, wireDescriptor(r.CacheReasons))
+	if r.CacheReasons != nil && w.Logs != nil { // BuildKit's record has no place of its own for it
+		w.Logs.Annotations = map[string]string{cacheReasons: string(r.CacheReasons.Digest)}
 	}
 	for platform, res := range r.Results {
 		if w.Results == nil {

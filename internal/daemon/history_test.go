@@ -77,6 +77,10 @@ func TestContent(t *testing.T) {
 	b.solve(t)
 	b.end(t)
 	logs := recordOf(t, g.conn, "build").Logs
+	reasons, err := readBlob(t, g.conn, logs.Annotations["kiln.cache-reasons"], 0, 0)
+	if err != nil || !bytes.Contains(reasons, []byte("no build of late has a step of this name")) {
+		t.Errorf("why a step ran: %s (%v)", reasons, err)
+	}
 	all, err := readBlob(t, g.conn, logs.Digest, 0, 0)
 	if err != nil || int64(len(all)) != logs.Size || digest.FromBytes(all) != digest.Digest(logs.Digest) {
 		t.Fatalf("read %d bytes of %d (%v)", len(all), logs.Size, err)
