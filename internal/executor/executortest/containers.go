@@ -47,6 +47,8 @@ func RunContainers(t *testing.T, open Open, has Containers) {
 		tests["NetworkHost"] = testNetworkHost
 		tests["ResolvConf"] = testResolvConf
 		tests["OutOfMemory"] = testOutOfMemory
+		tests["Limits"] = testLimits
+		tests["CgroupParent"] = testCgroupParent
 		tests["Insecure"] = testInsecure
 	}
 	for name, test := range tests {
@@ -418,6 +420,61 @@ func testOutOfMemory(t *testing.T, e executor.Executor) {
 	_, _, err = Finish(t, e, spec)
 	if !errors.As(err, &exit) || exit.Code != 5 || exit.OOM {
 		t.Errorf("a plain failure: %v, want exit code 5", err)
+	}
+}
+
+// testLimits: a container sees the limits that it was given, in either version
+// of cgroups.
+func testLimits(t *testing.T, e executor.Executor) {
+	spec := Spec(t, `cd /sys/fs/cgroup
+cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max
+cat cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 cpu.max
+cat cpu/cpu.cfs_period_us 2>/dev/null || cut -d' ' -f2 cpu.max
+cat cpuset/cpuset.cpus 2>/dev/null || cat cpuset.cpus`)
+	spec.Limits = executor.Limits{Memory: 64 << 20, CPUPeriod: 100000, CPUQuota: 50000, CPUSetCPUs: "0"}
+	MustPrint(t, e, spec, "67108864\n50000\n100000\n0\n")
+}
+
+// testCgroupParent: a container's group is below the one asked for, and leaves
+// nothing there. No name leads out of the hierarchy.
+func testCgroupParent(t *testing.T, e executor.Executor) {
+	for _, parent := range []string{"kiln-suite-parent", "../../kiln-suite-parent"} {
+		spec := Spec(t, "echo up; sleep 1000")
+		spec.CgroupParent = parent
+		c, _ := started(t, e, context.Background(), spec, nil)
+		find := func() (found []string) {
+			for _, pattern := range []string{"/sys/fs/cgroup/*/kiln-suite-parent/*/" + spec.ID, "/sys/fs/cgroup/kiln-suite-parent/*/" + spec.ID} {
+				matches, err := filepath.Glob(pattern)
+				if err != nil {
+					t.Fatal(err)
+				}
+				found = append(found, matches...)
+			}
+			return found
+		}
+		if len(find()) == 0 {
+			t.Errorf("no group of the container is below %s", parent)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if left := find(); len(left) > 0 {
+			t.Errorf("groups are left: %q", left)
+		}
+	}
+	parents, err := filepath.Glob("/sys/fs/cgroup/*/kiln-suite-parent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range append(parents, "/sys/fs/cgroup/kiln-suite-parent") {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the parent holds something: %v", err)
+		}
+	}
+	spec := Spec(t, "true")
+	spec.CgroupParent = "a:b"
+	if _, _, err := Finish(t, e, spec); exitCode(err) != -1 {
+		t.Errorf("a parent that is no path: %v", err)
 	}
 }
 
