@@ -71,7 +71,7 @@ func goBase(o options) llb.State {
 	}
 	base = base.
 		AddEnv("PATH", "/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").
-		AddEnv("GOPATH", "/go").AddEnv("GOTOOLCHAIN", "local").AddEnv("GOFLAGS", "-buildvcs=false")
+		AddEnv("GOPATH", "/go").AddEnv("GOCACHE", "/go/cache").AddEnv("GOTOOLCHAIN", "local").AddEnv("GOFLAGS", "-buildvcs=false")
 	if o.goProxy != "" {
 		base = base.AddEnv("GOPROXY", o.goProxy)
 	}
@@ -93,7 +93,7 @@ func source(repository, version, local string) llb.State {
 // compiler's caches are kept from one build to the next.
 func goBuild(base, src llb.State, command llb.RunOption, opts ...llb.RunOption) llb.State {
 	run := base.Dir("/src").Run(append(opts, command,
-		llb.AddMount("/root/.cache/go-build", llb.Scratch(), llb.AsPersistentCacheDir("go-build", llb.CacheMountShared)),
+		llb.AddMount("/go/cache", llb.Scratch(), llb.AsPersistentCacheDir("go-build", llb.CacheMountShared)),
 		llb.AddMount("/go/pkg/mod", llb.Scratch(), llb.AsPersistentCacheDir("go-mod", llb.CacheMountShared)),
 	)...)
 	run.AddMount("/src", src, llb.Readonly)
