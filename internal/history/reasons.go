@@ -37,9 +37,11 @@ const (
 // RecordSteps keeps the steps of a build and says of each that ran why, by
 // comparing it with the steps of the same name of the builds before.
 func (h *History) RecordSteps(ref string, steps []Step) error {
-	if slices.ContainsFunc(steps, func(s Step) bool { return s.Ran }) {
-		explain(steps, h.stepsBefore())
+	var before map[string][]Step
+	if slices.ContainsFunc(steps, func(s Step) bool { return s.Ran && !s.Local && !s.Fresh }) {
+		before = h.stepsBefore()
 	}
+	explain(steps, before)
 	data, err := json.Marshal(steps)
 	if err != nil {
 		return fmt.Errorf("encode steps of build %s: %w", ref, err)
