@@ -158,11 +158,15 @@ func (d *driver) fetchIgnore(ctx context.Context, q ignoreQuery) ([]string, erro
 	const name = ".dockerignore"
 	v := d.opts.smallLocal(q.local, q.hint, q.title, []string{name})
 	ref, err := d.gw.Solve(ctx, &llb.Graph{Root: llb.Edge{Vertex: v}})
+	missing := q.optional && ctx.Err() == nil
+	if err != nil && missing {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load %s of %s: %w", name, q.local, err)
 	}
 	data, err := ref.ReadFile(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err != nil && missing {
 		return nil, nil
 	}
 	if err != nil {

@@ -102,14 +102,30 @@ func TestLocalRequests(t *testing.T) {
 	}
 }
 
-// TestContextNotNeeded checks that a build which copies nothing asks for no context.
+// lostContext is a gateway of a client that offers no context.
+type lostContext struct{ *fakeGateway }
+
+func (g lostContext) Solve(ctx context.Context, graph *llb.Graph) (frontend.Ref, error) {
+	ref, err := g.fakeGateway.Solve(ctx, graph)
+	if op, ok := graph.Root.Vertex.Op.(*llb.SourceOp); ok && op.Identifier == "local://context" {
+		return nil, errors.New("no such directory")
+	}
+	return ref, err
+}
+
+// TestContextNotNeeded checks that a build which copies nothing asks for the
+// context's .dockerignore only, and does without the context.
 func TestContextNotNeeded(t *testing.T) {
 	gw := newFakeGateway(map[string]string{"dockerfile/Dockerfile": "FROM alpine\nRUN true\nCOPY <<X /x\nX\n"})
-	if _, err := build(t, gw, nil); err != nil {
+	if _, err := build(t, lostContext{gw}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if len(gw.solved) != 1 {
-		t.Errorf("solved %d graphs, want the Dockerfile's alone", len(gw.solved))
+	if len(gw.solved) != 2 || !strings.Contains(gw.solved[1], ".dockerignore") {
+		t.Errorf("solved %v, want the Dockerfile's graph and that of .dockerignore", gw.solved)
+	}
+	gw = newFakeGateway(map[string]string{"dockerfile/Dockerfile": "FROM alpine\nCOPY a /\n"})
+	if _, err := build(t, lostContext{gw}, nil); err == nil || !strings.Contains(err.Error(), "no such directory") {
+		t.Errorf("a context that is needed and missing: %v", err)
 	}
 }
 

@@ -67,6 +67,7 @@ func (q imageQuery) key() string {
 type ignoreQuery struct {
 	local, hint, title string
 	at                 syntax.Span
+	optional           bool // nothing depends on it yet: it may be missing
 }
 
 func (q ignoreQuery) key() string { return q.local + " " + q.hint }
@@ -298,7 +299,9 @@ func (l *lowering) openContext() {
 }
 
 // expectContext asks for the main context's ignore file as soon as a stage that
-// is needed copies from there, so that it comes together with the images.
+// is needed copies from there, so that it comes together with the images. It is
+// asked for even if none does, as BuildKit's frontend asks, whose provenance
+// names the context of every build; then it need not be there.
 func (l *lowering) expectContext() {
 	if l.in.context != nil {
 		return
@@ -311,6 +314,9 @@ func (l *lowering) expectContext() {
 			}
 		}
 	}
+	q := mainIgnore(l.in.opts)
+	q.optional = true
+	l.ignore(q)
 }
 
 // useContext notes that a path of the main context is read.
