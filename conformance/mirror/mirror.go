@@ -28,7 +28,7 @@ import (
 )
 
 // created is when all files and images are said to have been made.
-var created = time.Date(2023, 5, 18, 22, 34, 17, 0, time.UTC)
+func created() time.Time { return time.Date(2023, 5, 18, 22, 34, 17, 0, time.UTC) }
 
 // Write serves dir with the registry program, which must be on PATH, and pushes
 // all images into it. Dir is then fit for BUILDKIT_REGISTRY_MIRROR_DIR.
@@ -79,7 +79,7 @@ func build(ctx context.Context) (map[string]v1.Image, error) {
 		return nil, err
 	}
 	none, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{
-		Architecture: runtime.GOARCH, OS: "linux", Created: v1.Time{Time: created},
+		Architecture: runtime.GOARCH, OS: "linux", Created: v1.Time{Time: created()},
 		RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{}},
 	})
 	if err != nil {
@@ -105,7 +105,7 @@ func image(shell string, files []file) (v1.Image, error) {
 		return nil, err
 	}
 	base, err := mutate.ConfigFile(mutate.MediaType(empty.Image, types.DockerManifestSchema2), &v1.ConfigFile{
-		Architecture: runtime.GOARCH, OS: "linux", Created: v1.Time{Time: created},
+		Architecture: runtime.GOARCH, OS: "linux", Created: v1.Time{Time: created()},
 		RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{}},
 		Config: v1.Config{
 			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -116,7 +116,7 @@ func image(shell string, files []file) (v1.Image, error) {
 		return nil, err
 	}
 	return mutate.Append(base, mutate.Addendum{Layer: layer, History: v1.History{
-		Created: v1.Time{Time: created}, CreatedBy: "/bin/sh -c #(nop) ADD file:busybox in / ",
+		Created: v1.Time{Time: created()}, CreatedBy: "/bin/sh -c #(nop) ADD file:busybox in / ",
 	}})
 }
 
@@ -132,7 +132,7 @@ func foreignImage(files []file) (v1.Image, error) {
 		return nil, err
 	}
 	base, err := mutate.ConfigFile(mutate.MediaType(empty.Image, types.DockerManifestSchema2), &v1.ConfigFile{
-		Architecture: runtime.GOARCH, OS: "linux", Created: v1.Time{Time: created},
+		Architecture: runtime.GOARCH, OS: "linux", Created: v1.Time{Time: created()},
 		RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{}},
 	})
 	if err != nil {
@@ -170,6 +170,9 @@ mkdir -p "/home/$name"
 chown "$id:$id" "/home/$name"
 `
 
+// ttySize is busybox's ttysize, which Debian's has not: columns, then rows.
+const ttySize = "#!/bin/sh\nset -- $(stty size)\necho \"$2 $1\"\n"
+
 const (
 	passwd = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n" +
 		"bin:x:2:2:bin:/bin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
@@ -204,9 +207,10 @@ func rootFS(ctx context.Context) ([]file, error) {
 		{name: "etc/group", text: group, mode: 0o644},
 		{name: "bin/busybox", text: string(binary), mode: 0o755},
 		{name: "usr/sbin/adduser", text: addUser, mode: 0o755},
+		{name: "usr/bin/ttysize", text: ttySize, mode: 0o755},
 	}...)
 	for _, applet := range strings.Fields(string(list)) {
-		if applet != "busybox" && applet != "adduser" {
+		if applet != "busybox" && applet != "adduser" && applet != "ttysize" {
 			files = append(files, file{name: "bin/" + filepath.Base(applet), text: "-> busybox", mode: 0o777})
 		}
 	}
@@ -217,7 +221,7 @@ func layerOf(files []file) (v1.Layer, error) {
 	var plain bytes.Buffer
 	w := tar.NewWriter(&plain)
 	for _, f := range files {
-		h := &tar.Header{Name: f.name, Mode: f.mode, ModTime: created, Typeflag: tar.TypeReg, Size: int64(len(f.text))}
+		h := &tar.Header{Name: f.name, Mode: f.mode, ModTime: created(), Typeflag: tar.TypeReg, Size: int64(len(f.text))}
 		target, isLink := strings.CutPrefix(f.text, "-> ")
 		switch {
 		case strings.HasSuffix(f.name, "/"):

@@ -1,4 +1,4 @@
-// Tally reads what "go test -json" prints, shows the packages and what failed,
+// Command tally reads what "go test -json" prints, shows the packages and what failed,
 // and closes with how many tests passed and failed. Those that have tests of
 // their own below them do not count. It fails unless something passed, nothing
 // failed and nothing was skipped.
