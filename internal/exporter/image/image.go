@@ -176,6 +176,9 @@ func storedNames(img *exporter.Image, o exporter.ImageOptions) []string {
 func (e *Exporter) push(ctx context.Context, img *exporter.Image, name string, o exporter.ImageOptions) error {
 	p := registry.Push{Ref: name, ByDigest: o.ByDigest, Insecure: o.Insecure}
 	for _, l := range img.Layers {
+		if o.ForeignLayers && len(l.Desc.URLs) > 0 {
+			continue // whoever pulls gets it from there
+		}
 		p.Blobs = append(p.Blobs, registry.Blob{
 			Desc: l.Desc, Origin: originOf(l),
 			Open: func(ctx context.Context) (io.ReadCloser, error) { return e.open(ctx, l) },
