@@ -115,6 +115,9 @@ func gatewayRefFiles(t *testing.T, ctx context.Context, c gateway.Client) {
 	if _, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/none"}); err == nil || !strings.Contains(err.Error(), "no such file") || !strings.Contains(err.Error(), "/none") {
 		t.Errorf("read what is missing: %v", err)
 	}
+	if _, err := ref.StatFile(ctx, gateway.StatRequest{Path: "/none"}); err == nil || grpcerrors.Code(err) != codes.Unknown {
+		t.Errorf("what is missing has code %v, want the one that clients do not show", grpcerrors.Code(err))
+	}
 	entries, err := ref.ReadDir(ctx, gateway.ReadDirRequest{Path: "/dir", IncludePattern: "*.txt"})
 	if err != nil || len(entries) != 1 || entries[0].Path != "a.txt" || entries[0].Size != 10 {
 		t.Errorf("list: %v %v", entries, err)

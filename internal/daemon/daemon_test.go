@@ -261,7 +261,7 @@ func TestErrorsKeepWhatClientsNeed(t *testing.T) {
 		Sources: []build.Source{{File: llb.SourceFile{Name: "Dockerfile", Data: []byte("FROM x")}, Ranges: []llb.Range{{Start: llb.Position{Line: 1}}}}},
 	})
 	st := errorStatus(err)
-	if codes.Code(st.Code) != codes.NotFound {
+	if codes.Code(st.Code) != codes.Unknown {
 		t.Errorf("code %v", codes.Code(st.Code))
 	}
 	var types []string

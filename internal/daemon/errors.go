@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io/fs"
 	"slices"
 	"strings"
 
@@ -96,9 +95,9 @@ func errorCode(err error) codes.Code {
 		return codes.DeadlineExceeded
 	case errors.As(err, &st) && st.GRPCStatus().Code() != codes.OK:
 		return st.GRPCStatus().Code()
-	case errors.Is(err, fs.ErrNotExist):
-		return codes.NotFound
 	}
+	// A missing file, too: clients show every other code before the message,
+	// and go by the text (WIRE.md section 9).
 	return codes.Unknown
 }
 
