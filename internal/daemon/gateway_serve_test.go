@@ -21,6 +21,7 @@ import (
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/executor/fake"
+	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/op"
 	"github.com/kiln-build/kiln/internal/session"
@@ -79,6 +80,7 @@ func serveGateway(t *testing.T) *gatewayServer {
 			Worker: &op.Worker{Platforms: platform, Executor: fake.New(), Layers: layers, CacheMounts: mounts, Scratch: scratch},
 		},
 		Sessions: session.NewManager(), History: openHistory(t), Platforms: platform,
+		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
 	})
 	socket := filepath.Join(root, "sock")
 	l, err := net.Listen("unix", socket)
