@@ -198,7 +198,9 @@ func (n *network) try(i int, subnet netip.Prefix, taken map[string][]netip.Prefi
 		n.removeBridge(name)
 	}
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
-	if err := makeBridge(bridge, netip.PrefixFrom(n.gateway(), subnet.Bits())); err != nil {
+	if err := makeBridge(bridge, netip.PrefixFrom(n.gateway(), subnet.Bits())); errors.Is(err, unix.EEXIST) {
+		return false, claim.Close() // made meanwhile, or not yet gone
+	} else if err != nil {
 		return false, errors.Join(fmt.Errorf("make bridge %s: %w", name, err), claim.Close())
 	}
 	n.claim, n.bridge, n.index = claim, name, bridge.Index
