@@ -45,10 +45,12 @@ type Bridge struct {
 
 	mu     sync.Mutex
 	graphs []*llb.Graph // what was solved, to find where steps were written
+	mounts mounts       // of results that were read
 }
 
 func (br *Bridge) close() {
 	br.containers.close()
+	br.mounts.close()
 	br.imports.close()
 	br.records.close()
 	br.job.Close()
@@ -208,6 +210,9 @@ type Ref struct {
 	br    *Bridge
 	edge  solver.Edge
 	state *op.State // in place of edge: what a failed step left
+
+	mu  sync.Mutex
+	dir string // where its files are mounted, once they were read
 }
 
 // Evaluate makes the result.
@@ -252,21 +257,65 @@ func (r *Ref) ReadFile(ctx context.Context, path string) (data []byte, err error
 }
 
 // WithRoot calls f with the result's files.
-func (r *Ref) WithRoot(ctx context.Context, f func(*safepath.Root) error) (err error) {
-	ref, err := r.Layer(ctx)
+func (r *Ref) WithRoot(ctx context.Context, f func(*safepath.Root) error) error {
+	dir, err := r.mounted(ctx)
 	if err != nil {
 		return err
 	}
-	layers := r.br.builder.Worker.Layers
-	dir, release, err := layers.Mount(session.WithGroup(ctx, r.br), ref)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, release()) }()
 	root, err := safepath.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	return f(root)
+}
+
+// mounted returns the directory of the result's files. They stay mounted for
+// the build: who reads one file reads more.
+func (r *Ref) mounted(ctx context.Context) (string, error) {
+	ref, err := r.Layer(ctx)
+	if err != nil {
+		return "", err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dir != "" {
+		return r.dir, nil
+	}
+	dir, release, err := r.br.builder.Worker.Layers.Mount(session.WithGroup(ctx, r.br), ref)
+	if err != nil {
+		return "", err
+	}
+	if !r.br.mounts.add(release) {
+		return "", errors.Join(errors.New("the build has ended"), release())
+	}
+	r.dir = dir
+	return dir, nil
+}
+
+// mounts are what a build's frontend has had mounted.
+type mounts struct {
+	mu     sync.Mutex
+	list   []func() error
+	closed bool
+}
+
+// add takes a mount over, unless the build has ended.
+func (m *mounts) add(release func() error) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.list = append(m.list, release)
+	}
+	return !m.closed
+}
+
+// close unmounts. What cannot be unmounted goes at the daemon's next start.
+func (m *mounts) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, release := range m.list {
+		_ = release()
+	}
+	m.list, m.closed = nil, true
 }

@@ -16,7 +16,7 @@ var frontendCaps = []string{
 	"readdir", "statfile", "proto.refarray", "frontend.inputs", "gateway.solve.metadata", "gateway.solve.evaluate",
 	"gateway.evaluate", "gateway.warnings", "reference.output", "reference.attestations", "frontend.caps",
 	"gateway.exec", "gateway.exec.extrahosts", "gateway.exec.secretenv", "gateway.exec.signals", "gateway.exec.filesystem",
-	"source.metaresolver", "source.metaresolver.image.attestations", "source.metaresolver.http.checksumrequest",
+	"importcaches", "source.metaresolver", "source.metaresolver.image.attestations", "source.metaresolver.http.checksumrequest",
 }
 
 // lacking are the capabilities of the language that this daemon does not have.

@@ -28,14 +28,19 @@ type gatewayService struct {
 	*Server
 }
 
-// running finds the build that a call belongs to.
-func (s *gatewayService) running(ctx context.Context) (*running, *build.Bridge, error) {
+// named returns the build that a call names, once it has begun.
+func (s *gatewayService) named(ctx context.Context) (*running, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	ids := md.Get(buildIDKey)
 	if len(ids) == 0 {
-		return nil, nil, status.Errorf(codes.InvalidArgument, "no buildid found in context: the call has no %s metadata", buildIDKey)
+		return nil, status.Errorf(codes.InvalidArgument, "no buildid found in context: the call has no %s metadata", buildIDKey)
 	}
-	r, err := s.builds.get(ctx, ids[0], waitGateway)
+	return s.builds.get(ctx, ids[0], waitGateway)
+}
+
+// running finds the build that a call belongs to, which waits for its frontend.
+func (s *gatewayService) running(ctx context.Context) (*running, *build.Bridge, error) {
+	r, err := s.named(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -46,9 +51,13 @@ func (s *gatewayService) running(ctx context.Context) (*running, *build.Bridge, 
 	return r, br, err
 }
 
-// Ping tells what the daemon can do.
+// Ping tells what the daemon can do. That needs no frontend's part to have come.
 func (s *gatewayService) Ping(ctx context.Context, _ *gateway.PingRequest) (*gateway.PongResponse, error) {
-	if _, _, err := s.running(ctx); err != nil {
+	r, err := s.named(ctx)
+	if err == nil {
+		err = r.ended()
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &gateway.PongResponse{FrontendAPICaps: wireCaps(frontendCaps), LLBCaps: wireCaps(Caps()), Workers: s.workers()}, nil
