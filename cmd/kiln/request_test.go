@@ -91,6 +91,11 @@ func TestRequest(t *testing.T) {
 		},
 		{[]string{"--build-arg", "SOURCE_DATE_EPOCH=9"}, map[string]string{"build-arg:SOURCE_DATE_EPOCH": "9"}, image, nil},
 		{[]string{"--platform", "linux/amd64,linux/arm64", "--platform", "linux/s390x"}, map[string]string{"platform": "linux/amd64,linux/arm64,linux/s390x"}, image, nil},
+		{
+			[]string{"--attest", "type=sbom,generator=scan", "--attest", "type=provenance", "--provenance", "mode=max,version=v0.2"},
+			map[string]string{"attest:sbom": "generator=scan", "attest:provenance": "mode=max,version=v0.2"}, image, nil,
+		},
+		{[]string{"--sbom", "true", "--attest", "type=provenance,mode=min", "--provenance", "false"}, map[string]string{"attest:sbom": ""}, image, nil},
 		{[]string{"--no-cache", "--pull"}, map[string]string{"no-cache": "", "image-resolve-mode": "pull"}, image, nil},
 		{[]string{"--network", "host", "--allow", "security.insecure"}, map[string]string{"force-network-mode": "host"}, image, []string{"security.insecure", "network.host"}},
 		{

@@ -20,7 +20,7 @@ import (
 func solveOptions(e *env, cmd *cli.Command) (client.SolveOpt, error) {
 	o := client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}}
 	sets := []func(*env, *cli.Command, *client.SolveOpt) error{
-		setContext, setNamedContexts, setAttrs, setRunAttrs, setSecrets, setCaches, setOutputs, setGraphAccess,
+		setContext, setNamedContexts, setAttrs, setRunAttrs, setSecrets, setCaches, setOutputs, setGraphAccess, setAttests,
 	}
 	switch n := cmd.Args().Len(); {
 	case isGraphBuild(e, cmd):
