@@ -54,11 +54,15 @@ func (s *gatewayService) running(ctx context.Context) (*running, *build.Bridge, 
 // Ping tells what the daemon can do. That needs no frontend's part to have come.
 func (s *gatewayService) Ping(ctx context.Context, _ *gateway.PingRequest) (*gateway.PongResponse, error) {
 	r, err := s.named(ctx)
-	if err == nil {
-		err = r.ended()
-	}
 	if err != nil {
 		return nil, err
+	}
+	select {
+	case <-r.gateway:
+		if err := r.ended(); err != nil {
+			return nil, err
+		}
+	default:
 	}
 	return &gateway.PongResponse{FrontendAPICaps: wireCaps(frontendCaps), LLBCaps: wireCaps(Caps()), Workers: s.workers()}, nil
 }
