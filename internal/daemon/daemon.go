@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -156,7 +157,7 @@ func recoverStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next
 
 func recovered(err *error) {
 	if p := recover(); p != nil {
-		slog.Error("panic in a call", "panic", p)
+		slog.Error("panic in a call", "panic", p, "stack", string(debug.Stack()))
 		*err = wireError(fmt.Errorf("internal error, please report it: %v", p))
 	}
 }
