@@ -240,7 +240,7 @@ func TestBuildxBake(t *testing.T) {
 	b.env = append(b.env, "OUT="+out, "BASE=oci-layout://"+shared.base.Dir)
 	meta := filepath.Join(out, "meta.json")
 	b.run("bake", "-f", filepath.Join(dir, "docker-bake.hcl"), "--progress=plain", "--metadata-file", meta,
-		"--set", "*.context="+dir, "--allow=fs="+out, "--allow=fs.read="+shared.base.Dir)
+		"--set", "*.context="+dir, "--allow=fs="+out, "--allow=fs.read="+dir, "--allow=fs.read="+shared.base.Dir)
 	if got := textOf(t, filepath.Join(out, "files/made")); got != "version 7\n" {
 		t.Errorf("bake made %q", got)
 	}
