@@ -18,7 +18,8 @@ import (
 var shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
 
 // TestReadme runs every command of the README, as one would who reads on from
-// top to bottom. Those of make are run by .ci/run, which the test holds it to.
+// top to bottom. Those of make are run by .ci/run, which the test holds it to;
+// those of buildx, in blocks that are marked so, by the conformance tests.
 func TestReadme(t *testing.T) {
 	t.Parallel()
 	top := filepath.Join("..", "..")
@@ -62,8 +63,19 @@ func runReadme(t *testing.T, top, script string) {
 	}
 	defer os.RemoveAll(run)
 	dir := filepath.Join(run, "checkout")
-	if err := os.CopyFS(filepath.Join(dir, "examples"), os.DirFS(filepath.Join(top, "examples"))); err != nil {
-		t.Fatal(err)
+	for _, part := range []string{"examples", "llb"} {
+		if err := os.CopyFS(filepath.Join(dir, part), os.DirFS(filepath.Join(top, part))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{"go.mod", "go.sum", "README.md"} {
+		text, err := os.ReadFile(filepath.Join(top, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Symlink(bin, filepath.Join(dir, "bin")); err != nil {
 		t.Fatal(err)
