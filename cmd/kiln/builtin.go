@@ -140,6 +140,10 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
+	images, err := build.NewImageFrontend(s.config.Frontend.Gateway.AllowedRepositories)
+	if err != nil {
+		return nil, nil, err
+	}
 	files, steps := slots(s.config)
 	own := cache.New(db, layers.Store)
 	builder := &build.Builder{
@@ -149,7 +153,9 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 			CacheMounts: mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
 			Slots: files, Steps: steps, Detected: machine.Platforms,
 		},
-		Frontends:    enabledFrontends(s.config, map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()}),
+		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
+			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
+		}),
 		Exporters:    newExporters(layers, db, reg),
 		Entitlements: entitlements(s.config), Caps: daemon.Caps(),
 		ProvenanceEnv: env, DockerfileVersion: dockerfile.Version, Version: version,
@@ -162,13 +168,15 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	return daemon.New(daemon.Config{
+	server := daemon.New(daemon.Config{
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{mounts}, repos}},
 		History:   past, Spans: spans,
 		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
-	}), parts, nil
+	})
+	images.Attach(server)
+	return server, parts, nil
 }
 
 // layerStore is the layers and the blobs that they are made of.

@@ -75,6 +75,9 @@ func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]str
 		return nil, err
 	}
 	br.ImportCaches(caches)
+	if ctx, err = deeper(ctx); err != nil {
+		return nil, fmt.Errorf("frontend %s: %w", name, err)
+	}
 	ctx, s := br.records.enter(ctx, name, opts, inputs)
 	res, err := f.Build(ctx, frontend.Request{Opts: opts, Inputs: inputs, Worker: br.builder.Worker.Platforms[0]}, br)
 	br.records.returned(s, res)

@@ -165,7 +165,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		}
 	}
 	job := &op.Job{
-		Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil,
+		Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil || req.Frontend == ImageFrontendName,
 		WritableFiles: req.CompatibilityVersion == exporter.Compat013,
 	}
 	id := ""

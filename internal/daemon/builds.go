@@ -165,7 +165,7 @@ func (b *builds) get(ctx context.Context, ref string, wait time.Duration) (*runn
 func (r *running) serve(ctx context.Context, br *build.Bridge) (*frontend.Result, error) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	r.bridge, r.phase.ctx = br, ctx
+	r.bridge, r.phase.ctx, r.phase.inputs = br, ctx, br.Inputs()
 	close(r.gateway)
 	select {
 	case a := <-r.answer:

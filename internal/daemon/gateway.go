@@ -22,14 +22,18 @@ import (
 const buildIDKey = "buildkit-controlapi-buildid"
 
 // gatewayService is moby.buildkit.v1.frontend.LLBBridge, for clients that act
-// as the frontend of their own build.
+// as the frontend of their own build, and for frontends in containers.
 type gatewayService struct {
 	gateway.UnimplementedLLBBridgeServer
 	*Server
+	only *running // whom the connection belongs to; nil if calls name their build
 }
 
 // named returns the build that a call names, once it has begun.
 func (s *gatewayService) named(ctx context.Context) (*running, error) {
+	if s.only != nil {
+		return s.only, nil
+	}
 	md, _ := metadata.FromIncomingContext(ctx)
 	ids := md.Get(buildIDKey)
 	if len(ids) == 0 {
@@ -210,12 +214,12 @@ func (s *gatewayService) Evaluate(ctx context.Context, r *gateway.EvaluateReques
 
 // Inputs returns the graphs that were given to the frontend.
 func (s *gatewayService) Inputs(ctx context.Context, _ *gateway.InputsRequest) (*gateway.InputsResponse, error) {
-	_, br, err := s.running(ctx)
+	run, _, err := s.running(ctx)
 	if err != nil {
 		return nil, err
 	}
 	resp := &gateway.InputsResponse{Definitions: map[string]*pb.Definition{}}
-	for name, g := range br.Inputs() {
+	for name, g := range run.phase.inputs {
 		if resp.Definitions[name], err = g.Marshal(); err != nil {
 			return nil, fmt.Errorf("encode input %q: %w", name, err)
 		}

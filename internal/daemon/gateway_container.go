@@ -32,9 +32,13 @@ func (s *gatewayService) NewContainer(ctx context.Context, r *gateway.NewContain
 		return nil, err
 	}
 	c, err := br.NewContainer(ctx, spec)
-	run.setContainer(r.ContainerID, c)
 	if err != nil {
+		run.setContainer(r.ContainerID, nil)
 		return nil, run.failed(br, err)
+	}
+	if !run.setContainer(r.ContainerID, c) {
+		_ = c.Release() // nobody is there to be told how
+		return nil, run.ended()
 	}
 	return &gateway.NewContainerResponse{}, nil
 }
@@ -144,13 +148,17 @@ func (r *running) reserveContainer(id string) error {
 	return nil
 }
 
-// setContainer keeps a container under a reserved id, or frees the id if there is none.
-func (r *running) setContainer(id string, c *build.Container) {
+// setContainer keeps a container under a reserved id, or frees the id if there
+// is none. It returns false if nobody wants the container any more.
+func (r *running) setContainer(id string, c *build.Container) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.phase.containers[id] = c; c == nil {
+	if c == nil || r.phase.closed {
 		delete(r.phase.containers, id)
+		return false
 	}
+	r.phase.containers[id] = c
+	return true
 }
 
 // container finds a container, and takes it out if it is to be released.

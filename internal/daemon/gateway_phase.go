@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/kiln-build/kiln/internal/api/errdefs"
 	"github.com/kiln-build/kiln/internal/api/gateway"
@@ -27,6 +29,8 @@ type gatewayPhase struct {
 	ctx        context.Context
 	states     map[string]*build.Ref       // what failed steps had and left, by id
 	containers map[string]*build.Container // by the client's id; nil while one is made
+	closed     bool                        // no container is taken any more
+	inputs     map[string]*llb.Graph
 }
 
 // ended is the error of a call that comes after the client's result. A client
@@ -110,6 +114,13 @@ func (e *remoteError) Error() string { return e.st.GetMessage() }
 
 // GRPCStatus is what the client sent.
 func (e *remoteError) GRPCStatus() *status.Status { return status.FromProto(e.st) }
+
+// Located tells whether the client said where in a build file the error is.
+func (e *remoteError) Located() bool {
+	return slices.ContainsFunc(e.st.GetDetails(), func(d *anypb.Any) bool {
+		return d.GetTypeUrl() == typePrefix+"errdefs.Source"+typeSuffix
+	})
+}
 
 // readFinal reads the metadata of a result that an old frontend returns with
 // its last solve.

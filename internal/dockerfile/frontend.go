@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/platforms"
 	digest "github.com/opencontainers/go-digest"
@@ -54,13 +53,13 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	if err := d.load(ctx); err != nil {
 		return nil, sourceErrors(err)
 	}
+	if res, handed, err := d.handOver(ctx); handed {
+		return res, err
+	}
 	file, err := syntax.Parse(d.source, syntax.DockerfileWords())
 	if err != nil && opts.request == requestLint {
 		return d.lintResult(nil, err)
 	} else if err != nil {
-		return nil, sourceErrors(err)
-	}
-	if err := d.checkSyntaxImage(file); err != nil {
 		return nil, sourceErrors(err)
 	}
 	if opts.request != "" {
@@ -184,33 +183,6 @@ func (d *driver) result(targets []*input, lowered []*lowered) (*frontend.Result,
 		res.Platforms = append(res.Platforms, p)
 	}
 	return res, nil
-}
-
-// checkSyntaxImage refuses a file in a language that another frontend reads.
-// The images of the Dockerfile language itself stand for this frontend.
-func (d *driver) checkSyntaxImage(file *syntax.File) error {
-	image, ok := d.opts.buildArgs["BUILDKIT_SYNTAX"]
-	var at syntax.Span
-	if !ok || image == "" {
-		image = file.Directive("syntax")
-		for _, dir := range file.Directives {
-			if dir.Name == "syntax" {
-				at = dir.Span
-			}
-		}
-	}
-	image, _, _ = strings.Cut(image, " ")
-	name := strings.TrimPrefix(strings.TrimPrefix(image, "docker.io/"), "docker-image://")
-	name, _, _ = strings.Cut(name, "@")
-	name, _, _ = strings.Cut(name, ":")
-	switch name {
-	case "", "dockerfile.v0", "docker/dockerfile", "docker/dockerfile-upstream":
-		return nil
-	}
-	return &syntax.Error{
-		Source: d.source, Span: at, Message: fmt.Sprintf("syntax %q needs a frontend image, which cannot be run yet", image),
-		Expected: "docker/dockerfile:1 or no syntax directive",
-	}
 }
 
 // sourceErrors makes errors of the syntax and the lowering those that the

@@ -22,6 +22,7 @@ type ContainerSpec struct {
 	// number, nil being an empty file system. What is written to them is lost.
 	Mounts   []llb.Mount
 	Refs     []*layer.Ref
+	Given    []GivenFolder // beside the mounts
 	Network  llb.NetMode
 	Hosts    []llb.HostIP
 	Hostname string
@@ -77,7 +78,13 @@ func (w *Worker) NewContainer(ctx context.Context, job *Job, spec ContainerSpec)
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
 	c.mounts = &mountSet{worker: w, inputs: spec.Refs, live: true}
-	if err := c.mounts.mountAll(c.ctx, c.spec.Mounts); err != nil {
+	err = c.mounts.mountAll(c.ctx, c.spec.Mounts)
+	for _, f := range spec.Given {
+		if err == nil {
+			err = c.mounts.given(f)
+		}
+	}
+	if err != nil {
 		c.cancel(nil)
 		return nil, errors.Join(err, c.mounts.discard())
 	}

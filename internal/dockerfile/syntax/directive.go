@@ -79,26 +79,38 @@ var jsonSyntax = regexp.MustCompile(`^\s*\{`)
 // DetectSyntax finds the "syntax" directive of any build file: written behind
 // "#" or "//", or as the field "syntax" of a JSON object.
 func DetectSyntax(data []byte) (string, bool) {
+	d, ok := FindSyntax(data)
+	return d.Value, ok
+}
+
+// FindSyntax is [DetectSyntax] with the place of the directive, which in a JSON
+// object is the object's first line.
+func FindSyntax(data []byte) (Directive, bool) {
+	start := len(data)
 	data = bytes.TrimPrefix(data, byteOrderMark)
 	if bytes.HasPrefix(data, []byte("#!")) {
 		_, data, _ = bytes.Cut(data, []byte("\n"))
 	}
+	start -= len(data)
 	for _, mark := range []string{"#", "//"} {
+		at := start
 		for rest := data; len(rest) > 0; {
-			var line []byte
-			line, rest, _ = bytes.Cut(rest, []byte("\n"))
-			d, ok := directive(line, 0, mark)
+			line, next, _ := bytes.Cut(rest, []byte("\n"))
+			d, ok := directive(bytes.TrimSuffix(line, []byte("\r")), at, mark)
 			if !ok {
 				break
 			}
 			if d.Name == "syntax" {
-				return d.Value, true
+				return d, true
 			}
+			at += len(rest) - len(next)
+			rest = next
 		}
 	}
 	var object struct{ Syntax string }
 	if jsonSyntax.Match(data) && json.Unmarshal(data, &object) == nil && object.Syntax != "" {
-		return object.Syntax, true
+		line, _, _ := bytes.Cut(data, []byte("\n"))
+		return Directive{Name: "syntax", Value: object.Syntax, Span: Span{start, start + len(line)}}, true
 	}
-	return "", false
+	return Directive{}, false
 }

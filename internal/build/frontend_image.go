@@ -1,0 +1,335 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// ImageFrontendName is the frontend that runs an image as a frontend.
+const ImageFrontendName = "gateway.v0"
+
+// dockerfileName is the frontend that needs no image, also where it is asked
+// for as if it were one.
+const dockerfileName = "dockerfile.v0"
+
+// FrontendHost is the gateway's API for frontends that run in containers.
+type FrontendHost interface {
+	// ServeFrontend answers the calls that come on conn until the connection or
+	// ctx ends. It then releases all that the frontend had, and returns what the
+	// frontend returned; nil and no error if that was nothing.
+	ServeFrontend(ctx context.Context, br *Bridge, inputs map[string]*llb.Graph, conn net.Conn) (*frontend.Result, error)
+	// FrontendWorkers are the workers as frontends read them, in JSON.
+	FrontendWorkers() ([]byte, error)
+}
+
+// ImageFrontend runs images as frontends (WIRE.md section 15.1).
+type ImageFrontend struct {
+	allowed []string // repositories; empty is all
+	host    FrontendHost
+}
+
+// NewImageFrontend returns the frontend that runs images of the given
+// repositories, or any if there are none. It serves after Attach.
+func NewImageFrontend(repositories []string) (*ImageFrontend, error) {
+	f := &ImageFrontend{}
+	for _, r := range repositories {
+		named, err := reference.ParseNormalizedNamed(r)
+		if err != nil {
+			return nil, fmt.Errorf(`read allowedRepositories of frontend."gateway.v0": %q: %w`, r, err)
+		}
+		f.allowed = append(f.allowed, reference.TrimNamed(named).Name())
+	}
+	return f, nil
+}
+
+// Attach says who answers the frontends. It is called before the first build.
+func (f *ImageFrontend) Attach(host FrontendHost) { f.host = host }
+
+// Build runs the image that the option "source" names.
+func (f *ImageFrontend) Build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*frontend.Result, error) {
+	br, ok := gw.(*Bridge)
+	if !ok || f.host == nil {
+		return nil, errors.New("frontend images can be run by a daemon alone")
+	}
+	if _, ok := req.Opts["gateway-devel"]; ok {
+		return nil, errors.New("development gateway is no longer supported")
+	}
+	source, ok := req.Opts["source"]
+	if !ok {
+		return nil, errors.New("no source specified for gateway")
+	}
+	if source == dockerfileName {
+		return br.Frontend(ctx, dockerfileName, req.Opts, req.Inputs)
+	}
+	if err := f.check(source); err != nil {
+		return nil, err
+	}
+	image, err := br.frontendImage(ctx, source, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := image.checkCaps(req); err != nil {
+		return nil, err
+	}
+	return f.run(ctx, br, image, req)
+}
+
+// check refuses images that the daemon's owner does not want to be run.
+func (f *ImageFrontend) check(source string) error {
+	if len(f.allowed) == 0 {
+		return nil
+	}
+	named, err := reference.ParseNormalizedNamed(source)
+	if err != nil {
+		return fmt.Errorf("read frontend image %q: %w", source, err)
+	}
+	if !slices.Contains(f.allowed, reference.TrimNamed(named).Name()) {
+		return fmt.Errorf("'%s' is not an allowed gateway source", source)
+	}
+	return nil
+}
+
+// errServerClosed ends a frontend whose connection has ended before it.
+var errServerClosed = errors.New("frontend grpc server closed unexpectedly")
+
+// How long a frontend whose connection has ended may take to exit: with a result
+// returned, and without one, when it most likely crashes.
+const (
+	leaving  = 10 * time.Second
+	crashing = time.Second
+)
+
+// run runs the frontend's container. What the frontend says went wrong counts
+// more than how its container failed, and that more than a result.
+func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImage, req frontend.Request) (*frontend.Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c, err := f.container(ctx, br, image)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close() // how it ended is known from its process
+	process, err := f.process(br, image, req)
+	if err != nil {
+		return nil, err
+	}
+	stdio, conn := newFrontendConn()
+	log := &lateLog{sink: br.req.Sink, name: "[frontend] " + image.name}
+	defer log.end()
+	type answer struct {
+		result *frontend.Result
+		err    error
+	}
+	answers := make(chan answer, 1)
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		res, err := f.host.ServeFrontend(serving, br, req.Inputs, conn)
+		answers <- answer{res, err}
+		wait := leaving
+		if res == nil && err == nil {
+			wait = crashing
+		}
+		select {
+		case <-time.After(wait):
+			cancel(errServerClosed)
+		case <-serving.Done(): // the frontend has exited
+		}
+	}()
+	task, err := c.Start(ctx, process, executor.IO{Stdin: stdio.in, Stdout: stdio.out, Stderr: log})
+	if err == nil {
+		err = task.Wait(context.WithoutCancel(ctx)) // ctx ends it, too
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	stdio.out.Close()
+	stop()
+	switch got := <-answers; {
+	case got.err != nil:
+		return nil, got.err
+	case err != nil:
+		return nil, err
+	case got.result == nil:
+		return nil, errors.New("no result for incomplete build")
+	default:
+		return got.result, nil
+	}
+}
+
+// container mounts the image's files, which the frontend may change for itself.
+func (f *ImageFrontend) container(ctx context.Context, br *Bridge, image *frontendImage) (*op.Container, error) {
+	def, err := image.graph.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("encode frontend image %s: %w", image.name, err)
+	}
+	metadata, err := proto.Marshal(def)
+	if err != nil {
+		return nil, fmt.Errorf("encode frontend image %s: %w", image.name, err)
+	}
+	spec := op.ContainerSpec{
+		Mounts: []llb.Mount{{Dest: "/"}}, Refs: []*layer.Ref{image.files},
+		Given: []op.GivenFolder{{Dest: "/run/config/buildkit/metadata", Files: map[string][]byte{"frontend.bin": metadata}}},
+	}
+	if none, err := strconv.ParseBool(image.config.Labels["moby.buildkit.frontend.network.none"]); err == nil && none {
+		spec.Network = llb.NetNone
+	}
+	c, err := br.builder.Worker.NewContainer(session.WithGroup(ctx, br), br.values, spec)
+	if err != nil {
+		return nil, fmt.Errorf("run frontend %s: %w", image.name, err)
+	}
+	return c, nil
+}
+
+// process is the frontend's program: the image's entrypoint, or /run.
+func (f *ImageFrontend) process(br *Bridge, image *frontendImage, req frontend.Request) (op.ContainerProcess, error) {
+	p := op.ContainerProcess{Args: []string{"/run"}, Env: slices.Clone(image.config.Env), Cwd: "/"}
+	if image.config.Entrypoint != nil {
+		p.Args = image.config.Entrypoint
+	}
+	if image.config.WorkingDir != "" {
+		p.Cwd = image.config.WorkingDir
+	}
+	n := 0
+	for k, v := range req.Opts {
+		p.Env = append(p.Env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", n, k, v))
+		n++
+	}
+	workers, err := f.host.FrontendWorkers()
+	if err != nil {
+		return p, fmt.Errorf("list workers for frontend %s: %w", image.name, err)
+	}
+	// Frontends show the product in what they say about old daemons.
+	p.Env = append(p.Env, "BUILDKIT_SESSION_ID="+br.sessionID, "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT=buildkit")
+	return p, nil
+}
+
+// frontendImage is a frontend as an image.
+type frontendImage struct {
+	name   string // as the user wrote it
+	digest string // "" if unknown
+	config ocispecs.ImageConfig
+	graph  *llb.Graph
+	files  *layer.Ref
+}
+
+// frontendImage finds and fetches the image, or what the user put in its place.
+func (br *Bridge) frontendImage(ctx context.Context, source string, req frontend.Request) (*frontendImage, error) {
+	image := &frontendImage{name: source}
+	found, err := br.findNamedFrontend(ctx, image, req)
+	if err == nil && !found {
+		err = br.findFrontend(ctx, image)
+	}
+	if err != nil {
+		return nil, err
+	}
+	edge, err := br.edge(ctx, image.graph)
+	if err != nil {
+		return nil, err
+	}
+	if image.files, err = br.build(ctx, edge); err != nil {
+		return nil, err
+	}
+	if image.files == nil {
+		return nil, errors.New("gateway source didn't return default result")
+	}
+	return image, nil
+}
+
+// findFrontend finds an image by its name, for the worker's platform.
+func (br *Bridge) findFrontend(ctx context.Context, image *frontendImage) error {
+	named, err := reference.ParseNormalizedNamed(image.name)
+	if err != nil {
+		return fmt.Errorf("read frontend image %q: %w", image.name, err)
+	}
+	return br.useImage(ctx, image, &llb.SourceOp{Identifier: "docker-image://" + reference.TagNameOnly(named).String()})
+}
+
+// useImage resolves an image to be run, and pins it.
+func (br *Bridge) useImage(ctx context.Context, image *frontendImage, o *llb.SourceOp) error {
+	worker := br.builder.Worker.Platforms[0]
+	meta, err := br.ResolveSource(ctx, o, frontend.ResolveOpt{Platform: &worker, LogName: "resolve image config for " + o.Identifier})
+	if err != nil {
+		return err
+	}
+	var config ocispecs.Image
+	if err := json.Unmarshal(meta.Config, &config); err != nil {
+		return fmt.Errorf("decode config of frontend image %s: %w", image.name, err)
+	}
+	pinned := &llb.SourceOp{Identifier: meta.Op.Identifier, Attrs: map[string]string{}}
+	for k, v := range meta.Op.Attrs {
+		pinned.Attrs[k] = v
+	}
+	if scheme, ref, _ := strings.Cut(pinned.Identifier, "://"); scheme == "docker-image" {
+		pinned.Attrs[llb.AttrImageRecordType] = "frontend"
+		if meta.Digest != "" && !strings.Contains(ref, "@") {
+			pinned.Identifier += "@" + string(meta.Digest)
+		}
+	}
+	image.digest, image.config = string(meta.Digest), config.Config
+	image.graph = &llb.Graph{Root: llb.Edge{Vertex: &llb.Vertex{Op: pinned, Platform: &worker}}}
+	return nil
+}
+
+// inputsCap is the capability to take inputs.
+const inputsCap = "moby.buildkit.frontend.inputs"
+
+// takesInputs are frontends of before the label that take inputs all the same:
+// docker/dockerfile 1.1.6 and 1.1.7, and the experimental ones of these versions.
+func takesInputs(digest string) bool {
+	switch digest {
+	case "sha256:9ac1c43a60e31dca741a6fe8314130a9cd4c4db0311fbbc636ff992ef60ae76d",
+		"sha256:080bd74d8778f83e7b670de193362d8c593c8b14f5c8fb919d28ee8feda0d069",
+		"sha256:60543a9d92b92af5088fb2938fb09b2072684af8384399e153e137fe081f8ab4",
+		"sha256:de85b2f3a3e8a2f7fe48e8e84a65f6fdd5cd5183afa6412fff9caa6871649c44":
+		return true
+	}
+	return false
+}
+
+// checkCaps refuses what a request needs of the frontend and its image does not
+// say that it can do.
+func (image *frontendImage) checkCaps(req frontend.Request) error {
+	has := readFrontendCaps(image.config.Labels["moby.buildkit.frontend.caps"])
+	if takesInputs(image.digest) {
+		has = append(has, inputsCap)
+	}
+	wants := readFrontendCaps(req.Opts["frontend.caps"])
+	if len(req.Inputs) > 0 {
+		wants = append(wants, inputsCap)
+	}
+	for _, c := range wants {
+		if !slices.Contains(has, c) {
+			return &frontend.UnsupportedError{Kind: "capability", Name: c}
+		}
+	}
+	return nil
+}
+
+// readFrontendCaps reads a list such as "a,b+version".
+func readFrontendCaps(list string) (names []string) {
+	for c := range strings.SplitSeq(list, ",") {
+		if name, _, _ := strings.Cut(c, "+"); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
