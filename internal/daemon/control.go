@@ -58,15 +58,24 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(req.Session.Context(), func() {
-			cancel(fmt.Errorf("the client's session has ended (%w): %w", context.Cause(req.Session.Context()), context.Canceled))
-		})()
+		defer context.AfterFunc(req.Session.Context(), func() { cancel(gone(req.Session)) })()
 	}
 	out, err := s.config.Builder.Build(ctx, req)
-	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
-		err = cause // it says more
+	switch code := errorCode(err); {
+	case req.Session != nil && gone(req.Session) != nil && (code == codes.Canceled || code == codes.Unavailable):
+		err = gone(req.Session) // and whatever it was asked for says less
+	case context.Cause(ctx) != nil && errors.Is(err, context.Canceled):
+		err = context.Cause(ctx)
 	}
 	return out, err
+}
+
+// gone tells why a client's session has ended, or nil if it has not.
+func gone(c *session.Caller) error {
+	if cause := context.Cause(c.Context()); cause != nil {
+		return fmt.Errorf("the client's session has ended (%w): %w", cause, context.Canceled)
+	}
+	return nil
 }
 
 // awaitGreeting keeps an answer back, upon which clients close their session,
