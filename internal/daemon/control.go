@@ -54,7 +54,7 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		return nil, err
 	}
 	if req.Session != nil { // a client that is gone wants nothing any more
-		defer awaitGreeting(ctx, req.Session)
+		defer req.Session.Settle(ctx)
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
@@ -76,15 +76,6 @@ func gone(c *session.Caller) error {
 		return fmt.Errorf("the client's session has ended (%w): %w", cause, context.Canceled)
 	}
 	return nil
-}
-
-// awaitGreeting keeps an answer back, upon which clients close their session,
-// until that is set up.
-func awaitGreeting(ctx context.Context, c *session.Caller) {
-	select {
-	case <-c.Greeted():
-	case <-ctx.Done():
-	}
 }
 
 func (s *controlService) request(ctx context.Context, r *control.SolveRequest, run *running) (build.Request, error) {

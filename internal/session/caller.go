@@ -38,13 +38,12 @@ type Caller struct {
 	conn    *grpc.ClientConn
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	greeted chan struct{}
 }
 
 // NewCaller returns the caller of the client that serves conn: this side is the
 // HTTP/2 client. It lives until conn ends, Close is called or ctx ends.
 func NewCaller(ctx context.Context, meta Meta, conn net.Conn) (*Caller, error) {
-	c := &Caller{meta: meta, unique: rand.Text(), methods: map[string]bool{}, greeted: make(chan struct{})}
+	c := &Caller{meta: meta, unique: rand.Text(), methods: map[string]bool{}}
 	for _, m := range meta.Methods {
 		c.methods[strings.ToLower(m)] = true
 	}
@@ -100,18 +99,18 @@ func (c *Caller) Conn() grpc.ClientConnInterface { return c.conn }
 // Context ends with the session.
 func (c *Caller) Context() context.Context { return c.ctx }
 
-// Greeted is closed once the client has answered a first call, or cannot. What
-// this side of the connection sent to set it up has been read by then, which
-// BuildKit's clients need: one that closes its session while bytes are on their
-// way to it reads others in their place, calls that a breach of HTTP/2 and waits
-// for a second.
-func (c *Caller) Greeted() <-chan struct{} { return c.greeted }
+// settling is how long a client may take to have read what it was sent.
+const settling = 5 * time.Second
 
-// greet makes the first call.
-func (c *Caller) greet(timeout time.Duration) {
-	defer close(c.greeted)
-	ctx, cancel := context.WithTimeout(c.ctx, timeout)
+// Settle returns once the client has read all that it was sent, or does not
+// answer in time. BuildKit's clients need that before an answer that has them
+// close their session: one that closes it while bytes are on their way to it
+// reads others in their place, calls that a breach of HTTP/2 and waits for a
+// second or more.
+func (c *Caller) Settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settling)
 	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
 	// Whether the client is well is for watch to say.
 	_, _ = grpc_health_v1.NewHealthClient(c.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 }

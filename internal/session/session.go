@@ -87,9 +87,7 @@ func (m *Manager) Serve(ctx context.Context, meta Meta, conn net.Conn) error {
 		delete(m.callers, meta.ID)
 		m.mu.Unlock()
 	}()
-	pace := paceOf(meta)
-	go c.greet(pace.timeout)
-	go c.watch(pace)
+	go c.watch(paceOf(meta))
 	<-c.ctx.Done()
 	return nil
 }
