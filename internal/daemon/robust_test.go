@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -268,7 +269,7 @@ func TestGarbageOnSocket(t *testing.T) {
 		}
 		go func() { _, _ = conn.Write(sent) }() // the daemon may hang up first
 		_, err = io.Copy(io.Discard, conn)
-		if e, ok := err.(net.Error); ok && e.Timeout() {
+		if e := net.Error(nil); errors.As(err, &e) && e.Timeout() {
 			t.Errorf("%s: the daemon neither answers nor hangs up", name)
 		}
 		conn.Close()
