@@ -52,6 +52,9 @@ func TestStatus(t *testing.T) {
 type statusLog struct {
 	order    []digest.Digest
 	vertices map[digest.Digest]*client.Vertex
+	// lax is of BuildKit's daemon, which now and then calls a step cached before
+	// it says that it ended.
+	lax bool
 	output   map[digest.Digest]*[3]string // by stream
 }
 
@@ -98,7 +101,7 @@ func buildFile(t *testing.T, d *peer.Daemon, dir string) statusLog {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := statusLog{vertices: map[digest.Digest]*client.Vertex{}, output: map[digest.Digest]*[3]string{}}
+	l := statusLog{lax: d == shared.buildkit, vertices: map[digest.Digest]*client.Vertex{}, output: map[digest.Digest]*[3]string{}}
 	ch := make(chan *client.SolveStatus)
 	done := make(chan struct{})
 	go func() {
@@ -143,7 +146,7 @@ func (l *statusLog) add(t *testing.T, s *client.SolveStatus) {
 			t.Errorf("%s ended and did not begin", v.Name)
 		case v.Completed != nil && v.Completed.Before(*v.Started):
 			t.Errorf("%s ended before it began", v.Name)
-		case v.Cached && v.Completed == nil:
+		case v.Cached && v.Completed == nil && !l.lax:
 			t.Errorf("%s is cached and did not end", v.Name)
 		case old != nil && old.Name != v.Name:
 			t.Errorf("%s is now %s", old.Name, v.Name)
