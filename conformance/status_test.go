@@ -54,8 +54,8 @@ type statusLog struct {
 	vertices map[digest.Digest]*client.Vertex
 	// lax is of BuildKit's daemon, which now and then calls a step cached before
 	// it says that it ended.
-	lax bool
-	output   map[digest.Digest]*[3]string // by stream
+	lax    bool
+	output map[digest.Digest]*[3]string // by stream
 }
 
 // stepOf is the number of a step among all of its stage. BuildKit counts an
