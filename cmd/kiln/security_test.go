@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,9 @@ func TestStepsStayInside(t *testing.T) {
 	})
 	t.Run("working directory of a leaked handle", func(t *testing.T) {
 		b.leakedHandles(t, victim)
+	})
+	t.Run("folders of caches exchanged for links", func(t *testing.T) {
+		b.exchangedCacheFolders(t, victim)
 	})
 	t.Run("user files", b.userFiles)
 	t.Run("special files", b.specialFiles)
@@ -105,6 +109,52 @@ func (b *builder) leakedHandles(t *testing.T, victim string) {
 		})
 	}
 	waiting.Wait()
+}
+
+// exchangedCacheFolders: a folder of a cache that a mount takes is in the cache,
+// while another step exchanges it for a link, and back (CVE-2024-23651).
+func (b *builder) exchangedCacheFolders(t *testing.T, victim string) {
+	const mount = "--mount=type=cache,id=exchanged"
+	out, err := b.attempt(t, "FROM base\nRUN "+mount+",target=/c mkdir /c/kept && ln -s "+victim+" /c/link && ln -s ../../../../../../../"+victim+" /c/up\n")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, source := range []string{"link", "up", "../..", "kept/../../.."} {
+		out, err := b.attempt(t, "FROM base\nRUN "+mount+",source="+source+",target=/d cat /d/read-me; touch /d/written-"+filepath.Base(source)+"; ls /d\n")
+		if strings.Contains(out, "TOP SECRET") {
+			t.Errorf("source %q: the machine's file was read: %v\n%s", source, err, out)
+		}
+	}
+	// The one step swaps as long as the others, one after the other, take the folder.
+	ctx, cancel := context.WithCancel(t.Context())
+	swapped := make(chan string, 1)
+	go func() {
+		out, _ := b.attempt(t, "FROM base\nRUN "+mount+",target=/c mkdir /c/sub; i=0; while [ $i -lt 40000 ]; do i=$((i+1)); [ -e /c/done ] && break; "+
+			"mv /c/sub /c/was; ln -s "+victim+" /c/sub; rm /c/sub; mv /c/was /c/sub; done; rm -f /c/done; echo swapped $i times\n")
+		swapped <- out
+		cancel()
+	}()
+	took := 0
+	for i := 0; (i < 10 || took == 0) && i < 80 && ctx.Err() == nil; i++ {
+		out, _ := b.attempt(t, fmt.Sprintf("FROM base\nRUN %s,source=sub,target=/d cat /d/read-me; touch /d/written; echo to''ok %d\n", mount, i))
+		if strings.Contains(out, "TOP SECRET") {
+			t.Errorf("the machine's file was read:\n%s", out)
+		}
+		if strings.Contains(out, "took") {
+			took++
+		}
+	}
+	if out, err := b.attempt(t, "FROM base\nRUN "+mount+",target=/c touch /c/done\n"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out := <-swapped; !regexp.MustCompile(`swapped \d+ times`).MatchString(out) || took == 0 {
+		t.Errorf("%d steps took the folder, beside:\n%s", took, out)
+	}
+	for _, name := range []string{"written", "written-link", "written-up"} {
+		if _, err := os.Lstat(filepath.Join(victim, name)); err == nil {
+			t.Errorf("a step wrote the machine's %s", name)
+		}
+	}
 }
 
 // userFiles: a passwd or group file may be anything.
