@@ -66,6 +66,7 @@ func (br *Bridge) Inputs() map[string]*llb.Graph { return br.req.Inputs }
 
 // Frontend runs a frontend by name.
 func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]string, inputs map[string]*llb.Graph) (*frontend.Result, error) {
+	name, opts = withoutImage(name, opts)
 	f, ok := br.builder.Frontends[name]
 	if !ok {
 		return nil, fmt.Errorf("no frontend %q: expected one of %v", name, slices.Sorted(maps.Keys(br.builder.Frontends)))

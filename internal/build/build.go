@@ -142,6 +142,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, er
 	if req.Sink == nil {
 		req.Sink = progress.Discard()
 	}
+	req.Frontend, req.Opts = withoutImage(req.Frontend, req.Opts)
 	br, err := b.newBridge(ctx, req)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -29,6 +30,22 @@ const ImageFrontendName = "gateway.v0"
 // dockerfileName is the frontend that needs no image, also where it is asked
 // for as if it were one.
 const dockerfileName = "dockerfile.v0"
+
+// withoutImage has the Dockerfile frontend serve a request that asks for it as
+// if it were an image, unless the user puts an image in its place.
+func withoutImage(name string, opts map[string]string) (string, map[string]string) {
+	if name != ImageFrontendName || opts["source"] != dockerfileName {
+		return name, opts
+	}
+	for k := range opts {
+		if replaced, _, _ := strings.Cut(k, "::"); replaced == "context:"+dockerfileName {
+			return name, opts
+		}
+	}
+	opts = maps.Clone(opts)
+	delete(opts, "source")
+	return dockerfileName, opts
+}
 
 // FrontendHost is the gateway's API for frontends that run in containers.
 type FrontendHost interface {
@@ -75,9 +92,6 @@ func (f *ImageFrontend) Build(ctx context.Context, req frontend.Request, gw fron
 	source, ok := req.Opts["source"]
 	if !ok {
 		return nil, errors.New("no source specified for gateway")
-	}
-	if source == dockerfileName {
-		return br.Frontend(ctx, dockerfileName, req.Opts, req.Inputs)
 	}
 	if err := f.check(source); err != nil {
 		return nil, err
