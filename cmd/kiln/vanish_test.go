@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,7 +75,7 @@ func TestClientVanishes(t *testing.T) {
 		{name: "loud run", dockerfile: "FROM base\nARG N\nRUN echo begun; yes\n", args: []string{"-o", "type=cacheonly"}, shown: "begun\n", delays: ms(200)},
 		{name: "archive", dockerfile: heavy, args: []string{"-o", "type=oci,dest=" + filepath.Join(b.dir, "heavy.tar")}, shown: "exporting", delays: ms(0, 50)},
 		{name: "archive that nobody reads", dockerfile: heavy, args: []string{"-o", "type=tar,dest=-"}, unread: true, shown: "exporting to client tarball", delays: ms(200)},
-		{name: "folder", dockerfile: heavy, args: []string{"-o", "type=local,dest=" + filepath.Join(b.dir, "folder")}, shown: "copying files", delays: ms(0)},
+		{name: "folder", dockerfile: heavy, args: []string{"-o", "type=local,dest=" + filepath.Join(b.dir, "folder")}, shown: "exporting to client directory", delays: ms(0)},
 		{name: "push", dockerfile: heavy, args: []string{"-o", "type=image,push=true,name=" + slow.host + "/x"}, shown: "exporting", delays: ms(50), until: slow.asked},
 		{name: "push", dockerfile: heavy, buildctl: true, args: []string{"--output", "type=image,push=true,name=" + slow.host + "/x"}, shown: "exporting", delays: ms(50), until: slow.asked},
 	}
@@ -82,21 +83,26 @@ func TestClientVanishes(t *testing.T) {
 	b.tar("warm")
 	before := b.traces(debug)
 	others := b.keepBuilding()
-	kills := 0
+	kills, through := 0, 0
 	for _, c := range cases {
 		for _, delay := range c.delays {
 			kills++
-			b.vanish(c, fmt.Sprint("kill", kills), delay)
+			if !b.vanish(c, fmt.Sprint("kill", kills), delay) {
+				through++ // a machine may be that fast
+			}
 		}
 	}
 	for i := range 2 {
 		kills++
 		b.vanishInContainer(fmt.Sprint("exec", i), i == 1)
 	}
+	if through > kills/4 {
+		t.Errorf("of %d clients to be killed, %d came through", kills, through)
+	}
 	if n := others(); n == 0 {
 		t.Error("no other build ended while clients were killed")
 	} else {
-		t.Logf("%d kills beside %d builds", kills, n)
+		t.Logf("%d kills, %d of them too late, beside %d builds", kills, through, n)
 	}
 	slow.server.CloseClientConnections() // idle ones may stay open for a while
 	b.nothingLeft(debug, before)
@@ -119,8 +125,8 @@ func (b *builder) noPanic() {
 	}
 }
 
-// vanish starts a client and kills it.
-func (b *builder) vanish(c vanishing, n string, delay time.Duration) {
+// vanish starts a client and kills it, and tells whether it was not through before.
+func (b *builder) vanish(c vanishing, n string, delay time.Duration) (killed bool) {
 	b.t.Helper()
 	dir := filepath.Join(b.dir, n)
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -168,15 +174,15 @@ func (b *builder) vanish(c vanishing, n string, delay time.Duration) {
 		}
 	}
 	time.Sleep(delay)
-	if err := cmd.Process.Kill(); err != nil {
-		b.t.Errorf("%s: the client was through after %v:\n%s", c.name, delay, shown)
-	}
-	if err := cmd.Wait(); err == nil {
-		b.t.Errorf("%s: the build was through after %v:\n%s", c.name, delay, shown)
+	_ = cmd.Process.Kill() // how it ended shows in Wait
+	err := cmd.Wait()
+	if err != nil && !cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
+		b.t.Errorf("%s: the build ended with %v:\n%s", c.name, err, shown)
 	}
 	if out, err := b.command("du").CombinedOutput(); err != nil {
 		b.t.Fatalf("%s: the daemon does not answer: %v\n%s", c.name, err, out)
 	}
+	return err != nil
 }
 
 // baseDigest is the digest of the one image of a layout.
