@@ -15,11 +15,13 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/content"
+	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/executor/fake"
 	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -40,7 +42,9 @@ type gatewayServer struct {
 	socket string
 }
 
-func serveGateway(t *testing.T) *gatewayServer {
+func serveGateway(t *testing.T) *gatewayServer { return serveGatewayOn(t, fake.New(), nil) }
+
+func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFrontend) *gatewayServer {
 	t.Helper()
 	root := t.TempDir()
 	must := func(err error) {
@@ -76,12 +80,15 @@ func serveGateway(t *testing.T) *gatewayServer {
 	platform := []ocispecs.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
 	s := New(Config{
 		Builder: &build.Builder{
-			Solver: solver.New(cache.New(db, layers)), Caps: Caps(),
-			Worker: &op.Worker{Platforms: platform, Executor: fake.New(), Layers: layers, CacheMounts: mounts, Scratch: scratch},
+			Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: map[string]frontend.Frontend{build.ImageFrontendName: images},
+			Worker: &op.Worker{Platforms: platform, Executor: ex, Layers: layers, CacheMounts: mounts, Scratch: scratch},
 		},
 		Sessions: session.NewManager(), History: openHistory(t), Platforms: platform,
 		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
 	})
+	if images != nil {
+		images.Attach(s)
+	}
 	socket := filepath.Join(root, "sock")
 	l, err := net.Listen("unix", socket)
 	must(err)
