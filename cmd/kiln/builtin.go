@@ -114,15 +114,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	mounts, err := op.NewCacheMounts(filepath.Join(s.root, "cachemounts"))
-	if err != nil {
-		return nil, nil, err
-	}
-	scratch := filepath.Join(s.root, "tmp", "runs")
-	if err := errors.Join(os.RemoveAll(scratch), os.MkdirAll(scratch, 0o700)); err != nil {
-		return nil, nil, fmt.Errorf("make folder for runs: %w", err)
-	}
-	repos, err := gitsource.OpenRepos(filepath.Join(s.root, "git"))
+	folders, err := openFolders(s.root)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -149,8 +141,8 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	builder := &build.Builder{
 		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg), Volatile: localcache.Volatile},
 		Worker: &op.Worker{
-			Platforms: native, Sources: newSources(layers, db, reg, sessions, repos, scratch), Executor: ex, Layers: layers.Store,
-			CacheMounts: mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: scratch,
+			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
+			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
 			Slots: files, Steps: steps, Detected: machine.Platforms,
 		},
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
@@ -171,12 +163,31 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	server := daemon.New(daemon.Config{
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
-		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{mounts}, repos}},
+		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{folders.mounts}, folders.repos}},
 		History:   past, Spans: spans,
 		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	})
 	images.Attach(server)
 	return server, parts, nil
+}
+
+// folders are what of the root belongs to steps and sources.
+type folders struct {
+	mounts  *op.CacheMounts
+	repos   *gitsource.Repos
+	scratch string // of runs, emptied
+}
+
+func openFolders(root string) (f folders, err error) {
+	if f.mounts, err = op.NewCacheMounts(filepath.Join(root, "cachemounts")); err != nil {
+		return f, err
+	}
+	f.scratch = filepath.Join(root, "tmp", "runs")
+	if err := errors.Join(os.RemoveAll(f.scratch), os.MkdirAll(f.scratch, 0o700)); err != nil {
+		return f, fmt.Errorf("make folder for runs: %w", err)
+	}
+	f.repos, err = gitsource.OpenRepos(filepath.Join(root, "git"))
+	return f, err
 }
 
 // layerStore is the layers and the blobs that they are made of.
