@@ -41,29 +41,47 @@ type frontends struct {
 // makeFrontends has Kiln build the images and push them.
 func makeFrontends(t *testing.T) frontends {
 	t.Helper()
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	t.Cleanup(server.Close)
-	f := frontends{host: strings.TrimPrefix(server.URL, "http://")}
+	f := frontends{host: serveRegistry(t)}
 	f.open, f.tame = f.host+"/test/frontend:open", f.host+"/test/frontend:tame"
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, frontendProgram), "./asimage")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the frontend: %v: %s", err, out)
-	}
+	compile(t, "./asimage", filepath.Join(dir, frontendProgram))
 	const text = "FROM scratch\nENV FROM_IMAGE=yes\nWORKDIR /work\nCOPY " + frontendProgram + " /\n" +
 		"ENTRYPOINT [\"/" + frontendProgram + "\", \"argument\"]\nCMD [\"unused\"]\n"
 	for name, labels := range map[string]string{
 		f.open: "LABEL moby.buildkit.frontend.caps=moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests+x\n",
 		f.tame: "LABEL moby.buildkit.frontend.network.none=true\n",
 	} {
-		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text+labels), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		buildctl(t, "build", "--frontend=dockerfile.v0", "--local=context="+dir, "--local=dockerfile="+dir,
-			"--output=type=image,push=true,registry.insecure=true,name="+name)
+		push(t, dir, text+labels, name)
 	}
 	return f
+}
+
+// serveRegistry serves an empty registry and returns its address.
+func serveRegistry(t *testing.T) string {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	return strings.TrimPrefix(server.URL, "http://")
+}
+
+// compile makes a static program.
+func compile(t *testing.T, pkg, into string) {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-o", into, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v: %s", pkg, err, out)
+	}
+}
+
+// push has Kiln build an image and push it.
+func push(t *testing.T, dir, dockerfile, name string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	buildctl(t, "build", "--frontend=dockerfile.v0", "--local=context="+dir, "--local=dockerfile="+dir,
+		"--output=type=image,push=true,registry.insecure=true,name="+name)
 }
 
 // frontendRun is one use of a frontend.
