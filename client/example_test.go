@@ -23,6 +23,11 @@ func ExampleClient_Build() {
 		Attach:  client.Attach{Dirs: map[string]string{"context": "."}},
 		Exports: []client.Export{{Type: "local", Dir: "out"}},
 	}
+	display, err := client.NewDisplay(client.DisplayOptions{Mode: client.DisplayAuto, Out: os.Stderr, Getenv: os.Getenv})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
 	_, err = c.Build(ctx, opt, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
 		tools := llb.Image("docker.io/library/alpine:latest").Run(llb.Shlex("apk add --no-cache make")).Root()
 		source, err := llb.Local("context").Marshal(ctx)
@@ -44,8 +49,12 @@ func ExampleClient_Build() {
 			return nil, err
 		}
 		return g.Solve(ctx, client.SolveRequest{Definition: def.ToPB()})
-	}, nil)
+	}, display)
+	var failure *client.Failure
 	if err != nil {
+		failure = &client.Failure{Message: err.Error()}
+	}
+	if err := display.Finish(failure); err != nil {
 		fmt.Println(err)
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/kiln-build/kiln/client"
-	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const buildDescription = `Builds what a Dockerfile says. PATH is the build context: the files that COPY and
@@ -115,7 +114,7 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	display, err := ui.New(ui.Options{Mode: mode, Out: e.stderr, Getenv: e.getenv})
+	display, err := client.NewDisplay(client.DisplayOptions{Mode: mode, Out: e.stderr, Getenv: e.getenv})
 	if err != nil {
 		return usagef(cmd, "%v", err)
 	}
@@ -161,18 +160,18 @@ func solve(ctx context.Context, e *env, cmd *cli.Command, opt client.SolveOpt, s
 }
 
 // buildMode is how progress is shown.
-func buildMode(e *env, cmd *cli.Command) (ui.Mode, error) {
+func buildMode(e *env, cmd *cli.Command) (client.DisplayMode, error) {
 	word := cmd.String("progress")
 	if word == "" {
 		word = e.getenv("BUILDKIT_PROGRESS")
 	}
 	if cmd.Bool("quiet") {
-		if cmd.IsSet("progress") && cmd.String("progress") != string(ui.Quiet) {
+		if cmd.IsSet("progress") && cmd.String("progress") != string(client.DisplayQuiet) {
 			return "", usagef(cmd, "--quiet and --progress %s exclude each other", word)
 		}
-		word = string(ui.Quiet)
+		word = string(client.DisplayQuiet)
 	}
-	mode, err := ui.ParseMode(word)
+	mode, err := client.ParseDisplayMode(word)
 	if err != nil {
 		return "", usagef(cmd, "%v", err)
 	}
@@ -180,11 +179,11 @@ func buildMode(e *env, cmd *cli.Command) (ui.Mode, error) {
 }
 
 // failureOf is what a display shows of an error.
-func failureOf(ctx context.Context, err error) *ui.Failure {
+func failureOf(ctx context.Context, err error) *client.Failure {
 	if err == nil {
 		return nil
 	}
-	f := &ui.Failure{Message: err.Error(), Canceled: ctx.Err() != nil}
+	f := &client.Failure{Message: err.Error(), Canceled: ctx.Err() != nil}
 	var e *client.Error
 	if errors.As(err, &e) {
 		f.Vertex, f.Sources, f.ExitCode = digest.Digest(e.Vertex), e.Sources, e.ExitCode

@@ -18,7 +18,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
-	"github.com/kiln-build/kiln/internal/ui"
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
@@ -83,7 +82,7 @@ func (b *buildctl) build(ctx context.Context, cmd *cli.Command, c *client.Client
 			return err
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
-		trace, err := ui.New(ui.Options{Mode: ui.RawJSON, Out: f})
+		trace, err := client.NewDisplay(client.DisplayOptions{Mode: client.DisplayRawJSON, Out: f})
 		if err != nil {
 			return err
 		}

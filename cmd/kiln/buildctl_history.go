@@ -14,7 +14,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
-	"github.com/kiln-build/kiln/internal/ui"
 )
 
 func (b *buildctl) pruneHistoriesCommand() *cli.Command {
@@ -219,15 +218,15 @@ func findBuild(ctx context.Context, c *client.Client, ref string) (*client.Build
 }
 
 // display returns what shows progress; mode is that of a flag.
-func (b *buildctl) display(mode string, out io.Writer) (ui.Display, error) {
+func (b *buildctl) display(mode string, out io.Writer) (client.Display, error) {
 	if v := b.getenv("BUILDKIT_PROGRESS"); v != "" && mode == "auto" {
 		mode = v
 	}
-	parsed, err := ui.ParseMode(mode)
+	parsed, err := client.ParseDisplayMode(mode)
 	if err != nil || mode == "none" {
 		return nil, fmt.Errorf("invalid progress mode %s", mode)
 	}
-	return ui.New(ui.Options{Mode: parsed, Out: out, Getenv: b.getenv})
+	return client.NewDisplay(client.DisplayOptions{Mode: parsed, Out: out, Getenv: b.getenv})
 }
 
 func (b *buildctl) monitorCommand() *cli.Command {

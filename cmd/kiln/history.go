@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/kiln-build/kiln/client"
-	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const historyDescription = `Shows the builds that the daemon remembers: their steps, logs and results.
@@ -55,7 +54,7 @@ func historyCommand(e *env) *cli.Command {
 				&cli.IntFlag{Name: "limit", Usage: "the newest `N`"},
 			}, func(ctx context.Context, cmd *cli.Command, c *client.Client) error { return listBuilds(ctx, e, cmd, c) }),
 			one("logs", "show what a build said", "[REF]", []cli.Flag{
-				&cli.StringFlag{Name: "progress", Value: string(ui.Plain), Usage: "how it is shown: auto, tty, plain or rawjson"},
+				&cli.StringFlag{Name: "progress", Value: string(client.DisplayPlain), Usage: "how it is shown: auto, tty, plain or rawjson"},
 				&cli.BoolFlag{Name: "trace", Usage: "the OpenTelemetry trace in place of the log"},
 			}, func(ctx context.Context, cmd *cli.Command, c *client.Client) error { return showLogs(ctx, e, cmd, c) }),
 			one("inspect", "show what is known of a build", "[REF]", []cli.Flag{
@@ -226,7 +225,7 @@ func removeBuilds(ctx context.Context, cmd *cli.Command, c *client.Client) error
 }
 
 func showLogs(ctx context.Context, e *env, cmd *cli.Command, c *client.Client) error {
-	mode, err := ui.ParseMode(cmd.String("progress"))
+	mode, err := client.ParseDisplayMode(cmd.String("progress"))
 	if err != nil {
 		return usagef(cmd, "%v", err)
 	}
@@ -237,7 +236,7 @@ func showLogs(ctx context.Context, e *env, cmd *cli.Command, c *client.Client) e
 	if cmd.Bool("trace") {
 		return buildTrace(ctx, c, r.Ref, e.stdout)
 	}
-	display, err := ui.New(ui.Options{Mode: mode, Out: e.stdout, Getenv: e.getenv})
+	display, err := client.NewDisplay(client.DisplayOptions{Mode: mode, Out: e.stdout, Getenv: e.getenv})
 	if err != nil {
 		return usagef(cmd, "%v", err)
 	}
