@@ -91,6 +91,8 @@ func buildFlags() []cli.Flag {
 		text("network", "network of RUN: default, none or host"),
 		text("shm-size", "size of /dev/shm for RUN, such as 64m"),
 		list("ulimit", "limit for RUN: `NAME=SOFT[:HARD]`; may be repeated"),
+		text("memory", "most memory of a RUN, such as 2g", "m"),
+		list("resource", "limit of a RUN: `memory|memory-swap|cpu-shares|cpu-period|cpu-quota|cpuset-cpus|cpuset-mems=VALUE`; may be repeated"),
 		list("allow", "allow `network.host` or security.insecure; may be repeated"),
 		text("frontend", "`NAME` of the frontend that makes the build (default: dockerfile.v0)"),
 		list("opt", "option of the frontend: `KEY=VALUE`; may be repeated"),

@@ -102,6 +102,10 @@ func TestRequest(t *testing.T) {
 			[]string{"--add-host", "a:1.2.3.4", "--add-host", "b=::1", "--ulimit", "nofile=1:2", "--shm-size", "1.5m"},
 			map[string]string{"add-hosts": "a=1.2.3.4,b=::1", "ulimit": "nofile=1:2", "shm-size": "1572864"}, image, nil,
 		},
+		{
+			[]string{"-m", "64m", "--resource", "memory-swap=-1", "--resource", "cpu-shares=5", "--resource", "cpuset-cpus=0-1"},
+			map[string]string{"memory": "67108864", "memswap": "-1", "cpushares": "5", "cpusetcpus": "0-1"}, image, nil,
+		},
 		{[]string{"--build-context", "base=docker-image://alpine"}, map[string]string{
 			"context:base": "docker-image://alpine", "frontend.caps": "moby.buildkit.frontend.contexts+forward",
 		}, image, nil},

@@ -168,6 +168,34 @@ func setRunAttrs(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 		}
 		o.FrontendAttrs["shm-size"] = strconv.FormatInt(n, 10)
 	}
+	return addResources(o, cmd)
+}
+
+// addResources says what a RUN may use of the machine.
+func addResources(o *client.SolveOpt, cmd *cli.Command) error {
+	limits := cmd.StringSlice("resource")
+	if v := cmd.String("memory"); v != "" {
+		limits = append(limits, "memory="+v)
+	}
+	names := map[string]string{
+		"memory": "memory", "memory-swap": "memswap", "cpu-shares": "cpushares", "cpu-period": "cpuperiod",
+		"cpu-quota": "cpuquota", "cpuset-cpus": "cpusetcpus", "cpuset-mems": "cpusetmems",
+	}
+	for _, l := range limits {
+		key, value, _ := strings.Cut(l, "=")
+		attr, ok := names[key]
+		if !ok || value == "" {
+			return usagef(cmd, "--resource %q: want KEY=VALUE with one of the keys %s", l, strings.Join(slices.Sorted(maps.Keys(names)), ", "))
+		}
+		if strings.HasPrefix(key, "memory") && value != "-1" { // which is no limit, for swap
+			n, err := parseSize(value)
+			if err != nil {
+				return usagef(cmd, "--resource %s: %v", key, err)
+			}
+			value = strconv.FormatInt(n, 10)
+		}
+		o.FrontendAttrs[attr] = value
+	}
 	return nil
 }
 
