@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -231,33 +230,6 @@ func (r *Ref) Layer(ctx context.Context) (*layer.Ref, error) {
 		return r.state.Layer(ctx)
 	}
 	return r.br.build(ctx, r.edge)
-}
-
-// mostFile is the size of the largest file that ReadFile returns, in bytes.
-const mostFile = 16 << 20
-
-// ReadFile returns a file's content, at most 16 MiB of it.
-func (r *Ref) ReadFile(ctx context.Context, path string) (data []byte, err error) {
-	err = r.WithRoot(ctx, func(root *safepath.Root) error {
-		f, err := root.Open(path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		fi, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		if !fi.Mode().IsRegular() {
-			return fmt.Errorf("read %s: not a regular file", path)
-		}
-		data, err = io.ReadAll(io.LimitReader(f, mostFile+1))
-		if err == nil && len(data) > mostFile {
-			err = fmt.Errorf("read file: %s exceeds maximum allowed size of %d MiB", path, mostFile>>20)
-		}
-		return err
-	})
-	return data, err
 }
 
 // WithRoot calls f with the result's files.
