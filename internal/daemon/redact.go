@@ -5,12 +5,22 @@ import "regexp"
 // login is what stands before a URL's host, if a password does.
 var login = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s@:]*:[^/?#\s]*@`)
 
-// withoutPasswords takes the passwords out of URLs in a request's attributes, so
-// that they can be kept.
+// credential is a value of the attributes by which caches are reached
+// (FEATURES.md section 5), as KEY=VALUE or in JSON.
+var credential = regexp.MustCompile(`((?:^|[,;\s"'{?&])(?:secret_access_key|session_token|ghtoken|token|password)"?\s*[:=]\s*"?)[^"',;\s&}]+`)
+
+// withoutPasswords takes the passwords of URLs and the credentials of caches out
+// of a request's attributes, so that they can be kept.
 func withoutPasswords(attrs map[string]string) map[string]string {
 	out := make(map[string]string, len(attrs))
 	for k, v := range attrs {
-		out[k] = login.ReplaceAllString(v, "${1}xxxxx:xxxxx@")
+		out[k] = withoutPassword(v)
 	}
 	return out
+}
+
+// withoutPassword does so for one text. Clients put their whole command line
+// into their spans.
+func withoutPassword(s string) string {
+	return credential.ReplaceAllString(login.ReplaceAllString(s, "${1}xxxxx:xxxxx@"), "${1}xxxxx")
 }

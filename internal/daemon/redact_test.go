@@ -13,7 +13,10 @@ func TestWithoutPasswords(t *testing.T) {
 		"https://example.com:80/?u=a:b@c":          "https://example.com:80/?u=a:b@c",
 		"git@example.com:x":                        "git@example.com:x",
 		"docker-image://example.com/x:1@sha256:00": "docker-image://example.com/x:1@sha256:00",
-		"plain": "plain", "": "",
+		"plain": "plain", "": "", "token": "token", "a=b,tokens=3": "a=b,tokens=3",
+		`[{"Type":"s3","Attrs":{"bucket":"b","secret_access_key":"sesame","session_token":"open"}}]`: `[{"Type":"s3","Attrs":{"bucket":"b","secret_access_key":"xxxxx","session_token":"xxxxx"}}]`,
+		"type=azblob,name=x,secret_access_key=se/sa+me==,mode=max":                                   "type=azblob,name=x,secret_access_key=xxxxx,mode=max",
+		"type=gha,token=sesame,ghtoken=sesame":                                                       "type=gha,token=xxxxx,ghtoken=xxxxx",
 	} {
 		if got := withoutPasswords(map[string]string{"context": in})["context"]; got != want {
 			t.Errorf("%s became %s, want %s", in, got, want)

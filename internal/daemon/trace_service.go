@@ -160,7 +160,7 @@ func spanAttributes(in []*commonpb.KeyValue) (out []attribute.KeyValue) {
 func spanValue(v *commonpb.AnyValue) (attribute.Value, bool) {
 	switch v := v.GetValue().(type) {
 	case *commonpb.AnyValue_StringValue:
-		return attribute.StringValue(v.StringValue), true
+		return attribute.StringValue(withoutPassword(v.StringValue)), true
 	case *commonpb.AnyValue_BoolValue:
 		return attribute.BoolValue(v.BoolValue), true
 	case *commonpb.AnyValue_IntValue:
@@ -179,7 +179,7 @@ func spanList(all []*commonpb.AnyValue) (attribute.Value, bool) {
 	}
 	switch all[0].GetValue().(type) {
 	case *commonpb.AnyValue_StringValue:
-		return attribute.StringSliceValue(listOf(all, (*commonpb.AnyValue).GetStringValue)), true
+		return attribute.StringSliceValue(listOf(all, func(v *commonpb.AnyValue) string { return withoutPassword(v.GetStringValue()) })), true
 	case *commonpb.AnyValue_BoolValue:
 		return attribute.BoolSliceValue(listOf(all, (*commonpb.AnyValue).GetBoolValue)), true
 	case *commonpb.AnyValue_IntValue:
