@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -53,61 +54,74 @@ func sandboxed(t *testing.T, e *Executor, script string) string {
 	return strings.TrimSpace(stdout)
 }
 
+// ownNetwork runs a test again in a network namespace of its own, where no other
+// daemon takes the names and ranges that it looks at. It tells whether this is
+// that run.
+func ownNetwork(t *testing.T) bool {
+	t.Helper()
+	const variable = "KILN_TEST_OWN_NETWORK"
+	if os.Getenv(variable) != "" {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return true
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), variable+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Errorf("in a network of its own: %v\n%s", err, out)
+	}
+	return false
+}
+
 const printGateway = "ip route | awk '/default/ {print $3}'"
 
 // TestTwoDaemons: each has a bridge and a subnet of its own, and all of it is
 // gone with it.
 func TestTwoDaemons(t *testing.T) {
+	if !ownNetwork(t) {
+		return
+	}
 	one, two := openTest(t, Config{}), openTest(t, Config{})
 	first, second := sandboxed(t, one, printGateway), sandboxed(t, two, printGateway)
 	if first == second || first == "" || second == "" {
 		t.Fatalf("gateways %q and %q, want two", first, second)
 	}
 	bridge, rules := one.net.bridge, one.net.rules(one.net.bridge)
-	owned := map[int]bool{} // by index: another daemon may take the name at once
-	for _, l := range linksOf(t, bridge) {
-		owned[l.Attrs().Index] = true
-	}
 	if err := one.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if again := sandboxed(t, two, printGateway); again != second {
 		t.Errorf("the other daemon's gateway is now %q, was %q", again, second)
 	}
-	left := linksOf(t, bridge)
-	for _, l := range left {
-		if owned[l.Attrs().Index] {
-			t.Errorf("interface %s is left", l.Attrs().Name)
-		}
-	}
-	if len(left) > 0 {
-		return // the rules are the other daemon's
-	}
-	for _, r := range rules {
-		if err := iptables(r[0], "-C", r[1:]); err == nil && len(linksOf(t, bridge)) == 0 {
-			t.Errorf("firewall rule %v is left", r)
-		}
-	}
-}
-
-// linksOf are a bridge and what hangs on it.
-func linksOf(t *testing.T, bridge string) (list []netlink.Link) {
-	t.Helper()
 	links, err := netlink.LinkList()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, l := range links {
 		if l.Attrs().Name == bridge || strings.HasPrefix(l.Attrs().Name, bridge+"-") {
-			list = append(list, l)
+			t.Errorf("interface %s is left", l.Attrs().Name)
 		}
 	}
-	return list
+	for _, r := range rules {
+		if err := iptables(r[0], "-C", r[1:]); err == nil {
+			t.Errorf("firewall rule %v is left", r)
+		}
+	}
 }
 
 // TestDeadDaemonsBridge: a bridge that nobody holds the claim on is replaced,
 // and a range that something else uses is passed over.
 func TestDeadDaemonsBridge(t *testing.T) {
+	if !ownNetwork(t) {
+		return
+	}
 	pool := netip.MustParsePrefix("10.98.0.0/20")
 	first := openTest(t, Config{Network: NetworkConfig{Pool: pool}})
 	gateway := sandboxed(t, first, printGateway)
