@@ -31,11 +31,11 @@ func (h *historian) next(stream controlapi.Control_ListenBuildHistoryClient, ref
 		if err != nil {
 			h.t.Fatal(err)
 		}
-		// The trace comes whenever it comes.
-		if e.Type == controlapi.BuildHistoryEventType_COMPLETE && kind == controlapi.BuildHistoryEventType_DELETED {
+		// Traces come whenever they come, those of builds of before, too.
+		if e.Record.Ref != ref || e.Type == controlapi.BuildHistoryEventType_COMPLETE && kind == controlapi.BuildHistoryEventType_DELETED {
 			continue
 		}
-		if e.Type != kind || e.Record.Ref != ref {
+		if e.Type != kind {
 			h.t.Fatalf("told %v, want %v", e, kind)
 		}
 		return e.Record

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -83,7 +84,9 @@ func (s *Store) itemsLocked(sizes map[digest.Digest]int64) []*item {
 		owners[r.rec.Snapshot]++
 	}
 	protected := s.oldestUseLocked()
-	for _, r := range s.refs {
+	// What several layers have is counted for the first: the same one each time.
+	for _, id := range slices.Sorted(maps.Keys(s.refs)) {
+		r := s.refs[id]
 		u := Usage{Record: r.rec.clone(), InUse: r.pins > 0 || r.touched > protected}
 		if r.parent != nil {
 			u.Parents = []string{r.parent.id}
