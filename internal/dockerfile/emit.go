@@ -43,13 +43,35 @@ func (l *lowering) lowerStages() error {
 		s.done = true
 		l.openBase(s)
 		s.inherit()
+		if s.base != nil && s.base.broken {
+			s.broken = true // nothing is known of its variables
+			continue
+		}
 		for _, c := range s.commands {
-			if err := l.lowerCommand(s, c); err != nil {
-				return l.relocate(err, c, s)
+			err := l.lowerCommand(s, c)
+			if err == nil {
+				continue
+			}
+			if err := l.collect(l.relocate(err, c, s)); err != nil {
+				return err
+			}
+			if setsVariables(c.Instruction) {
+				s.broken = true
+				break // what follows may be wrong for that alone
 			}
 		}
 	}
-	return nil
+	return l.collected()
+}
+
+// setsVariables tells whether other instructions may depend on what an
+// instruction sets.
+func setsVariables(i syntax.Instruction) bool {
+	switch i.(type) {
+	case *syntax.Arg, *syntax.Env:
+		return true
+	}
+	return false
 }
 
 // maxEffort bounds the bytes that a file becomes: what variables expand to, and

@@ -118,6 +118,7 @@ type lowering struct {
 	sources  map[string]llb.Edge // sources by what they are, to have each once
 	places   []place
 	consumed map[string]bool // build arguments that some ARG declares
+	problems syntax.Errors   // found so far, see collect
 }
 
 // place is where a vertex was written.
@@ -166,6 +167,32 @@ func (l *lowering) expander() syntax.Expander { return syntax.Expander{Escape: l
 // errorAt is an error at a place of the file.
 func (l *lowering) errorAt(at syntax.Span, message, expected, suggest string) error {
 	return &syntax.Error{Source: l.in.file.Source, Span: at, Message: message, Expected: expected, Suggest: suggest}
+}
+
+// maxProblems is how many errors of one file are collected.
+const maxProblems = 50
+
+// collect keeps an error at a place of the file, so that the others are found as
+// well. It returns what ends the lowering at once.
+func (l *lowering) collect(err error) error {
+	at, ok := err.(*syntax.Error) //nolint:errorlint // one with a cause of its own is not kept
+	if !ok || l.effort > maxEffort {
+		return err
+	}
+	l.problems = append(l.problems, at)
+	if len(l.problems) >= maxProblems {
+		return l.collected()
+	}
+	return nil
+}
+
+// collected are the errors that were kept, in the order of the file.
+func (l *lowering) collected() error {
+	if len(l.problems) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(l.problems, func(a, b *syntax.Error) int { return a.Span.Start - b.Span.Start })
+	return l.problems
 }
 
 // relocate moves an error of a trigger that came with an image to the FROM that

@@ -39,18 +39,18 @@ func mountKeys() map[string]string {
 
 // mountFrom returns the source stage of a mount before variables are known.
 func (l *lowering) mountFrom(m syntax.Text) (string, error) {
-	fields, err := csvFields(m.Value)
+	fields, err := l.mountFields(m)
 	if err != nil {
-		return "", l.errorAt(m.Span, fmt.Sprintf("mount %q: %v", m.Value, err), "key=value,...", "")
+		return "", err
 	}
 	from := scratch
 	for _, f := range fields {
-		key, value, ok := strings.Cut(f, "=")
+		key, value, ok := strings.Cut(f.Value, "=")
 		if !ok || !strings.EqualFold(key, "from") {
 			continue
 		}
 		if i := strings.IndexByte(value, '$'); i >= 0 && i != len(value)-1 {
-			return "", l.errorAt(m.Span, fmt.Sprintf("'from' doesn't support variable expansion, define alias stage instead of %q", value),
+			return "", l.errorAt(f.Span, fmt.Sprintf("'from' doesn't support variable expansion, define alias stage instead of %q", value),
 				"a stage or an image", "")
 		}
 		if value != "" {
@@ -60,30 +60,49 @@ func (l *lowering) mountFrom(m syntax.Text) (string, error) {
 	return from, nil
 }
 
-// parseMount reads a mount, replacing variables in the values.
-func (l *lowering) parseMount(s *stage, h *syntax.Head, t syntax.Text) (*mount, error) {
+// mountFields splits a mount at its commas. Each field has its own place, but
+// where quotes or escapes stand in between: then it is that of the whole.
+func (l *lowering) mountFields(t syntax.Text) ([]syntax.Text, error) {
 	fields, err := csvFields(t.Value)
 	if err != nil {
 		return nil, l.errorAt(t.Span, fmt.Sprintf("mount %q: %v", t.Value, err), "key=value,...", "")
 	}
+	plain := t.Span.End-t.Span.Start == len(t.Value) && !strings.Contains(t.Value, `"`)
+	out, at := make([]syntax.Text, len(fields)), t.Span.Start
+	for i, f := range fields {
+		out[i] = syntax.Text{Value: f, Span: t.Span}
+		if plain {
+			out[i].Span = syntax.Span{Start: at, End: at + len(f)}
+			at += len(f) + len(",")
+		}
+	}
+	return out, nil
+}
+
+// parseMount reads a mount, replacing variables in the values.
+func (l *lowering) parseMount(s *stage, h *syntax.Head, t syntax.Text) (*mount, error) {
+	fields, err := l.mountFields(t)
+	if err != nil {
+		return nil, err
+	}
 	m := &mount{kind: "bind"}
 	for _, f := range fields {
-		key, value, hasValue := strings.Cut(f, "=")
+		key, value, hasValue := strings.Cut(f.Value, "=")
 		name, known := mountKeys()[strings.ToLower(key)]
 		if !known {
 			var keys []string
 			for k := range mountKeys() {
 				keys = append(keys, k)
 			}
-			return nil, l.errorAt(t.Span, fmt.Sprintf("mount has no key %q", key), "", syntax.Suggest(key, keys))
+			return nil, l.errorAt(f.Span, fmt.Sprintf("mount has no key %q", key), "", syntax.Suggest(key, keys))
 		}
 		if hasValue {
-			if value, err = l.expand(s, h, syntax.Text{Value: value, Span: t.Span}); err != nil {
+			if value, err = l.expand(s, h, syntax.Text{Value: value, Span: f.Span}); err != nil {
 				return nil, err
 			}
 		}
 		if problem, expected, suggest := m.set(name, value, hasValue); problem != "" {
-			return nil, l.errorAt(t.Span, fmt.Sprintf("mount key %s %s", key, problem), expected, suggest)
+			return nil, l.errorAt(f.Span, fmt.Sprintf("mount key %s %s", key, problem), expected, suggest)
 		}
 	}
 	if problem, expected := m.check(); problem != "" {

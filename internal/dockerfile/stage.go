@@ -36,6 +36,7 @@ type stage struct {
 	resolved    bool // the base is known
 	triggered   bool // ONBUILD triggers of the base are among the commands
 	done        bool // may be copied from
+	broken      bool // its variables are not known for an error
 	ignoreCache bool
 	steps, step int // how many steps have names, and the last one's number
 
@@ -77,7 +78,10 @@ func (l *lowering) planStages() error {
 	for i, decl := range l.in.file.Stages {
 		s, err := l.planStage(decl)
 		if err != nil {
-			return err
+			if err := l.collect(err); err != nil {
+				return err
+			}
+			continue
 		}
 		if s.label == "" {
 			s.label = fmt.Sprintf("stage-%d", i)
@@ -87,7 +91,7 @@ func (l *lowering) planStages() error {
 			l.byName[s.name] = s
 		}
 	}
-	return nil
+	return l.collected()
 }
 
 func (l *lowering) planStage(decl *syntax.Stage) (*stage, error) {
@@ -246,11 +250,15 @@ func (l *lowering) planCommands() error {
 	for _, s := range l.stages[:len(l.in.file.Stages)] {
 		for _, i := range s.decl.Instructions {
 			c, err := l.planCommand(s, i)
-			if err != nil {
+			if err == nil {
+				s.commands = append(s.commands, c)
+			} else if err := l.collect(err); err != nil {
 				return err
 			}
-			s.commands = append(s.commands, c)
 		}
+	}
+	if err := l.collected(); err != nil {
+		return err
 	}
 	if err := l.refuseCircles(); err != nil {
 		return err
