@@ -110,15 +110,16 @@ func (l *lowering) epochSource(name string) (*timeQuery, error) {
 func (l *lowering) epochStage(s *syntax.Stage) (op *llb.SourceOp, err error) {
 	env := l.args.clone()
 	env.remove(epochArg)
+	from, add := l.word(syntax.VerbFrom), l.word(syntax.VerbAdd)
 	refuse := func(at syntax.Span, why string) (*llb.SourceOp, error) {
-		return nil, l.errorAt(at, "SOURCE_DATE_EPOCH stage "+why, "FROM scratch and one ADD of a URL or git repository", "")
+		return nil, l.errorAt(at, "SOURCE_DATE_EPOCH stage "+why, from+" scratch and one "+add+" of a URL or git repository", "")
 	}
 	base, err := l.expander().Expand(s.From.Image.Value, &env)
 	if err != nil {
 		return nil, l.errorAt(s.From.Image.Span, err.Error(), "", "")
 	}
 	if base.Text != scratch {
-		return refuse(s.From.Image.Span, "must use FROM scratch")
+		return refuse(s.From.Image.Span, "must use "+from+" scratch")
 	}
 	for _, i := range s.Instructions {
 		head := syntax.HeadOf(i)
@@ -133,20 +134,20 @@ func (l *lowering) epochStage(s *syntax.Stage) (op *llb.SourceOp, err error) {
 				break
 			}
 			if op != nil || len(i.Sources) != 1 || len(i.Heredocs) > 0 {
-				return refuse(head.Span, "must contain exactly one remote ADD")
+				return refuse(head.Span, "must contain exactly one remote "+add)
 			}
 			if op, err = l.epochAdd(i, &env); err != nil {
 				return nil, err
 			}
 			if op == nil {
-				return refuse(i.Sources[0].Span, "source must be a single HTTP(S) or Git ADD")
+				return refuse(i.Sources[0].Span, "source must be a single HTTP(S) or Git "+add)
 			}
 			continue
 		}
-		return refuse(head.Span, "does not meet source-only requirements: unsupported "+head.Verb.String()+" instruction")
+		return refuse(head.Span, "does not meet source-only requirements: unsupported "+l.word(head.Verb)+" instruction")
 	}
 	if op == nil {
-		return refuse(s.From.Span, "must contain exactly one remote ADD")
+		return refuse(s.From.Span, "must contain exactly one remote "+add)
 	}
 	return op, nil
 }

@@ -27,11 +27,30 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Frontend is the Dockerfile frontend. It keeps nothing between builds.
-type Frontend struct{}
+// Language is a dialect: the Dockerfile language with instructions of other
+// names.
+type Language struct {
+	// Words are its instructions. Images keep the words of Dockerfiles, in their
+	// history and in the triggers for builds upon them.
+	Words syntax.Words
+	// Images are the repositories of the language's own frontend, such as
+	// "docker/dockerfile": a file that asks for one of them is for this one.
+	Images []string
+}
+
+// Dockerfile is the language of Dockerfiles.
+func Dockerfile() Language {
+	return Language{Words: syntax.DockerfileWords(), Images: []string{"docker/dockerfile", "docker/dockerfile-upstream"}}
+}
+
+// Frontend is the frontend of a language. It keeps nothing between builds.
+type Frontend struct{ language Language }
 
 // New returns the Dockerfile frontend.
-func New() *Frontend { return &Frontend{} }
+func New() *Frontend { return NewLanguage(Dockerfile()) }
+
+// NewLanguage returns the frontend of a dialect.
+func NewLanguage(l Language) *Frontend { return &Frontend{l} }
 
 // Build reads the Dockerfile that a request names and makes a graph for each
 // platform. Errors at places of the file are [frontend.SourceError] or, if
@@ -44,7 +63,7 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	if opts.request == requestDescribe {
 		return describeRequests()
 	}
-	d := &driver{gw: gw, opts: opts, req: req, facts: newFacts()}
+	d := &driver{language: f.language, gw: gw, opts: opts, req: req, facts: newFacts()}
 	defer func() {
 		for _, e := range frontend.SourceErrorsIn(err) {
 			e.File.From = d.sourceGraph
@@ -56,7 +75,7 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	if res, handed, err := d.handOver(ctx); handed {
 		return res, err
 	}
-	file, err := syntax.Parse(d.source, syntax.DockerfileWords())
+	file, err := syntax.Parse(d.source, d.language.Words)
 	if err != nil && opts.request == requestLint {
 		return d.lintResult(nil, err)
 	} else if err != nil {
@@ -82,10 +101,11 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 
 // driver is one request being served.
 type driver struct {
-	gw    frontend.Gateway
-	opts  *options
-	req   frontend.Request
-	facts *facts
+	language Language
+	gw       frontend.Gateway
+	opts     *options
+	req      frontend.Request
+	facts    *facts
 
 	source       *syntax.Source
 	sourceVertex digest.Digest // what the Dockerfile came from
@@ -138,7 +158,7 @@ func (d *driver) worker() ocispecs.Platform {
 func (d *driver) targets(file *syntax.File) []*input {
 	worker := d.worker()
 	base := input{
-		file: file, words: syntax.DockerfileWords(), opts: d.opts, target: worker, build: worker,
+		file: file, words: d.language.Words, opts: d.opts, target: worker, build: worker,
 		implicit: true, context: d.context, contextOp: d.contextOp, inputs: d.req.Inputs,
 	}
 	if len(d.opts.platforms) == 0 {

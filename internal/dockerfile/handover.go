@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -45,17 +46,16 @@ func (d *driver) handOver(ctx context.Context) (_ *frontend.Result, handed bool,
 	return res, true, err
 }
 
-// isOwn tells whether an image stands for this frontend: one of the Dockerfile
-// language itself, unless the user puts something else in its place.
+// isOwn tells whether an image stands for this frontend: one of the language
+// itself, unless the user puts something else in its place.
 func (d *driver) isOwn(image string) bool {
 	name := strings.TrimPrefix(strings.TrimPrefix(image, "docker-image://"), "docker.io/")
 	bare, _, _ := strings.Cut(name, "@")
 	repository, _, _ := strings.Cut(bare, ":")
-	switch repository {
-	case "", dockerfileFrontend:
+	switch {
+	case repository == "" || repository == dockerfileFrontend:
 		return true
-	case "docker/dockerfile", "docker/dockerfile-upstream":
-	default:
+	case !slices.Contains(d.language.Images, repository):
 		return false
 	}
 	for replaced := range d.opts.contexts {

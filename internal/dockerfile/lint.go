@@ -46,12 +46,12 @@ const (
 )
 
 // explain is what a rule is good for.
-func (r rule) explain() string {
+func (r rule) explain(words syntax.Words) string {
 	switch r {
 	case ruleStageNameCasing:
 		return "Stage names are compared in lower case; write them so"
 	case ruleFromAsCasing:
-		return "Write FROM and AS in the same case"
+		return "Write " + words.Name(syntax.VerbFrom) + " and AS in the same case"
 	case ruleInstructionCasing:
 		return "Write all instructions in one case, upper or lower"
 	case ruleJSONArgs:
@@ -61,7 +61,8 @@ func (r rule) explain() string {
 	case ruleUndefinedVar:
 		return "A variable that is not set becomes an empty text"
 	case ruleUndefinedArgInFrom:
-		return "FROM sees only the arguments that are declared above the first FROM"
+		from := words.Name(syntax.VerbFrom)
+		return from + " sees only the arguments that are declared above the first " + from
 	case ruleWorkdirRelative:
 		return "A relative path depends on the base image's working directory"
 	case ruleLegacyKeyValue:
@@ -73,7 +74,7 @@ func (r rule) explain() string {
 	case ruleMultipleUse:
 		return "Only the last of these instructions counts in a stage"
 	case ruleSecrets:
-		return "Values of ARG and ENV stay in the image and its history; use RUN --mount=type=secret"
+		return "Values of ARG and ENV stay in the image and its history; use " + words.Name(syntax.VerbRun) + " --mount=type=secret"
 	case ruleEmptyContinuation:
 		return "An empty line inside an instruction is easily taken for its end"
 	case ruleRedundantPlatform:
@@ -163,6 +164,7 @@ func (c *lintConfig) skips(r rule) bool {
 
 // linter collects remarks on a file.
 type linter struct {
+	words    syntax.Words
 	source   *syntax.Source
 	config   *lintConfig
 	warnings []frontend.Warning
@@ -193,7 +195,7 @@ func (l *linter) remark(r rule, head *syntax.Head, at syntax.Span, format string
 	l.seen[key] = true
 	file := l.source.LLB()
 	l.warnings = append(l.warnings, frontend.Warning{
-		Level: 1, Short: string(r) + ": " + short, Detail: []string{r.explain()}, URL: r.url(),
+		Level: 1, Short: string(r) + ": " + short, Detail: []string{r.explain(l.words)}, URL: r.url(),
 		File: &file, Ranges: []llb.Range{l.source.LineRange(at)},
 	})
 }

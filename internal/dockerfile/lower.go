@@ -132,7 +132,7 @@ type place struct {
 // and is to be called again with it.
 func lower(in *input, f *facts) (*lowered, *need, error) {
 	l := &lowering{
-		in: in, facts: f, need: &need{}, lint: &linter{source: in.file.Source, config: in.opts.check},
+		in: in, facts: f, need: &need{}, lint: &linter{words: in.words, source: in.file.Source, config: in.opts.check},
 		proxy: in.opts.proxy(), secrets: newSecretName(),
 		sources: map[string]llb.Edge{}, consumed: map[string]bool{},
 	}
@@ -439,3 +439,6 @@ func (l *lowering) lintBuildArgs() {
 		}
 	}
 }
+
+// word is the language's name of an instruction.
+func (l *lowering) word(v syntax.Verb) string { return l.in.words.Name(v) }

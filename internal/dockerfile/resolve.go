@@ -79,7 +79,7 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 		}
 	} else if s.config != nil {
 		for _, text := range s.config.Config.OnBuild {
-			inner, err := syntax.ParseTrigger(text, l.in.words)
+			inner, err := syntax.ParseTrigger(text, syntax.DockerfileWords())
 			if err != nil {
 				return false, l.errorAt(s.nameSpan, fmt.Sprintf("ONBUILD trigger %q of %s: %v", text, s.image, err), "", "")
 			}
@@ -171,7 +171,7 @@ func (l *lowering) openBase(s *stage) {
 		return
 	}
 	ref := strings.TrimPrefix(s.baseSource.Identifier, "docker-image://")
-	name := l.stepName(s, "FROM "+ref, s.platform, &environment{})
+	name := l.stepName(s, l.word(syntax.VerbFrom)+" "+ref, s.platform, &environment{})
 	s.state.edge = l.source(*s.baseSource, s.platform, name, s.head)
 }
 

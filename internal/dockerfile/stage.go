@@ -107,7 +107,7 @@ func (l *lowering) planStage(decl *syntax.Stage) (*stage, error) {
 	}
 	if x.Text == "" {
 		return nil, l.errorAt(from.Image.Span, fmt.Sprintf("base image %q is empty", from.Image.Value),
-			"an image, or ARGs above FROM that make one", l.suggestArg(x.Unset))
+			fmt.Sprintf("an image, or ARGs above %s that make one", l.word(syntax.VerbFrom)), l.suggestArg(x.Unset))
 	}
 	s.image = x.Text
 	if from.Platform != nil {
@@ -180,7 +180,7 @@ func (l *lowering) expandGlobal(t syntax.Text, h *syntax.Head) (syntax.Expanded,
 		if near := l.suggestArg([]string{name}); near != "" {
 			hint = " (did you mean " + near + "?)"
 		}
-		l.lint.remark(ruleUndefinedArgInFrom, h, h.Line, "argument %q is not declared above the first FROM%s", name, hint)
+		l.lint.remark(ruleUndefinedArgInFrom, h, h.Line, "argument %q is not declared above the first %s%s", name, l.word(syntax.VerbFrom), hint)
 	}
 	return x, nil
 }
@@ -301,7 +301,7 @@ func (l *lowering) planCommand(s *stage, i syntax.Instruction) (command, error) 
 func (l *lowering) copySource(s *stage, c *syntax.Copy) (*stage, error) {
 	from := *c.From
 	if x, err := l.expander().Expand(from.Value, syntax.NoVariables{}); err != nil || x.Text != from.Value {
-		return nil, l.errorAt(from.Span, "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround",
+		return nil, l.errorAt(from.Span, "variable expansion is not supported for --from, define a new stage with "+l.word(syntax.VerbFrom)+" using ARG from global scope as a workaround",
 			"a stage or image without variables or quotes", "")
 	}
 	if from.Value == "" {

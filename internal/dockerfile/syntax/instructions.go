@@ -397,7 +397,7 @@ func (s *statement) parseOnbuild() Instruction {
 		return nil
 	}
 	s.checkTrigger(inner)
-	o := &Onbuild{Head: s.Head, Trigger: s.args, Inner: inner}
+	o := &Onbuild{Head: s.Head, Trigger: dockerfileTrigger(s.args, inner.head()), Inner: inner}
 	o.Span.End = max(o.Span.End, inner.head().Span.End)
 	for _, doc := range heredocsOf(inner) {
 		o.Trigger += "\n" + doc.Content + doc.Name.Value
@@ -405,12 +405,21 @@ func (s *statement) parseOnbuild() Instruction {
 	return o
 }
 
+// dockerfileTrigger is a trigger in the words of Dockerfiles, which are those
+// that images have.
+func dockerfileTrigger(text string, h *Head) string {
+	if DockerfileWords()[strings.ToUpper(h.Word.Value)] == h.Verb {
+		return text
+	}
+	return h.Verb.String() + strings.TrimPrefix(text, h.Word.Value)
+}
+
 // checkTrigger refuses instructions that cannot be triggers.
 func (p *parser) checkTrigger(inner Instruction) {
 	switch h := inner.head(); h.Verb {
 	case VerbFrom, VerbMaintainer, VerbOnbuild:
 		p.fail(h.Word.Span, fmt.Sprintf("%s is the trigger of ONBUILD", strings.ToUpper(h.Word.Value)),
-			"any instruction but FROM, MAINTAINER and ONBUILD", "")
+			fmt.Sprintf("any instruction but %s, %s and %s", p.words.Name(VerbFrom), p.words.Name(VerbMaintainer), p.words.Name(VerbOnbuild)), "")
 	}
 }
 

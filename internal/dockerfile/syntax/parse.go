@@ -109,24 +109,14 @@ func (p *parser) complete() {
 		message = "file has no instructions"
 	}
 	end := len(p.file.Source.Data)
-	p.fail(Span{end, end}, message, p.word(VerbFrom)+" with a base image", "")
-}
-
-// word is the language's name of an instruction.
-func (p *parser) word(v Verb) string {
-	for _, name := range p.words.names() {
-		if p.words[name] == v {
-			return name
-		}
-	}
-	return v.String()
+	p.fail(Span{end, end}, message, p.words.Name(VerbFrom)+" with a base image", "")
 }
 
 // instruction reads a logical line and its heredocs and puts it into the file.
 func (p *parser) instruction(line *logicalLine) {
 	inst := p.parseLine(line, 0, len(line.text))
 	if inst == nil {
-		if first, _, _ := strings.Cut(strings.TrimSpace(line.text), " "); strings.EqualFold(first, p.word(VerbFrom)) {
+		if first, _, _ := strings.Cut(strings.TrimSpace(line.text), " "); strings.EqualFold(first, p.words.Name(VerbFrom)) {
 			p.badBefore = true
 		}
 		return
@@ -144,8 +134,8 @@ func (p *parser) instruction(line *logicalLine) {
 	if len(p.file.Stages) == 0 {
 		if !p.homeless && !p.badBefore {
 			p.homeless = true
-			p.fail(inst.head().Word.Span, fmt.Sprintf("%s stands above the first %s", inst.head().Word.Value, p.word(VerbFrom)),
-				fmt.Sprintf("%s or %s", p.word(VerbFrom), p.word(VerbArg)), "")
+			p.fail(inst.head().Word.Span, fmt.Sprintf("%s stands above the first %s", inst.head().Word.Value, p.words.Name(VerbFrom)),
+				fmt.Sprintf("%s or %s", p.words.Name(VerbFrom), p.words.Name(VerbArg)), "")
 		}
 		return
 	}
@@ -200,7 +190,7 @@ func (p *parser) parseLine(line *logicalLine, start, end int) Instruction {
 	s.Word = Text{Value: word, Span: line.at(start, start+len(word))}
 	verb, known := p.words[strings.ToUpper(word)]
 	if !known {
-		s.fail(s.Word.Span, "unknown instruction: "+plain(word), "", Suggest(word, p.words.names()))
+		s.fail(s.Word.Span, "unknown instruction: "+plain(word), "", p.words.suggest(word))
 		return nil
 	}
 	s.Verb = verb

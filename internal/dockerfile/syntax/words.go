@@ -1,6 +1,9 @@
 package syntax
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // Verb is an instruction of the language.
 type Verb int
@@ -53,6 +56,17 @@ func DockerfileWords() Words {
 	}
 }
 
+// Name is what the language calls an instruction: the first of its names, or
+// that of Dockerfiles if the language does not have it.
+func (w Words) Name(v Verb) string {
+	for _, name := range w.names() {
+		if w[name] == v {
+			return name
+		}
+	}
+	return v.String()
+}
+
 // names are the table's words, for suggestions.
 func (w Words) names() []string {
 	out := make([]string, 0, len(w))
@@ -61,6 +75,22 @@ func (w Words) names() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// suggest is the language's name that a word may have been meant to be. A word
+// of Dockerfiles that the language does not have is meant to be its own for it.
+func (w Words) suggest(word string) string {
+	if near := Suggest(word, w.names()); near != "" {
+		return near
+	}
+	dockerfile := DockerfileWords()
+	if verb, ok := dockerfile[strings.ToUpper(word)]; ok {
+		return w.Name(verb)
+	}
+	if verb, ok := dockerfile[Suggest(word, dockerfile.names())]; ok {
+		return w.Name(verb)
+	}
+	return ""
 }
 
 // flagKind says what a flag takes.
