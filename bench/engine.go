@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kiln-build/kiln/conformance/peer"
 )
 
@@ -41,6 +43,7 @@ type buildSpec struct {
 type measured struct {
 	wall                   time.Duration
 	daemonPeak, clientPeak int64 // bytes
+	cpu                    time.Duration // of daemon and client, without containers
 }
 
 // build runs a build to its end, or gives errHang after limit.
@@ -69,6 +72,10 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 	if err := e.resetPeak(); err != nil {
 		return measured{}, err
 	}
+	before, err := e.cpu()
+	if err != nil {
+		return measured{}, err
+	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
 		return measured{}, err
@@ -86,7 +93,26 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 	if m.daemonPeak, err = e.memory("VmHWM"); err != nil {
 		return m, err
 	}
-	return m, nil
+	after, err := e.cpu()
+	m.cpu = after - before + cmd.ProcessState.SystemTime() + cmd.ProcessState.UserTime()
+	return m, err
+}
+
+// cpu is how long processors have worked for the daemon's processes.
+func (e *engine) cpu() (sum time.Duration, err error) {
+	pids, err := e.pids()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		const wholeProcess = 2 // CPUCLOCK_SCHED: see clock_getcpuclockid(3)
+		var t unix.Timespec
+		if err := unix.ClockGettime(int32(^pid<<3|wholeProcess), &t); err != nil {
+			return 0, fmt.Errorf("read processor time of process %d: %w", pid, err)
+		}
+		sum += time.Duration(t.Nano())
+	}
+	return sum, nil
 }
 
 // watchPeak looks at a process's peak of memory until the function that it

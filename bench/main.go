@@ -37,7 +37,7 @@ type options struct {
 	only          []string
 	rounds        int
 	limit         time.Duration
-	peer          bool
+	peer, cpu     bool
 }
 
 func run(ctx context.Context) error {
@@ -48,6 +48,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&only, "only", "", "run only these cases or rows, separated by commas")
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds a case; 0 leaves it to each case")
 	flag.DurationVar(&o.limit, "limit", 2*time.Minute, "time after which a build counts as hung")
+	flag.BoolVar(&o.cpu, "cpu", false, "add rows of processor time, which says more than the clock where the machine is busy")
 	flag.BoolVar(&o.peer, "peer-only", false, "run BuildKit alone, to try the cases themselves")
 	flag.Parse()
 	if only != "" {
@@ -76,7 +77,7 @@ func run(ctx context.Context) error {
 	if err := spread(tmp); err != nil {
 		return err
 	}
-	b := &bench{options: o, tools: tools, tmp: tmp, results: newResults()}
+	b := &bench{options: o, tools: tools, tmp: tmp, results: newResults(o.cpu)}
 	if b.base, err = peer.MakeBase(filepath.Join(tmp, "base")); err != nil {
 		return fmt.Errorf("make base image: %w", err)
 	}
@@ -85,7 +86,7 @@ func run(ctx context.Context) error {
 			return fmt.Errorf("case %s: %w", c.name, err)
 		}
 	}
-	if err := b.results.write(os.Stdout, len(o.only) == 0 && !o.peer); err != nil {
+	if err := b.results.write(os.Stdout, len(o.only) == 0 && !o.peer && !o.cpu); err != nil {
 		return err
 	}
 	if n := len(b.results.failures); n > 0 {

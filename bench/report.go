@@ -25,10 +25,11 @@ type results struct {
 	units    map[string]string
 	samples  map[string]map[string][]float64 // row, engine
 	failures []string
+	cpu      bool // tell of processor time
 }
 
-func newResults() *results {
-	return &results{units: map[string]string{}, samples: map[string]map[string][]float64{}}
+func newResults(cpu bool) *results {
+	return &results{cpu: cpu, units: map[string]string{}, samples: map[string]map[string][]float64{}}
 }
 
 func (rs *results) add(row, unit, engine string, value float64) {
@@ -61,6 +62,9 @@ func (rs *results) keep(ctx context.Context, e *engine, row string, m measured, 
 	case row != "scene":
 		rs.add(row, "s", e.Name, m.wall.Seconds())
 		rs.add(row+"/daemon-peak", "MB", e.Name, float64(m.daemonPeak)/1e6)
+		if rs.cpu && m.cpu > 0 {
+			rs.add(row+"/cpu", "s", e.Name, m.cpu.Seconds())
+		}
 		if m.clientPeak > 0 { // else the client is this program itself
 			rs.add(row+"/client-peak", "MB", e.Name, float64(m.clientPeak)/1e6)
 		}

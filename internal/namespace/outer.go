@@ -193,6 +193,7 @@ func (in *inner) standIn() {
 		_ = in.cmd.Wait() // the state says how it ended
 		close(ended)
 	}()
+	forgetProgram()
 	for {
 		select {
 		case s := <-in.signals:
