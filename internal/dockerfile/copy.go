@@ -218,14 +218,14 @@ func (l *lowering) gitOp(step *copyStep, n int) (op llb.SourceOp, err error) {
 	at, src := step.Copy.Sources[n].Span, step.sources[n]
 	g, _, err := parseGitRef(src)
 	if err != nil {
-		return op, l.errorAt(at, fmt.Sprintf("git repository %q: %v", withoutPassword(src), err), "", "")
+		return op, l.errorAt(at, fmt.Sprintf("git repository %q: %v", withoutPassword(src), err), "https://HOST/PATH.git?KEY=VALUE#REF:FOLDER, with keys such as branch, tag, checksum and subdir", "")
 	}
 	keep := step.KeepGitDir
 	if keep != nil && g.keepGitDir != nil && *keep != *g.keepGitDir {
-		return op, l.errorAt(at, "inconsistent keep-git-dir configuration: the flag and the URL contradict each other", "", "")
+		return op, l.errorAt(at, "inconsistent keep-git-dir configuration: the flag and the URL contradict each other", "one of them, or both the same", "")
 	}
 	if step.checksum != "" && g.checksum != "" && step.checksum != g.checksum {
-		return op, l.errorAt(at, fmt.Sprintf("checksum mismatch %q != %q: the flag and the URL contradict each other", step.checksum, g.checksum), "", "")
+		return op, l.errorAt(at, fmt.Sprintf("checksum mismatch %q != %q: the flag and the URL contradict each other", step.checksum, g.checksum), "one of them, or both the same", "")
 	}
 	if g.checksum == "" {
 		g.checksum = step.checksum

@@ -260,7 +260,8 @@ func TestHostileConfig(t *testing.T) {
 // TestBadInput checks that large files and junk end in one clear error.
 func TestBadInput(t *testing.T) {
 	for name, text := range map[string]string{
-		"file is 10485760 bytes long": strings.Repeat("x", 10<<20),
+		"line is longer than 1048576": strings.Repeat("x", 10<<20),
+		"file is 20971520 bytes long": strings.Repeat("x\n", 10<<20),
 		"binary file":                 "\x7fELF\x02\x01\x01\x00\x00",
 		"no instructions":             "",
 		"unknown instruction":         strings.Repeat("junk ! ' \" [\n", 1000),

@@ -2,8 +2,10 @@ package dockerfile
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,6 +37,11 @@ func mountKeys() map[string]string {
 		"id": "id", "sharing": "sharing", "required": "required", "size": "size", "mode": "mode", "uid": "uid",
 		"gid": "gid", "env": "env",
 	}
+}
+
+// mountKeyNames are the keys of a mount without their aliases.
+func mountKeyNames() []string {
+	return slices.Compact(slices.Sorted(maps.Values(mountKeys())))
 }
 
 // mountFrom returns the source stage of a mount before variables are known.
@@ -90,11 +97,11 @@ func (l *lowering) parseMount(s *stage, h *syntax.Head, t syntax.Text) (*mount, 
 		key, value, hasValue := strings.Cut(f.Value, "=")
 		name, known := mountKeys()[strings.ToLower(key)]
 		if !known {
-			var keys []string
-			for k := range mountKeys() {
-				keys = append(keys, k)
+			suggest, expected := syntax.Suggest(key, slices.Collect(maps.Keys(mountKeys()))), ""
+			if suggest == "" {
+				expected = "one of " + strings.Join(mountKeyNames(), ", ")
 			}
-			return nil, l.errorAt(f.Span, fmt.Sprintf("mount has no key %q", key), "", syntax.Suggest(key, keys))
+			return nil, l.errorAt(f.Span, fmt.Sprintf("mount has no key %q", key), expected, suggest)
 		}
 		if hasValue {
 			if value, err = l.expand(s, h, syntax.Text{Value: value, Span: f.Span}); err != nil {

@@ -175,7 +175,7 @@ func parseDevice(v string) (llb.CDIDevice, error) {
 	d := llb.CDIDevice{Optional: true}
 	fields, err := csvFields(v)
 	if err != nil {
-		return d, fmt.Errorf("device %q: %w", v, err)
+		return d, fmt.Errorf("device %q: %w: expected NAME, and maybe ,required", v, err)
 	}
 	for _, f := range fields {
 		key, value, hasValue := strings.Cut(f, "=")
@@ -197,7 +197,7 @@ func parseDevice(v string) (llb.CDIDevice, error) {
 		}
 	}
 	if d.Name == "" {
-		return d, fmt.Errorf("device %q has no name", v)
+		return d, fmt.Errorf("device %q has no name: expected VENDOR/CLASS=DEVICE, and maybe ,required", v)
 	}
 	return d, nil
 }

@@ -1,6 +1,7 @@
 package syntax
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"unicode"
@@ -89,7 +90,7 @@ type output struct {
 
 func (o *output) hard(s string) error {
 	if o.text.Len()+len(s) > maxExpanded {
-		return fmt.Errorf("word expands to more than %d bytes", maxExpanded)
+		return errTooLong
 	}
 	o.text.WriteString(s)
 	return nil
@@ -144,7 +145,7 @@ func (x *expansion) until(out *output, stop rune, raw bool) error {
 	case '}':
 		return errNoBrace
 	}
-	return fmt.Errorf("substitution has no %q", stop)
+	return fmt.Errorf("substitution has no %q: expected ${NAME/PATTERN/TEXT}", stop)
 }
 
 // escaped takes an escape character and the one behind it.
@@ -170,7 +171,7 @@ func (x *expansion) escaped(out *output, raw bool) error {
 func (x *expansion) single(out *output) error {
 	n := strings.IndexByte(x.in[x.pos+1:], '\'')
 	if n < 0 {
-		return fmt.Errorf("single quote has no end")
+		return errors.New("single quote has no end: expected another ' in the same instruction, or the escape character before it")
 	}
 	from, to := x.pos+1, x.pos+1+n
 	x.pos = to + 1
@@ -213,7 +214,7 @@ func (x *expansion) double(out *output, raw bool) error {
 			return err
 		}
 	}
-	return fmt.Errorf("double quote has no end")
+	return errors.New("double quote has no end: expected another \" in the same instruction, or the escape character before it")
 }
 
 func (x *expansion) escapedInQuotes(out *output, raw bool) error {
@@ -264,7 +265,7 @@ func (x *expansion) dollar() (string, error) {
 	}
 	x.pos++
 	if x.depth++; x.depth > maxDepth {
-		return "", fmt.Errorf("substitutions are nested more than %d deep", maxDepth)
+		return "", fmt.Errorf("substitutions are nested more than %d deep: expected fewer, or an ARG or ENV for the inner ones", maxDepth)
 	}
 	defer func() { x.depth-- }()
 	return x.braces(start)

@@ -390,13 +390,19 @@ func (s *statement) duration(flag string) time.Duration {
 }
 
 func (s *statement) parseOnbuild() Instruction {
+	word := s.args
+	if i := strings.IndexAny(word, blanks); i >= 0 {
+		word = word[:i]
+	}
+	if s.checkTrigger(s.text(0, len(word))); s.bad {
+		return nil // before it is parsed, for triggers could be nested without end
+	}
 	errorsBefore := len(s.errors)
 	inner := s.parseLine(s.line, s.from, s.from+len(s.args))
 	if inner == nil {
 		s.bad = s.bad || len(s.errors) > errorsBefore
 		return nil
 	}
-	s.checkTrigger(inner)
 	o := &Onbuild{Head: s.Head, Trigger: dockerfileTrigger(s.args, inner.head()), Inner: inner}
 	o.Span.End = max(o.Span.End, inner.head().Span.End)
 	for _, doc := range heredocsOf(inner) {
@@ -415,11 +421,11 @@ func dockerfileTrigger(text string, h *Head) string {
 }
 
 // checkTrigger refuses instructions that cannot be triggers.
-func (p *parser) checkTrigger(inner Instruction) {
-	switch h := inner.head(); h.Verb {
+func (s *statement) checkTrigger(word Text) {
+	switch s.parser.words[strings.ToUpper(word.Value)] {
 	case VerbFrom, VerbMaintainer, VerbOnbuild:
-		p.fail(h.Word.Span, fmt.Sprintf("%s is the trigger of ONBUILD", strings.ToUpper(h.Word.Value)),
-			fmt.Sprintf("any instruction but %s, %s and %s", p.words.Name(VerbFrom), p.words.Name(VerbMaintainer), p.words.Name(VerbOnbuild)), "")
+		s.fail(word.Span, fmt.Sprintf("%s is the trigger of ONBUILD", strings.ToUpper(word.Value)),
+			fmt.Sprintf("any instruction but %s, %s and %s", s.parser.words.Name(VerbFrom), s.parser.words.Name(VerbMaintainer), s.parser.words.Name(VerbOnbuild)), "")
 	}
 }
 

@@ -3,13 +3,18 @@ package syntax
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
 // MaxSize is how long a build file may be, in bytes. It is far more than
 // anybody writes and little enough to keep all of it in memory several times.
-const MaxSize = 4 << 20
+const MaxSize = 16 << 20
+
+// maxLine is how long a line may be, in bytes. No program takes an argument of
+// this length.
+const maxLine = 1 << 20
 
 // maxErrors is how many errors are reported of one file.
 const maxErrors = 50
@@ -55,7 +60,7 @@ func ParseTrigger(trigger string, words Words) (Instruction, error) {
 		p.fail(line.span, "ONBUILD trigger has several instructions", "one", "")
 	}
 	if inst != nil && len(p.errors) == 0 {
-		p.checkTrigger(inst)
+		(&statement{parser: p}).checkTrigger(inst.head().Word)
 	}
 	if len(p.errors) > 0 {
 		return nil, p.errors
@@ -94,6 +99,10 @@ func (p *parser) readable() bool {
 	}
 	if i := bytes.IndexByte(data, 0); i >= 0 {
 		p.fail(Span{i, i + 1}, fmt.Sprintf("byte 0x00 at offset %d", i), "text in UTF-8, this seems to be a binary file", "")
+		return false
+	}
+	if i := p.file.Source.longLine(maxLine); i >= 0 {
+		p.fail(Span{i, i + maxLine}, fmt.Sprintf("line is longer than %d bytes", maxLine), "the text in a file of the context", "")
 		return false
 	}
 	return true
@@ -190,7 +199,11 @@ func (p *parser) parseLine(line *logicalLine, start, end int) Instruction {
 	s.Word = Text{Value: word, Span: line.at(start, start+len(word))}
 	verb, known := p.words[strings.ToUpper(word)]
 	if !known {
-		s.fail(s.Word.Span, "unknown instruction: "+plain(word), "", p.words.suggest(word))
+		suggest, expected := p.words.suggest(word), ""
+		if suggest == "" {
+			expected = fmt.Sprintf("an instruction such as %s, or # before a comment", p.words.Name(VerbRun))
+		}
+		s.fail(s.Word.Span, "unknown instruction: "+plain(word), expected, suggest)
 		return nil
 	}
 	s.Verb = verb
@@ -307,11 +320,17 @@ func (s *statement) unknownFlag(f Flag, table map[string]flagKind) {
 		names = append(names, name)
 	}
 	suggest := Suggest(f.Name, names)
-	message := fmt.Sprintf("unknown flag: %s for %s", plain("--"+f.Name), strings.ToUpper(s.Word.Value))
-	if len(table) == 0 {
-		message = fmt.Sprintf("unknown flag: %s, for %s takes no flags", plain("--"+f.Name), strings.ToUpper(s.Word.Value))
+	slices.Sort(names)
+	expected := ""
+	switch {
+	case len(names) == 0:
+		expected = "no flag"
+	case suggest == "":
+		expected = "one of --" + strings.Join(names, ", --")
+	default:
+		suggest = "--" + suggest
 	}
-	s.fail(f.Span, message, "", suggest)
+	s.fail(f.Span, fmt.Sprintf("unknown flag: %s for %s", plain("--"+f.Name), s.name()), expected, suggest)
 }
 
 func isBool(v string) bool {

@@ -37,6 +37,20 @@ func NewSource(name string, data []byte) *Source {
 	return s
 }
 
+// longLine is the start of the first line longer than limit, -1 if there is none.
+func (s *Source) longLine(limit int) int {
+	for i, start := range s.lines {
+		end := len(s.Data)
+		if i+1 < len(s.lines) {
+			end = s.lines[i+1]
+		}
+		if end-start > limit {
+			return start
+		}
+	}
+	return -1
+}
+
 // Position converts a byte offset. Lines count from 1, characters from 0.
 func (s *Source) Position(offset int) llb.Position {
 	offset = min(max(offset, 0), len(s.Data))

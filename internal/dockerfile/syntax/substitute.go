@@ -8,6 +8,8 @@ import (
 	"strings"
 )
 
+var errTooLong = fmt.Errorf("word expands to more than %d bytes: expected shorter variables, or fewer of them", maxExpanded)
+
 var errNoBrace = errors.New("substitution has no '}': expected it before the next blank, or quotes around the word")
 
 // braces takes the rest of "${", up to the closing brace.
@@ -16,7 +18,7 @@ func (x *expansion) braces(start int) (string, error) {
 		return "", errNoBrace
 	}
 	if strings.IndexByte("{}:", x.in[x.pos]) >= 0 {
-		return "", fmt.Errorf("substitution ${%c has no variable", x.in[x.pos])
+		return "", fmt.Errorf("substitution ${%c has no variable: expected a name behind ${", x.in[x.pos])
 	}
 	name := x.name()
 	if x.atEnd() {
@@ -85,9 +87,9 @@ func (x *expansion) choose(start int, name string, op rune, colon bool) (string,
 	case op == '?' && !present && word != "":
 		return "", fmt.Errorf("%s: %s", name, word)
 	case op == '?' && !set:
-		return "", fmt.Errorf("%s: is not set", name)
+		return "", fmt.Errorf("%s: is not set: expected an ARG or ENV above, or --build-arg %s=VALUE if there is an ARG", name, name)
 	case op == '?' && !present:
-		return "", fmt.Errorf("%s: is empty", name)
+		return "", fmt.Errorf("%s: is empty: expected an ARG or ENV above with a value, or --build-arg %s=VALUE if there is an ARG", name, name)
 	}
 	return value, nil
 }
@@ -164,7 +166,7 @@ func (x *expansion) replace(start int, name string) (string, error) {
 	if all {
 		matches := len(re.FindAllStringIndex(value, -1))
 		if matches*len(text) > maxExpanded {
-			return "", fmt.Errorf("word expands to more than %d bytes", maxExpanded)
+			return "", errTooLong
 		}
 		return re.ReplaceAllLiteralString(value, text), nil
 	}
@@ -202,7 +204,7 @@ func parseGlob(pattern string) (glob, error) {
 		}
 	}
 	if escaped {
-		return nil, fmt.Errorf("pattern %q ends with an escape", pattern)
+		return nil, fmt.Errorf("pattern %q ends with an escape: expected one of \\*, \\?, \\\\, \\/ and \\}", pattern)
 	}
 	return g, nil
 }
