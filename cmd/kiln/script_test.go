@@ -123,6 +123,8 @@ type stateKey struct{}
 // scriptState is what a script has running.
 type scriptState struct {
 	run    string // a folder of its own
+	dir    string // where its daemons start; "" for here
+	flags  []string
 	daemon *exec.Cmd
 	undo   []func() error
 }
@@ -299,14 +301,14 @@ func buildBase(t *testing.T) (_ string, err error) {
 // start starts a daemon on the folder's root and waits for its socket.
 func (s *scriptState) start(kiln string, env []string, executor string, flags ...string) error {
 	socket := filepath.Join(s.run, "sock")
-	args := append([]string{"daemon", "--root", filepath.Join(s.run, "root"), "--addr", "unix://" + socket, "--executor", executor, "--idle-timeout", "2m"}, flags...) // none outlives a killed test for long
+	args := append([]string{"daemon", "--root", filepath.Join(s.run, "root"), "--addr", "unix://" + socket, "--executor", executor, "--idle-timeout", "2m"}, slices.Concat(s.flags, flags)...) // none outlives a killed test for long
 	log, err := os.OpenFile(filepath.Join(s.run, "daemon.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	cmd := exec.Command(kiln, args...)
-	cmd.Env = env
+	cmd.Env, cmd.Dir = env, s.dir
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err

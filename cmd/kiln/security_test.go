@@ -180,6 +180,11 @@ func (b *builder) userFiles(t *testing.T) {
 // driven builds as the frontend of its own build, on the base image's files.
 func (b *builder) driven(t *testing.T, f func(ctx context.Context, g *client.Gateway, base llb.State) error) error {
 	t.Helper()
+	return b.drivenWith(t, nil, f)
+}
+
+func (b *builder) drivenWith(t *testing.T, entitlements []string, f func(ctx context.Context, g *client.Gateway, base llb.State) error) error {
+	t.Helper()
 	c, err := client.New("unix://"+filepath.Join(b.state.run, "sock"), client.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -188,7 +193,7 @@ func (b *builder) driven(t *testing.T, f func(ctx context.Context, g *client.Gat
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	files := client.Attach{Dirs: map[string]string{"base": filepath.Dir(b.kiln)}}
-	_, err = c.Build(ctx, client.SolveOpt{Attach: files}, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
+	_, err = c.Build(ctx, client.SolveOpt{Attach: files, Entitlements: entitlements}, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
 		return nil, f(ctx, g, llb.Local("base", llb.IncludePatterns([]string{"context/busybox"})))
 	}, discardEvents{})
 	return err

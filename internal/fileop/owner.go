@@ -22,10 +22,16 @@ const maxUserFile = 10 << 20
 // ResolveOwner finds the numbers of an action's owner. root opens the file
 // system that a name is looked up in, by [llb.Owner.Input], and its result is
 // closed here. A name that is not known is 0, and a user without group brings
-// the group of his entry, or of his own number, as in BuildKit.
+// the group of his entry, or of his own number, as in BuildKit. Unlike there, a
+// number that is no id is refused: as a name that is not known it would be root.
 func ResolveOwner(c *llb.Ownership, root func(input int) (*safepath.Root, error)) (*Owner, error) {
 	if c == nil {
 		return nil, nil
+	}
+	for _, o := range []*llb.Owner{c.User, c.Group} {
+		if err := checkOwner(o); err != nil {
+			return nil, err
+		}
 	}
 	var o Owner
 	if u := c.User; u != nil {
@@ -55,6 +61,22 @@ func ResolveOwner(c *llb.Ownership, root func(input int) (*safepath.Root, error)
 		}
 	}
 	return &o, nil
+}
+
+// checkOwner refuses numbers that are no ids (CVE-2024-40635).
+func checkOwner(o *llb.Owner) error {
+	if o == nil || o.Name == "" && o.ID != math.MaxUint32 {
+		return nil
+	}
+	digits := strings.TrimLeft(o.Name, "-+")
+	if o.Name == "" || digits != "" && strings.Trim(digits, "0123456789") == "" {
+		name := o.Name
+		if name == "" {
+			name = strconv.FormatUint(uint64(o.ID), 10)
+		}
+		return fmt.Errorf("owner %s is out of range: expected a name, or an id of at most %d", name, uint32(math.MaxUint32-1))
+	}
+	return nil
 }
 
 func named(o *llb.Owner, open func(int) (*safepath.Root, error), file string, parse func([]string) (account, bool)) ([]account, error) {

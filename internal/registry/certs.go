@@ -11,6 +11,10 @@ import (
 	"strings"
 )
 
+// maxCertificates caps a file of certificates. Bundles of all authorities have
+// less than a tenth of it.
+const maxCertificates = 10 << 20
+
 // tlsOf is how TLS is spoken with a host.
 func tlsOf(conf Host, insecure bool) (*tls.Config, error) {
 	if err := conf.readDirs(); err != nil {
@@ -27,7 +31,7 @@ func tlsOf(conf Host, insecure bool) (*tls.Config, error) {
 			pool = x509.NewCertPool()
 		}
 		for _, file := range conf.CAs {
-			pem, err := readCapped(file, 10<<20)
+			pem, err := readCapped(file, maxCertificates)
 			if err != nil {
 				return nil, fmt.Errorf("read certificate authority: %w", err)
 			}
@@ -38,13 +42,25 @@ func tlsOf(conf Host, insecure bool) (*tls.Config, error) {
 		t.RootCAs = pool
 	}
 	for _, p := range conf.KeyPairs {
-		pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
+		pair, err := readPair(p)
 		if err != nil {
 			return nil, fmt.Errorf("load client certificate %s: %w", p.Cert, err)
 		}
 		t.Certificates = append(t.Certificates, pair)
 	}
 	return t, nil
+}
+
+func readPair(p KeyPair) (tls.Certificate, error) {
+	cert, err := readCapped(p.Cert, maxCertificates)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	key, err := readCapped(p.Key, maxCertificates)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
 }
 
 // readDirs adds what the folders of certificates hold, by the names that Docker
