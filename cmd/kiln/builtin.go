@@ -234,7 +234,7 @@ func newFetcher(reg *registry.Client) layer.Fetcher {
 
 // newPlaces are where caches for others are kept, by type.
 func newPlaces(reg *registry.Client) map[string]cache.Place {
-	return map[string]cache.Place{"registry": registrycache.New(reg), "local": localcache.Place{}}
+	return map[string]cache.Place{"registry": registrycache.New(reg), "local": localcache.New()}
 }
 
 // newExecutor returns what runs containers and, if they can have any, the

@@ -30,13 +30,19 @@ const storePrefix = "local:"
 const maxDocument = 64 << 20 // bytes of what is read into memory
 
 // Place is a cache.Place.
-type Place struct{}
+type Place struct {
+	locks cache.Locks // of folders
+	turns turns
+}
+
+// New returns the place that the folders of all clients are.
+func New() *Place { return &Place{} }
 
 // Name is what an export is shown as.
-func (Place) Name() string { return "exporting cache to client directory" }
+func (*Place) Name() string { return "exporting cache to client directory" }
 
 // Reader finds a cache by its folder and digest.
-func (Place) Reader(ctx context.Context, attrs map[string]string) (cache.Reader, error) {
+func (*Place) Reader(ctx context.Context, attrs map[string]string) (cache.Reader, error) {
 	d := digest.Digest(attrs["digest"])
 	switch {
 	case attrs["src"] == "":
@@ -97,7 +103,7 @@ func withStore(ctx context.Context, id string, f func(context.Context, content.S
 }
 
 // Writer prepares to write into a folder.
-func (Place) Writer(_ context.Context, attrs map[string]string) (cache.Writer, error) {
+func (*Place) Writer(_ context.Context, attrs map[string]string) (cache.Writer, error) {
 	if attrs["dest"] == "" {
 		return nil, fmt.Errorf("local cache exporter requires dest: say which folder, as in type=local,dest=DIR")
 	}
@@ -148,7 +154,9 @@ func write(ctx context.Context, s content.Store, verb string, d ocispecs.Descrip
 	}
 	defer r.Close()
 	plain := ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-	if err := content.WriteBlob(ctx, s, "cache-"+d.Digest.String(), task.Reader(r), plain); err != nil {
+	ref := "cache-" + d.Digest.String()
+	if err := content.WriteBlob(ctx, s, ref, task.Reader(r), plain); err != nil {
+		_ = s.Abort(context.WithoutCancel(ctx), ref) // or the next attempt would go on after what was wrong
 		return fmt.Errorf("write %s: %w", d.Digest, err)
 	}
 	return nil
@@ -172,7 +180,7 @@ func (f Fetcher) Fetch(ctx context.Context, origin string, desc ocispecs.Descrip
 		if err != nil {
 			return err
 		}
-		rc = section{io.NewSectionReader(ra, 0, ra.Size()), ra}
+		rc = cache.Verified(section{io.NewSectionReader(ra, 0, ra.Size()), ra}, desc, "the folder of the client")
 		return nil
 	})
 	return rc, err

@@ -24,13 +24,17 @@ type Client interface {
 	Resolve(ctx context.Context, ref string) (ocispecs.Descriptor, error)
 	Fetch(ctx context.Context, origin string, d ocispecs.Descriptor) (io.ReadCloser, error)
 	Push(ctx context.Context, p registry.Push) error
+	Repository(ctx context.Context, ref string, write bool) (*registry.Repository, error)
 }
 
 // Place is a cache.Place.
-type Place struct{ client Client }
+type Place struct {
+	client Client
+	locks  cache.Locks // of tags
+}
 
 // New returns the place that client reaches.
-func New(client Client) *Place { return &Place{client} }
+func New(client Client) *Place { return &Place{client: client} }
 
 // Name is what an export is shown as.
 func (*Place) Name() string { return "exporting cache to registry" }

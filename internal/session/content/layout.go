@@ -11,6 +11,7 @@ import (
 	"path"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -169,8 +170,29 @@ func (s sized) Size() int64 { return s.size }
 // errReadOnly answers what would change the layout.
 var errReadOnly = fmt.Errorf("an OCI layout to build from is not written to: %w", errdefs.ErrNotImplemented)
 
-// Walk is not needed to read a layout.
-func (l *Layout) Walk(context.Context, content.WalkFunc, ...string) error { return errReadOnly }
+// Walk tells of each blob.
+func (l *Layout) Walk(ctx context.Context, fn content.WalkFunc, wanted ...string) error {
+	filter, err := filters.ParseAll(wanted...)
+	if err != nil {
+		return fmt.Errorf("list blobs: %w", err)
+	}
+	return fs.WalkDir(l.root.FS(), ocispecs.ImageBlobsDir, func(name string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && name == ocispecs.ImageBlobsDir {
+			return nil
+		}
+		d := digest.NewDigestFromEncoded(digest.Algorithm(path.Base(path.Dir(name))), path.Base(name))
+		if err != nil || ctx.Err() != nil || !e.Type().IsRegular() || d.Validate() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		info, err := l.Info(ctx, d)
+		if errdefs.IsNotFound(err) {
+			return nil // just removed
+		} else if err != nil || !filter.Match(content.AdaptInfo(info)) {
+			return err
+		}
+		return fn(info)
+	})
+}
 
 // Update is refused.
 func (l *Layout) Update(context.Context, content.Info, ...string) (content.Info, error) {

@@ -1,0 +1,156 @@
+package local_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cache/cachetest"
+	"github.com/kiln-build/kiln/internal/cache/local"
+	sessioncontent "github.com/kiln-build/kiln/internal/session/content"
+	"github.com/kiln-build/kiln/internal/session/sessiontest"
+)
+
+// folder offers a directory as a client does.
+func folder(t *testing.T, dir string) (func(context.Context) context.Context, *sessioncontent.Output) {
+	t.Helper()
+	out, err := sessioncontent.NewOutput(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := sessiontest.Connect(t, sessioncontent.NewProvider(map[string]content.Store{"local:dir": out}))
+	return func(ctx context.Context) context.Context { return sessiontest.Context(ctx, c) }, out
+}
+
+var attrs = map[string]string{"src": "dir", "dest": "dir"} //nolint:gochecknoglobals // of tests
+
+func TestShelf(t *testing.T) {
+	cachetest.Places(t, func(t *testing.T) *cachetest.ShelfFixture {
+		dir := t.TempDir()
+		ctx, _ := folder(t, dir)
+		path := func(d digest.Digest) string { return filepath.Join(dir, "blobs", "sha256", d.Encoded()) }
+		return &cachetest.ShelfFixture{
+			Place: local.New(), Read: attrs, Write: attrs, Fetcher: local.Fetcher{Next: nowhere{}}, Context: ctx,
+			Damage: func(t *testing.T, d digest.Digest) {
+				b, err := os.ReadFile(path(d))
+				if err != nil {
+					t.Fatal(err)
+				}
+				b[len(b)/2]++
+				if err := os.Chmod(path(d), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path(d), b, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			},
+			Lose: func(t *testing.T, d digest.Digest) {
+				if err := os.Remove(path(d)); err != nil {
+					t.Fatal(err)
+				}
+			},
+		}
+	})
+}
+
+// TestRoot: all records become one pack, which the client's sweep leaves alone,
+// and others' that came in between are among them.
+func TestRoot(t *testing.T) {
+	dir := t.TempDir()
+	within, out := folder(t, dir)
+	ctx, place := within(t.Context()), local.New()
+	var shelves []cache.Shelf
+	for range 2 {
+		s, err := place.Shelf(ctx, attrs, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shelves = append(shelves, s)
+	}
+	lay := upload(ocispecs.MediaTypeImageLayerGzip, "a layer")
+	unused := upload(ocispecs.MediaTypeImageLayerGzip, "nobody's")
+	for _, u := range []cache.Upload{lay, unused} {
+		if err := shelves[0].Upload(ctx, u.Desc, opened(u.Data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range []string{"aa", "bb", "cc", "dd"} {
+		if _, err := shelves[i%2].Put(ctx, name, []byte("of "+name), []ocispecs.Descriptor{lay.Desc}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := shelves[0].(*local.Shelf).Root(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Tag(root, "latest"); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
+	if err != nil || len(blobs) != 4 { // the layer, the pack, the manifest and its empty config
+		t.Errorf("%d blobs are left (%v), expected 4", len(blobs), err)
+	}
+	for what, s := range map[string]cache.Shelf{"the writer": shelves[1], "a new reader": reader(t, within, place)} {
+		got, err := s.Records(ctx, []string{"aa", "bb", "cc", "dd", "ee"})
+		if err != nil || len(got) != 4 || string(got["cc"]) != "of cc" {
+			t.Errorf("%s has %q (%v)", what, got, err)
+		}
+		if missing, err := s.Missing(ctx, []ocispecs.Descriptor{lay.Desc, unused.Desc}); err != nil || len(missing) != 1 {
+			t.Errorf("%s misses %v (%v)", what, missing, err)
+		}
+	}
+}
+
+// TestReadOnly reads records where the client offers its folder only to be read.
+func TestReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	within, _ := folder(t, dir)
+	w, err := local.New().Shelf(within(t.Context()), attrs, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Put(within(t.Context()), "aa", []byte("record"), nil, false); err != nil {
+		t.Fatal(err)
+	}
+	layout, err := sessioncontent.OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer layout.Close()
+	c := sessiontest.Connect(t, sessioncontent.NewProvider(map[string]content.Store{"local:dir": layout}))
+	ctx := sessiontest.Context(t.Context(), c)
+	r, err := local.New().Shelf(ctx, attrs, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Records(ctx, []string{"aa"}); err != nil || string(got["aa"]) != "record" {
+		t.Errorf("got %q (%v)", got, err)
+	}
+	if _, err := r.Put(ctx, "bb", []byte("record"), nil, false); err == nil {
+		t.Error("something was written into a folder to read from")
+	}
+}
+
+func reader(t *testing.T, within func(context.Context) context.Context, place cache.Shelves) cache.Shelf {
+	t.Helper()
+	s, err := place.Shelf(within(t.Context()), attrs, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func opened(b []byte) func(context.Context) (io.ReadCloser, error) {
+	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+}
