@@ -89,20 +89,28 @@ func (b buildConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method 
 
 // run lets f work, and hands what it made, or why it could not, to the daemon.
 func (g *Gateway) run(ctx context.Context, f BuildFunc) error {
-	result, err := f(ctx, g)
-	req := &gateway.ReturnRequest{}
-	if err == nil {
-		if req.Result, err = result.wire(g.opts.Caps["proto.refarray"]); err != nil {
-			err = fmt.Errorf("hand over the result: %w", err)
-		}
-	}
-	if err != nil {
-		req.Result, req.Error = nil, statusOf(err)
-	}
-	if _, returnErr := g.api.Return(ctx, req); err == nil {
-		return returnErr
+	failed, err := g.serve(ctx, f)
+	if failed != nil {
+		return failed
 	}
 	return err
+}
+
+// serve lets f work and tells the daemon. failed is why f, or the result that it
+// made, is none; err that the daemon could not be told.
+func (g *Gateway) serve(ctx context.Context, f BuildFunc) (failed, err error) {
+	result, failed := f(ctx, g)
+	req := &gateway.ReturnRequest{}
+	if failed == nil {
+		if req.Result, failed = result.wire(g.opts.Caps["proto.refarray"]); failed != nil {
+			failed = fmt.Errorf("hand over the result: %w", failed)
+		}
+	}
+	if failed != nil {
+		req.Result, req.Error = nil, statusOf(failed)
+	}
+	_, err = g.api.Return(ctx, req)
+	return failed, err
 }
 
 // statusOf is the status of an error, with the details of the daemon's own error if
@@ -123,6 +131,7 @@ func statusOf(err error) *spb.Status {
 		}
 	}
 	st.Message = err.Error()
+	noteFrontend(st, err)
 	return st
 }
 

@@ -42,6 +42,7 @@ type programs struct {
 type inContainer struct {
 	gateway.LLBBridgeClient
 	conn *grpc.ClientConn
+	raw  net.Conn // for who does not use conn
 	spec executor.Spec
 	opts map[string]string
 	log  io.Writer
@@ -65,9 +66,10 @@ func (p *programs) Start(ctx context.Context, spec executor.Spec, stdio executor
 			f.opts[k] = v
 		}
 	}
+	f.raw = processConn{stdio.Stdin, stdio.Stdout}
 	var err error
 	f.conn, err = grpc.NewClient("passthrough:///daemon", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return processConn{stdio.Stdin, stdio.Stdout}, nil }))
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return f.raw, nil }))
 	if err != nil {
 		return nil, err
 	}

@@ -40,6 +40,8 @@ type gatewayServer struct {
 	layers *layer.Store
 	conn   *grpc.ClientConn
 	socket string
+	// frontends may be added to before the first build.
+	frontends map[string]frontend.Frontend
 }
 
 func serveGateway(t *testing.T) *gatewayServer { return serveGatewayOn(t, fake.New(), nil) }
@@ -78,9 +80,10 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFront
 	scratch := filepath.Join(root, "runs")
 	must(os.Mkdir(scratch, 0o700))
 	platform := []ocispecs.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
+	frontends := map[string]frontend.Frontend{build.ImageFrontendName: images}
 	s := New(Config{
 		Builder: &build.Builder{
-			Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: map[string]frontend.Frontend{build.ImageFrontendName: images},
+			Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: frontends,
 			Worker: &op.Worker{Platforms: platform, Executor: ex, Layers: layers, CacheMounts: mounts, Scratch: scratch},
 		},
 		Sessions: session.NewManager(), History: openHistory(t), Platforms: platform,
@@ -96,7 +99,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFront
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
 	closing(func() error { stop(); return <-served })
-	g := &gatewayServer{root: root, layers: layers, socket: socket}
+	g := &gatewayServer{root: root, layers: layers, socket: socket, frontends: frontends}
 	g.conn = g.dial(t)
 	return g
 }
