@@ -51,6 +51,7 @@ const (
 	CapExecMetaUlimit                         = "exec.meta.ulimit"
 	CapExecMetaCDI                            = "exec.meta.cdi"
 	CapExecMetaLinuxResources                 = "exec.meta.linux.resources"
+	CapExecMetaTimeout                        = "exec.meta.kiln.timeout" // Kiln's own, see [Metadata]
 	CapExecMountBind                          = "exec.mount.bind"
 	CapExecMountBindReadWriteNoOutput         = "exec.mount.bind.readwrite-nooutput"
 	CapExecMountCache                         = "exec.mount.cache"
@@ -133,6 +134,7 @@ func Caps() []string {
 		CapExecMetaUlimit,
 		CapExecMetaCDI,
 		CapExecMetaLinuxResources,
+		CapExecMetaTimeout,
 		CapExecMountBind,
 		CapExecMountBindReadWriteNoOutput,
 		CapExecMountCache,
@@ -179,6 +181,9 @@ func (v *Vertex) derivedCaps() map[string]bool {
 	v.Op.caps(need)
 	if _, isExec := v.Op.(*ExecOp); isExec && v.Meta.Resources != nil {
 		need(CapExecMetaLinuxResources)
+	}
+	if v.Meta.Timeout > 0 {
+		need(CapExecMetaTimeout)
 	}
 	return caps
 }

@@ -13,6 +13,7 @@ package llb
 
 import (
 	"sync/atomic"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -80,6 +81,8 @@ type Metadata struct {
 	Caps      map[string]bool
 	Group     *Group
 	Resources *LinuxResources
+	// Timeout ends a command that runs for longer, as a failure; 0 does not.
+	Timeout time.Duration
 }
 
 // Group has a progress display fold several vertices into one line.

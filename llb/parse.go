@@ -266,6 +266,8 @@ func (v *Vertex) parseProperty(t token) error {
 		v.Meta.Group = &Group{ID: id.text, Name: name.text}
 	case "caps":
 		return v.parseCaps(value)
+	case "timeout":
+		return v.Meta.parseTimeout(value.text)
 	default:
 		if v.Meta.Resources != nil {
 			return v.Meta.Resources.parse(name.text, value.text)

@@ -134,6 +134,9 @@ func (v *Vertex) properties() (list []string) {
 			add("weakgroup")
 		}
 	}
+	if v.Meta.Timeout > 0 {
+		add("timeout=%s", v.Meta.Timeout)
+	}
 	if r := v.Meta.Resources; r != nil {
 		list = append(list, r.text()...)
 	}

@@ -194,6 +194,7 @@ func (v *Vertex) encodeMeta() *pb.OpMetadata {
 			CpuQuota: r.CPUQuota, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
 		}
 	}
+	encodeTimeout(m, v.Meta.Timeout)
 	return m
 }
 
@@ -316,7 +317,10 @@ func (d *decoder) add(data []byte, meta map[string]*pb.OpMetadata) error {
 		Workers:  op.GetConstraints().GetFilter(),
 		Meta:     decodeMeta(meta[string(dgst)]),
 	}
-	var err error
+	err := v.Meta.decodeTimeout()
+	if err != nil {
+		return err
+	}
 	if v.Op, err = decodeOp(&op); err != nil {
 		return err
 	}

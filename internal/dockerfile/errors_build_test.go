@@ -86,6 +86,9 @@ func runErrorExamples() []errorExample {
 		return errorExample{title, why, run("--mount=" + keys), nil}
 	}
 	return []errorExample{
+		{"Timeout", "The flags of an extension take variables, so their values are read here.", "# kiln=run-limits\nFROM alpine\nRUN --timeout=5 make\n", nil},
+		{"Memory", "", "# kiln=run-limits\nFROM alpine\nRUN --memory=lots make\n", nil},
+		{"Processors", "", "# kiln=run-limits\nFROM alpine\nRUN --cpus=0 make\n", nil},
 		mount("Mount: unknown key", "", "type=cache,targt=/x"),
 		mount("Mount: key without a value", "", "type=cache,target"),
 		mount("Mount: value that is not one of a few", "", "type=cahce,target=/x"),

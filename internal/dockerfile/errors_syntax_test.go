@@ -17,6 +17,9 @@ func syntaxErrorExamples() []errorExample {
 	return []errorExample{
 		{"Unknown instruction", "A line begins with a word that is no instruction.", "FROM alpine\nRNU make\n", nil},
 		{"Unknown flag", "The instruction does not take this flag.", "FROM alpine\nCOPY --chwon=1:1 a /\n", nil},
+		{"Flag of an extension", "Other builders do not know this flag, so a file says that it is written for this one.", "FROM alpine\nRUN --timeout=5m make\n", nil},
+		{"Extension that is not known", "", "# kiln=run-limit\nFROM alpine\n", nil},
+		{"Directive below the extensions", "Other builders read directives up to the first line that is none to them.", "# kiln=run-limits\n# escape=`\nFROM alpine\n", nil},
 		{"Flag of an instruction without flags", "Most instructions take no flags at all.", "FROM alpine\nENV --global A=b\n", nil},
 		{"Flag twice", "A flag of one value stands twice.", "FROM alpine\nCOPY --chown=1 --chown=2 a /\n", nil},
 		{"Flag that is neither true nor false", "", "FROM alpine\nCOPY --link=maybe a /\n", nil},

@@ -79,7 +79,7 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 		}
 	} else if s.config != nil {
 		for _, text := range s.config.Config.OnBuild {
-			inner, err := syntax.ParseTrigger(text, syntax.DockerfileWords())
+			inner, err := syntax.ParseTrigger(text, syntax.DockerfileWords(), l.in.file.Extensions)
 			if err != nil {
 				return false, l.errorAt(s.nameSpan, fmt.Sprintf("ONBUILD trigger %q of %s: %v", text, s.image, err), "", "")
 			}

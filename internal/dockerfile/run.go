@@ -58,7 +58,10 @@ func (l *lowering) lowerRun(s *stage, c command, i *syntax.Run) error {
 	name := l.stepName(s, triggerTitle(c, l.title(s, title, x, vars)), s.platform, &s.state.env)
 	v := l.place(s, &i.Head, c, llb.BuildExec(r.op, r.mounts), name)
 	v.Platform = s.platform
-	v.Meta.IgnoreCache, v.Meta.Resources = s.ignoreCache, l.in.opts.resources
+	v.Meta.IgnoreCache = s.ignoreCache
+	if err := l.limit(s, i, v); err != nil {
+		return err
+	}
 	s.state.edge = llb.Edge{Vertex: v}
 	history := "RUN " + runHistory(s, args) + " # buildkit"
 	s.config.commit(history, true, l.epoch)

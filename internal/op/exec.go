@@ -211,11 +211,16 @@ func formatPlatforms(w *Worker) string {
 
 func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	step := progress.StepFrom(ctx)
+	ctx, stop := o.limited(ctx)
+	defer stop()
 	c, err := o.worker.Executor.Start(ctx, spec, executor.IO{Stdout: step.Log(1), Stderr: step.Log(2)})
 	failed := func(err error) error {
 		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(o.op.Args, " "), err)
 	}
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return failed(fmt.Errorf("start container: %w", err))
 	}
 	err = c.Wait(ctx)

@@ -175,7 +175,7 @@ func dedupe(g *llb.Graph) (*llb.Graph, error) {
 func sameMeta(a, b llb.Metadata) bool {
 	return a.IgnoreCache == b.IgnoreCache && a.NoExport == b.NoExport && a.ForceExport == b.ForceExport &&
 		maps.Equal(a.Description, b.Description) && maps.Equal(a.Caps, b.Caps) && (a.Caps == nil) == (b.Caps == nil) &&
-		a.Group == b.Group && a.Resources == b.Resources
+		a.Group == b.Group && a.Resources == b.Resources && a.Timeout == b.Timeout
 }
 
 // merged is a with what b adds. The first wins where only one can.
@@ -197,6 +197,9 @@ func merged(a, b llb.Metadata, aCaps, bCaps map[string]bool) llb.Metadata {
 	}
 	if a.Resources == nil {
 		a.Resources = b.Resources
+	}
+	if a.Timeout == 0 {
+		a.Timeout = b.Timeout
 	}
 	return a
 }

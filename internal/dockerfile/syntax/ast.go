@@ -7,6 +7,7 @@ type File struct {
 	Source     *Source
 	Directives []Directive
 	Escape     rune   // the escape and continuation character
+	Extensions Extensions
 	Global     []*Arg // ARGs above the first FROM
 	Stages     []*Stage
 }
@@ -101,6 +102,9 @@ type Run struct {
 	Devices  []Text
 	Network  *Text
 	Security *Text
+	Timeout  *Text // this and the next two are of [Extensions.RunLimits]
+	Memory   *Text
+	CPUs     *Text
 	Heredocs []Heredoc
 }
 

@@ -10,7 +10,7 @@ import (
 
 // Directive is a line "# name=value" at the top of a file.
 type Directive struct {
-	Name  string // "syntax", "escape" or "check", in lower case
+	Name  string // "syntax", "escape", "check" or "kiln", in lower case
 	Value string
 	Span  Span
 }
@@ -34,6 +34,7 @@ func (p *parser) directives() {
 		d, isDirective := directive(line, start, "#")
 		if !ok || !isDirective {
 			s.pos = back
+			p.extensions()
 			return
 		}
 		if seen[d.Name] {
@@ -56,8 +57,26 @@ func (p *parser) setEscape(d Directive) {
 	p.file.Escape = rune(d.Value[0])
 }
 
-// directive reads a line "<mark> name=value".
+// directive reads a line "<mark> name=value" that is one of the language's.
 func directive(line []byte, start int, mark string) (Directive, bool) {
+	d, ok := namedDirective(line, start, mark)
+	if !ok || !d.known() {
+		return Directive{}, false
+	}
+	return d, true
+}
+
+// known reports whether a directive is one of docker/dockerfile's.
+func (d Directive) known() bool {
+	switch d.Name {
+	case "syntax", "escape", "check":
+		return true
+	}
+	return false
+}
+
+// namedDirective reads a line "<mark> name=value".
+func namedDirective(line []byte, start int, mark string) (Directive, bool) {
 	text, ok := strings.CutPrefix(strings.TrimSpace(string(line)), mark)
 	if !ok {
 		return Directive{}, false
@@ -67,11 +86,7 @@ func directive(line []byte, start int, mark string) (Directive, bool) {
 	if !ok || value == "" {
 		return Directive{}, false
 	}
-	switch name {
-	case "syntax", "escape", "check":
-		return Directive{Name: name, Value: value, Span: Span{start, start + len(line)}}, true
-	}
-	return Directive{}, false
+	return Directive{Name: name, Value: value, Span: Span{start, start + len(line)}}, true
 }
 
 var jsonSyntax = regexp.MustCompile(`^\s*\{`)

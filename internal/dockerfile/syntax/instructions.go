@@ -113,6 +113,7 @@ func (s *statement) parseRun() Instruction {
 		Head: s.Head, Heredocs: s.docs,
 		Mounts: s.flagList("mount"), Devices: s.flagList("device"),
 		Network: s.flag("network"), Security: s.flag("security"),
+		Timeout: s.flag("timeout"), Memory: s.flag("memory"), CPUs: s.flag("cpus"),
 	}
 	if s.args == "" {
 		s.fail(s.Line, s.name()+" has no command", usage(VerbRun), "")

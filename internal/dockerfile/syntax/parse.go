@@ -48,9 +48,9 @@ func Parse(src *Source, words Words) (*File, error) {
 }
 
 // ParseTrigger reads an ONBUILD trigger that an image brought along.
-func ParseTrigger(trigger string, words Words) (Instruction, error) {
+func ParseTrigger(trigger string, words Words, extensions Extensions) (Instruction, error) {
 	src := NewSource("ONBUILD", []byte(trigger))
-	p := &parser{scanner: scanner{src: src, escape: '\\'}, words: words, file: &File{Source: src, Escape: '\\'}}
+	p := &parser{scanner: scanner{src: src, escape: '\\'}, words: words, file: &File{Source: src, Escape: '\\', Extensions: extensions}}
 	line, ok := p.scanner.next()
 	if !ok {
 		return nil, &Error{Source: src, Message: "ONBUILD trigger is empty", Expected: "an instruction"}
@@ -296,7 +296,7 @@ func (s *statement) unquoted(pos, end int) (word string, next int) {
 
 // checkFlags compares the flags with those that the instruction takes.
 func (s *statement) checkFlags() {
-	table := flagsOf(s.Verb)
+	table := s.file.Extensions.flagsOf(s.Verb)
 	seen := map[string]bool{}
 	for _, f := range s.Flags {
 		kind, known := table[f.Name]
@@ -322,7 +322,10 @@ func (s *statement) unknownFlag(f Flag, table map[string]flagKind) {
 	suggest := Suggest(f.Name, names)
 	slices.Sort(names)
 	expected := ""
+	_, extended := Extensions{RunLimits: true}.flagsOf(s.Verb)[f.Name]
 	switch {
+	case extended:
+		suggest, expected = "", fmt.Sprintf("the line %q at the top of the file, for it is an extension", "# "+extensionDirective+"="+extensionRunLimits)
 	case len(names) == 0:
 		expected = "no flag"
 	case suggest == "":

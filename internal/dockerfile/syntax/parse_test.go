@@ -305,12 +305,12 @@ func TestOtherWords(t *testing.T) {
 }
 
 func TestParseTrigger(t *testing.T) {
-	i, err := ParseTrigger("COPY <<x /y\nz\nx", DockerfileWords())
+	i, err := ParseTrigger("COPY <<x /y\nz\nx", DockerfileWords(), Extensions{})
 	if c, ok := i.(*Copy); err != nil || !ok || c.Heredocs[0].Content != "z\n" {
 		t.Errorf("%+v, %v", i, err)
 	}
 	for _, bad := range []string{"", "FROM x", "RUN a\nRUN b", "NOPE"} {
-		if _, err := ParseTrigger(bad, DockerfileWords()); err == nil {
+		if _, err := ParseTrigger(bad, DockerfileWords(), Extensions{}); err == nil {
 			t.Errorf("trigger %q was taken", bad)
 		}
 	}
