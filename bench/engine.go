@@ -42,7 +42,7 @@ type buildSpec struct {
 // measured is what a build took.
 type measured struct {
 	wall                   time.Duration
-	daemonPeak, clientPeak int64 // bytes
+	daemonPeak, clientPeak int64         // bytes
 	cpu                    time.Duration // of daemon and client, without containers
 }
 
