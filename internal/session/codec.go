@@ -17,13 +17,34 @@ import (
 
 // Codec is gRPC's codec for protobuf messages, but one that copies the content
 // of bulk messages (a session's bytes, file packets) once where gRPC's own does
-// it twice. Any client or server of such messages may use it; what is on the
-// wire is the same.
-func Codec() encoding.CodecV2 {
-	return codec{encoding.GetCodecV2(grpcproto.Name)}
+// it twice, into buffers that fit. Any client or server of such messages may use
+// it; what is on the wire is the same.
+func Codec() encoding.CodecV2 { return newCodec(newBuffers()) }
+
+func newCodec(pool *buffers) codec { return codec{encoding.GetCodecV2(grpcproto.Name), pool} }
+
+type codec struct {
+	encoding.CodecV2
+	pool *buffers
 }
 
-type codec struct{ encoding.CodecV2 }
+// Marshal encodes a message, a large one into a buffer that is used again.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(proto.Message)
+	if !ok {
+		return c.CodecV2.Marshal(v)
+	}
+	size := proto.Size(m)
+	if mem.IsBelowBufferPoolingThreshold(size) {
+		return c.CodecV2.Marshal(v)
+	}
+	buf := c.pool.Get(size)
+	if _, err := (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend((*buf)[:0], m); err != nil {
+		c.pool.Put(buf)
+		return nil, err
+	}
+	return mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, nil
+}
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {

@@ -1,26 +1,32 @@
 package session
 
-import "google.golang.org/grpc"
+import (
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/experimental"
+)
 
 // ServerOptions are what a gRPC server that carries sessions, or is reached
 // through one, should be made with: large windows and buffers.
 func ServerOptions() []grpc.ServerOption {
+	pool := newBuffers()
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.InitialWindowSize(Window), grpc.InitialConnWindowSize(2 * Window),
 		grpc.ReadBufferSize(Buffer), grpc.WriteBufferSize(Buffer),
-		grpc.ForceServerCodecV2(Codec()),
+		grpc.ForceServerCodecV2(newCodec(pool)), experimental.BufferPool(pool),
 	}
 }
 
 // DialOptions are the same for a gRPC client.
 func DialOptions() []grpc.DialOption {
+	pool := newBuffers()
 	return []grpc.DialOption{
 		grpc.WithInitialWindowSize(Window), grpc.WithInitialConnWindowSize(2 * Window),
 		grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
-			grpc.ForceCodecV2(Codec()),
+			grpc.ForceCodecV2(newCodec(pool)),
 		),
+		experimental.WithBufferPool(pool),
 	}
 }

@@ -11,11 +11,8 @@ import (
 // small one.
 type Packets struct{ buffers mem.BufferPool }
 
-// NewPackets returns a taker with no buffers yet. Its sizes are those of
-// packets: nearly empty ones, those of BuildKit's clients and those of Kiln's.
-func NewPackets() *Packets {
-	return &Packets{mem.NewTieredBufferPool(1<<10, 33<<10, LargeChunk+1<<10)}
-}
+// NewPackets returns a taker with no buffers yet.
+func NewPackets() *Packets { return &Packets{newBuffers()} }
 
 // Packet is a packet whose content may lie in a buffer that is used again:
 // whoever has done with the content calls Free.
