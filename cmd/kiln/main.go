@@ -45,6 +45,7 @@ type env struct {
 }
 
 func main() {
+	forgetStartPages()
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, uid: os.Getuid()}
 	if isDaemon(os.Args) {
 		// The daemon runs in namespaces of its own, and has to enter them

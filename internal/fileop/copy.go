@@ -284,6 +284,7 @@ type entry struct {
 	info     fs.FileInfo
 	wanted   bool // by the patterns
 	pruned   bool // nothing below it is wanted
+	regular  bool // so the listing says
 	included patternmatcher.MatchInfo
 	excluded patternmatcher.MatchInfo
 }
@@ -319,6 +320,7 @@ func (c *copier) directory(e entry) (err error) {
 		child := entry{
 			dir: d, src: de.Name(), dst: de.Name(),
 			name: path.Join(e.name, de.Name()), below: path.Join(e.below, de.Name()),
+			regular: de.Type().IsRegular(),
 		}
 		if err := c.match(&child); err != nil {
 			return err

@@ -95,8 +95,16 @@ func (c *copier) makeRoom(e entry) error {
 	return nil
 }
 
+// open opens a regular file. Sources are layers, which do not change.
+func (e *entry) open() (*os.File, error) {
+	if e.regular {
+		return e.dir.src.OpenListed(e.src)
+	}
+	return e.dir.src.OpenFile(e.src, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+}
+
 func (c *copier) regular(e entry) error {
-	in, err := e.dir.src.OpenFile(e.src, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	in, err := e.open()
 	if err != nil {
 		return err
 	}

@@ -193,7 +193,6 @@ func (in *inner) standIn() {
 		_ = in.cmd.Wait() // the state says how it ended
 		close(ended)
 	}()
-	forgetProgram()
 	for {
 		select {
 		case s := <-in.signals:

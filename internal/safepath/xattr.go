@@ -25,7 +25,10 @@ func (r *Root) LXattrs(name string) (map[string][]byte, error) {
 
 // Xattrs is LXattrs of an open file or directory.
 func Xattrs(f *os.File) (map[string][]byte, error) {
-	attrs, err := xattrs(procPath(int(f.Fd())), unix.Listxattr, unix.Getxattr)
+	fd := int(f.Fd())
+	attrs, err := xattrs(f.Name(),
+		func(_ string, b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(_, key string, b []byte) (int, error) { return unix.Fgetxattr(fd, key, b) })
 	if err != nil {
 		return nil, pathError("list xattrs", f.Name(), err)
 	}

@@ -25,7 +25,7 @@ const (
 	LargeChunk = 256 << 10
 	// Window is how much may be on its way unread, on a stream and on the
 	// connection: large, since a session's peers are near each other.
-	Window = 8 << 20
+	Window = 4 << 20
 	// Buffer is the size of a connection's read and write buffers.
 	Buffer = 256 << 10
 )

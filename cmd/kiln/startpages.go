@@ -1,4 +1,4 @@
-package namespace
+package main
 
 import (
 	"bufio"
@@ -13,10 +13,11 @@ import (
 // maxMaps bounds what is read of /proc/self/maps, in bytes.
 const maxMaps = 1 << 20
 
-// forgetProgram lets go of the program's pages in memory: the outer process only
-// waits from now on, and needs few of those that its start has touched. What is
-// needed comes back from the file, so a failure here does no harm.
-func forgetProgram() {
+// forgetStartPages lets go of the program's pages in memory. Before main runs,
+// every package has set itself up, which touches most of the program; what a
+// client or a daemon then does needs half of that. What is needed comes back
+// from the file, so a failure here does no harm.
+func forgetStartPages() {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return
