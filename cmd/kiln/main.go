@@ -211,6 +211,7 @@ func commands(e *env) []*cli.Command {
 		historyCommand(e),
 		workersCommand(e),
 		daemonCommand(e),
+		dockerfileCommand(e),
 		debugCommand(e),
 		dialStdioCommand(e),
 		versionCommand(e),

@@ -6,7 +6,7 @@ import "time"
 type File struct {
 	Source     *Source
 	Directives []Directive
-	Escape     rune   // the escape and continuation character
+	Escape     rune // the escape and continuation character
 	Extensions Extensions
 	Global     []*Arg // ARGs above the first FROM
 	Stages     []*Stage

@@ -25,7 +25,8 @@ func (p *parser) directives() {
 		s.pos = len(byteOrderMark)
 	}
 	if bytes.HasPrefix(s.src.Data[s.pos:], []byte("#!")) {
-		s.physical() // the line that makes the file a script
+		line, start, _ := s.physical() // the line that makes the file a script
+		s.note(lineComment, start, start+len(line))
 	}
 	seen := map[string]bool{}
 	for {
@@ -37,6 +38,7 @@ func (p *parser) directives() {
 			p.extensions()
 			return
 		}
+		s.note(lineDirective, start, start+len(line))
 		if seen[d.Name] {
 			p.fail(d.Span, fmt.Sprintf("directive %q stands here twice", d.Name), "each directive once", "")
 		}

@@ -43,6 +43,7 @@ func (p *parser) extensions() {
 		s.pos = back
 		return
 	}
+	s.note(lineDirective, start, start+len(line))
 	p.file.Directives = append(p.file.Directives, d)
 	for name := range strings.SplitSeq(d.Value, ",") {
 		switch name = strings.TrimSpace(name); name {

@@ -24,9 +24,11 @@ const blanks = "\t\v\f\r "
 
 // Parse reads a build file. It reports all errors that it finds, as [Errors],
 // and returns what it understood besides them.
-func Parse(src *Source, words Words) (*File, error) {
+func Parse(src *Source, words Words) (*File, error) { return parse(src, words, nil) }
+
+func parse(src *Source, words Words, lines *[]line) (*File, error) {
 	p := &parser{
-		scanner: scanner{src: src, escape: '\\'},
+		scanner: scanner{src: src, escape: '\\', lines: lines},
 		words:   words,
 		file:    &File{Source: src, Escape: '\\'},
 	}
@@ -124,6 +126,7 @@ func (p *parser) complete() {
 // instruction reads a logical line and its heredocs and puts it into the file.
 func (p *parser) instruction(line *logicalLine) {
 	inst := p.parseLine(line, 0, len(line.text))
+	p.scanner.noteInstruction(inst)
 	if inst == nil {
 		if first, _, _ := strings.Cut(strings.TrimSpace(line.text), " "); strings.EqualFold(first, p.words.Name(VerbFrom)) {
 			p.badBefore = true

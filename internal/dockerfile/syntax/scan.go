@@ -50,6 +50,7 @@ type scanner struct {
 	pos      int
 	escape   byte
 	comments []Comment
+	lines    *[]line // where what was read is noted, for [Tree]; nil does not
 }
 
 // physical returns the next line of the file without its newline, and where it starts.
@@ -78,11 +79,14 @@ func (s *scanner) next() (*logicalLine, bool) {
 		trimmed := bytes.TrimLeftFunc(text, unicode.IsSpace)
 		switch {
 		case len(trimmed) == 0:
+			s.note(lineBlank, start, start)
 			continue
 		case trimmed[0] == '#':
+			s.note(lineComment, start, start+len(text))
 			s.comment(trimmed, start+len(text)-len(trimmed))
 			continue
 		}
+		s.note(lineCode, start, start)
 		l := s.join(trimmed, start+len(text)-len(trimmed))
 		if strings.TrimSpace(l.text) == "" {
 			continue // continuation marks and nothing else
@@ -112,6 +116,7 @@ func (s *scanner) join(first []byte, start int) *logicalLine {
 		l.pieces = append(l.pieces, piece{text: text.Len(), file: start})
 		l.span.End = start + len(line)
 		text.Write(body)
+		s.noteCode(start + len(body))
 		return more
 	}
 	more := add(first, start)
@@ -122,8 +127,12 @@ func (s *scanner) join(first []byte, start int) *logicalLine {
 		}
 		switch trimmed := bytes.TrimLeftFunc(line, unicode.IsSpace); {
 		case len(trimmed) == 0:
+			s.note(lineInnerBlank, start, start)
 			l.blanks = append(l.blanks, Span{start, start + len(line)})
-		case trimmed[0] != '#':
+		case trimmed[0] == '#':
+			s.note(lineInnerComment, start, start+len(line))
+		default:
+			s.note(lineInnerCode, start, start)
 			more = add(line, start)
 		}
 	}
@@ -146,16 +155,19 @@ func (s *scanner) continued(line []byte) ([]byte, bool) {
 func (s *scanner) heredocBody(terminator string, chomp bool) (content Span, ok bool) {
 	content = Span{s.pos, s.pos}
 	for {
-		line, _, more := s.physical()
+		line, start, more := s.physical()
 		if !more {
 			return content, false
 		}
+		end := start + len(line)
 		if chomp {
 			line = bytes.TrimLeft(line, "\t")
 		}
 		if string(line) == terminator {
+			s.note(lineHeredocEnd, start, end)
 			return content, true
 		}
+		s.note(lineHeredoc, start, s.pos)
 		content.End = s.pos
 	}
 }
