@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test conformance demo bench soak lint generate fmt clean
+.PHONY: help build test conformance demo frontends bench soak lint generate fmt clean
 
 ONLY ?=
 SEEDS ?= 100000
@@ -23,6 +23,9 @@ conformance: build bin/registry ## run BuildKit's clients, daemon and own tests 
 
 demo: build bin/registry ## build an image from nothing, push it, run it, twice
 	scripts/demo
+
+frontends: build ## build the images of the ready frontends
+	scripts/frontends
 
 bench: build ## race Kiln and buildkitd; ONLY=name,... runs some cases
 	go -C bench run . -kiln "$(CURDIR)/bin/kiln" -runtime "$(CURDIR)/bin/kiln-runc" -only "$(ONLY)"

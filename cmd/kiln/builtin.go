@@ -15,6 +15,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontends/ickfile"
+	"github.com/kiln-build/kiln/frontends/mockerfile"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
 	localcache "github.com/kiln-build/kiln/internal/cache/local"
@@ -132,7 +134,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := build.NewImageFrontend(s.config.Frontend.Gateway.AllowedRepositories)
+	images, err := build.NewImageFrontend(s.config.Frontend.Gateway.AllowedRepositories, ownFrontends())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -169,6 +171,14 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	})
 	images.Attach(server)
 	return server, parts, nil
+}
+
+// ownFrontends are the frontends of other languages than Dockerfiles, by the
+// repositories of their images.
+func ownFrontends() map[string]frontend.Frontend {
+	return map[string]frontend.Frontend{
+		ickfile.Image: ickfile.New(), mockerfile.Image: mockerfile.New(),
+	}
 }
 
 // folders are what of the root belongs to steps and sources.

@@ -49,33 +49,63 @@ func (b *Build) Image(ctx context.Context, name string, p ocispecs.Platform) (*I
 		return nil, fmt.Errorf("read image name %q: %w", name, err)
 	}
 	named = reference.TagNameOnly(named)
-	source := "docker-image://" + named.String()
+	source := &llb.SourceOp{Identifier: imageScheme + named.String()}
 	if v, ok := b.named(named, p); ok {
 		scheme, rest, _ := strings.Cut(v, ":")
 		switch rest = strings.TrimPrefix(rest, "//"); scheme {
 		case "input":
 			return b.inputImage(rest)
-		case "docker-image":
-			replaced, err := reference.ParseNormalizedNamed(rest)
-			if err != nil {
+		case "docker-image", "oci-layout":
+			if source, err = replacement(named, scheme, rest); err != nil {
 				return nil, fmt.Errorf("use context %s=%s: %w", name, v, err)
 			}
-			source = "docker-image://" + reference.TagNameOnly(replaced).String()
 		default:
-			return nil, fmt.Errorf("use context %s=%s: expected docker-image://NAME or input:NAME", name, v)
+			return nil, fmt.Errorf("use context %s=%s: expected docker-image://NAME, oci-layout://STORE@DIGEST or input:NAME", name, v)
 		}
 	}
-	meta, err := b.gw.ResolveSource(ctx, &llb.SourceOp{Identifier: source}, frontend.ResolveOpt{
-		Platform: &p, Mode: b.opts["image-resolve-mode"], LogName: "[internal] load metadata for " + strings.TrimPrefix(source, "docker-image://"),
+	_, ref, _ := strings.Cut(source.Identifier, "://")
+	meta, err := b.gw.ResolveSource(ctx, source, frontend.ResolveOpt{
+		Platform: &p, Mode: b.opts["image-resolve-mode"], LogName: "[internal] load metadata for " + ref,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if source = meta.Op.Identifier; meta.Digest != "" && !strings.Contains(source, "@") {
-		source += "@" + string(meta.Digest)
+	scheme, ref, _ := strings.Cut(meta.Op.Identifier, "://")
+	if meta.Digest != "" && !strings.Contains(ref, "@") {
+		ref += "@" + string(meta.Digest)
 	}
-	ref := strings.TrimPrefix(source, "docker-image://")
-	return baseImage(llb.Image(ref, llb.Platform(p), llb.WithCustomName("FROM "+ref)), meta.Config)
+	title := llb.WithCustomName("FROM " + ref)
+	if scheme == "oci-layout" {
+		return baseImage(llb.OCILayout(ref, llb.OCIStore("", source.Attrs["oci.store"]), llb.Platform(p), title), meta.Config)
+	}
+	return baseImage(llb.Image(ref, llb.Platform(p), title), meta.Config)
+}
+
+const imageScheme = "docker-image://"
+
+// replacement is the source that is in place of an image.
+func replacement(named reference.Named, scheme, spec string) (*llb.SourceOp, error) {
+	if scheme == "docker-image" {
+		ref, err := reference.ParseNormalizedNamed(spec)
+		if err != nil {
+			return nil, err
+		}
+		return &llb.SourceOp{Identifier: imageScheme + reference.TagNameOnly(ref).String()}, nil
+	}
+	ref, err := reference.Parse(spec)
+	if err != nil {
+		return nil, err
+	}
+	store, isNamed := ref.(reference.Named)
+	digested, isDigested := ref.(reference.Digested)
+	if !isNamed || !isDigested {
+		return nil, errors.New("expected STORE@sha256:DIGEST")
+	}
+	shown, err := reference.WithDigest(reference.TrimNamed(named), digested.Digest())
+	if err != nil {
+		return nil, err
+	}
+	return &llb.SourceOp{Identifier: "oci-layout://" + shown.String(), Attrs: map[string]string{"oci.store": store.Name()}}, nil
 }
 
 // named is what the user put in place of an image by an option "context:NAME".

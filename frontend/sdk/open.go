@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,6 +37,7 @@ type Build struct {
 	opts   map[string]string
 	inputs map[string]*llb.Graph
 	gw     frontend.Gateway
+	id     string    // of the request
 	many   bool      // the result is one of several platforms
 	base   llb.Edge  // where the context is, unless it is a directory of the client
 	remote *llb.Edge // the same with its whole files; nil if there is none
@@ -51,14 +53,14 @@ type File struct {
 }
 
 // caps are what requests may ask of a frontend that is made with this package.
-const capInputs, capContexts, capSubrequests = "moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.subrequests"
+const capInputs, capContexts = "moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts"
 
 // Open reads a request and the build file. What the request asks for and this
 // package does not have is a [frontend.UnsupportedError].
 func Open(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*Build, error) {
 	for want := range strings.SplitSeq(req.Opts["frontend.caps"], ",") {
 		switch want, _, _ = strings.Cut(strings.TrimSpace(want), "+"); want {
-		case "", capInputs, capContexts, capSubrequests:
+		case "", capInputs, capContexts:
 		default:
 			return nil, &frontend.UnsupportedError{Kind: "capability", Name: want}
 		}
@@ -68,7 +70,7 @@ func Open(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*Buil
 	}
 	b := &Build{
 		Target: req.Opts["target"], Args: withPrefix(req.Opts, "build-arg:"), Labels: withPrefix(req.Opts, "label:"),
-		Worker: platforms.Normalize(req.Worker), opts: req.Opts, inputs: req.Inputs, gw: gw,
+		Worker: platforms.Normalize(req.Worker), opts: req.Opts, inputs: req.Inputs, gw: gw, id: rand.Text(),
 	}
 	_, b.NoCache = req.Opts["no-cache"]
 	if req.Worker.OS == "" {
@@ -153,8 +155,7 @@ func (b *Build) fileSource(ctx context.Context) (*llb.Graph, error) {
 	if b.remote != nil && b.opts[optFileDir] == "" {
 		return &llb.Graph{Root: *b.remote}, nil
 	}
-	return llb.Local(dir, llb.FollowPaths([]string{b.File.Name}), llb.SharedKeyHint(dir), llb.SessionID(b.opts["local-sessionid:"+dir]),
-		llb.WithCustomName("[internal] load build definition from "+b.File.Name)).Graph(ctx)
+	return b.local(dir, dir, llb.FollowPaths([]string{b.File.Name}), llb.WithCustomName("[internal] load build definition from "+b.File.Name)).Graph(ctx)
 }
 
 // Context is the user's files: the directory, or what the URL that is the build's
@@ -171,17 +172,20 @@ func (b *Build) Context(ctx context.Context, opts ...llb.LocalOption) (llb.State
 	if len(ignored) > 0 {
 		opts = append(opts, llb.ExcludePatterns(ignored))
 	}
-	opts = append([]llb.LocalOption{
-		llb.SharedKeyHint(name), llb.SessionID(b.opts["local-sessionid:"+name]), llb.WithCustomName("[internal] load build context"),
-	}, opts...)
-	return llb.Local(name, opts...), nil
+	return b.local(name, name, append([]llb.LocalOption{llb.WithCustomName("[internal] load build context")}, opts...)...), nil
+}
+
+// local is a directory of the client. hint tells what of it is wanted.
+func (b *Build) local(name, hint string, opts ...llb.LocalOption) llb.State {
+	return llb.Local(name, append([]llb.LocalOption{
+		llb.SharedKeyHint(hint), llb.SessionID(b.opts["local-sessionid:"+name]), llb.LocalUniqueID(b.id),
+	}, opts...)...)
 }
 
 // ignored are the patterns of .dockerignore.
 func (b *Build) ignored(ctx context.Context, name string) ([]string, error) {
 	const file = ".dockerignore"
-	g, err := llb.Local(name, llb.FollowPaths([]string{file}), llb.SharedKeyHint(name+"-"+file), llb.SessionID(b.opts["local-sessionid:"+name]),
-		llb.WithCustomName("[internal] load "+file)).Graph(ctx)
+	g, err := b.local(name, name+"-"+file, llb.FollowPaths([]string{file}), llb.WithCustomName("[internal] load "+file)).Graph(ctx)
 	if err != nil {
 		return nil, err
 	}

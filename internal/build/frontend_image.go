@@ -60,13 +60,16 @@ type FrontendHost interface {
 // ImageFrontend runs images as frontends (WIRE.md section 15.1).
 type ImageFrontend struct {
 	allowed []string // repositories; empty is all
+	builtin map[string]frontend.Frontend
 	host    FrontendHost
 }
 
 // NewImageFrontend returns the frontend that runs images of the given
-// repositories, or any if there are none. It serves after Attach.
-func NewImageFrontend(repositories []string) (*ImageFrontend, error) {
-	f := &ImageFrontend{}
+// repositories, or any if there are none. It serves after Attach. A frontend of
+// builtin, by its repository, serves without its image unless a request names that
+// by a digest, or puts something else in its place.
+func NewImageFrontend(repositories []string, builtin map[string]frontend.Frontend) (*ImageFrontend, error) {
+	f := &ImageFrontend{builtin: builtin}
 	for _, r := range repositories {
 		named, err := reference.ParseNormalizedNamed(r)
 		if err != nil {
@@ -96,6 +99,13 @@ func (f *ImageFrontend) Build(ctx context.Context, req frontend.Request, gw fron
 	if err := f.check(source); err != nil {
 		return nil, err
 	}
+	own, err := f.own(source, req)
+	if err != nil {
+		return nil, err
+	}
+	if own != nil {
+		return own.Build(ctx, req, br)
+	}
 	image, err := br.frontendImage(ctx, source, req)
 	if err != nil {
 		return nil, err
@@ -119,6 +129,30 @@ func (f *ImageFrontend) check(source string) error {
 		return fmt.Errorf("'%s' is not an allowed gateway source", source)
 	}
 	return nil
+}
+
+// own is the frontend that is here already; nil if there is none.
+func (f *ImageFrontend) own(source string, req frontend.Request) (frontend.Frontend, error) {
+	named, err := reference.ParseNormalizedNamed(source)
+	if err != nil {
+		return nil, fmt.Errorf("read frontend image %q: %w", source, err)
+	}
+	_, isPinned := named.(reference.Digested)
+	for k := range req.Opts {
+		if replaced, ok := strings.CutPrefix(k, "context:"); ok {
+			replaced, _, _ = strings.Cut(replaced, "::")
+			isPinned = isPinned || replaced == shortName(named)
+		}
+	}
+	if isPinned {
+		return nil, nil
+	}
+	return f.builtin[reference.FamiliarName(named)], nil
+}
+
+// shortName is how options name an image.
+func shortName(named reference.Named) string {
+	return strings.TrimSuffix(reference.FamiliarString(named), ":latest")
 }
 
 // errServerClosed ends a frontend whose connection has ended before it.

@@ -30,7 +30,7 @@ func TestAllowedFrontends(t *testing.T) {
 		{[]string{"docker/dockerfile"}, "example.com/docker/dockerfile", false},
 		{[]string{"docker/dockerfile"}, "not a name", false},
 	} {
-		f, err := NewImageFrontend(c.allowed)
+		f, err := NewImageFrontend(c.allowed, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +38,7 @@ func TestAllowedFrontends(t *testing.T) {
 			t.Errorf("%v allow %q: %v", c.allowed, c.source, err)
 		}
 	}
-	if _, err := NewImageFrontend([]string{"NOT A NAME"}); err == nil {
+	if _, err := NewImageFrontend([]string{"NOT A NAME"}, nil); err == nil {
 		t.Error("a wrong name is taken")
 	}
 }
@@ -96,7 +96,7 @@ func TestWithoutImage(t *testing.T) {
 type stubHost struct{ FrontendHost }
 
 func TestRefusedFrontends(t *testing.T) {
-	f, err := NewImageFrontend([]string{"docker/dockerfile"})
+	f, err := NewImageFrontend([]string{"docker/dockerfile"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func (br *Bridge) findNamedFrontend(ctx context.Context, image *frontendImage, r
 	if err != nil {
 		return false, fmt.Errorf("read frontend image %q: %w", image.name, err)
 	}
-	short := strings.TrimSuffix(reference.FamiliarString(named), ":latest")
+	short := shortName(named)
 	worker := platforms.FormatAll(platforms.Normalize(br.builder.Worker.Platforms[0]))
 	value, ok := req.Opts["context:"+short+"::"+worker]
 	if !ok {

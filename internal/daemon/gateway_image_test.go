@@ -115,7 +115,7 @@ func (c processConn) SetWriteDeadline(time.Time) error { return nil }
 // serveFrontends is a daemon with frontends by mode.
 func serveFrontends(t *testing.T, byMode map[string]program) *gatewayServer {
 	t.Helper()
-	images, err := build.NewImageFrontend(nil)
+	images, err := build.NewImageFrontend(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
