@@ -19,8 +19,6 @@ import (
 	"github.com/kiln-build/kiln/frontends/mockerfile"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
-	localcache "github.com/kiln-build/kiln/internal/cache/local"
-	registrycache "github.com/kiln-build/kiln/internal/cache/registry"
 	cachev0 "github.com/kiln-build/kiln/internal/cache/v0"
 	"github.com/kiln-build/kiln/internal/config"
 	"github.com/kiln-build/kiln/internal/content"
@@ -103,12 +101,13 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	parts.add(db.Close)
 	logRecovery(db.Recovered())
 	reg := registry.New(registryConfig(s.config))
+	blobs := newRemotes(reg)
 	past, err := history.Open(filepath.Join(s.root, "history"), db, retention(s.config))
 	if err != nil {
 		return nil, nil, err
 	}
 	parts.add(past.Close)
-	layers, snapshots, err := openLayers(ctx, s, db, reg, parts)
+	layers, snapshots, err := openLayers(ctx, s, db, blobs, parts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -141,7 +140,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	files, steps := slots(s.config)
 	own := cache.New(db, layers.Store)
 	builder := &build.Builder{
-		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: newPlaces(reg), Volatile: localcache.Volatile},
+		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: blobs.caches(), Volatile: blobs.volatile},
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
@@ -150,7 +149,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
 			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
 		}),
-		Exporters:    newExporters(layers, db, reg),
+		Exporters:    newExporters(layers, db, reg, blobs),
 		Entitlements: entitlements(s.config), Caps: daemon.Caps(),
 		ProvenanceEnv: env, DockerfileVersion: dockerfile.Version, Version: version,
 	}
@@ -206,7 +205,7 @@ type layerStore struct {
 	blobs contentstore.Store
 }
 
-func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.Client, parts *closers) (*layerStore, *snapshot.Store, error) {
+func openLayers(ctx context.Context, s settings, db *store.Store, from layer.Fetcher, parts *closers) (*layerStore, *snapshot.Store, error) {
 	kind, _ := snapshotterName(s.config.Workers.OCI.Snapshotter)
 	snapshots, err := snapshot.Open(filepath.Join(s.root, "snapshots"), kind)
 	if err != nil {
@@ -220,7 +219,7 @@ func openLayers(ctx context.Context, s settings, db *store.Store, reg *registry.
 	}
 	layers, err := layer.NewStore(ctx, layer.Config{
 		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
-		Fetcher:    newFetcher(reg),
+		Fetcher:    from,
 		References: func(ctx context.Context) (map[digest.Digest]bool, error) { return db.References(ctx, blobs) },
 	})
 	if err != nil {
@@ -235,16 +234,6 @@ func logRecovery(sentence string) {
 	if sentence != "" {
 		slog.Warn(sentence)
 	}
-}
-
-// newFetcher gets blobs from wherever they are kept.
-func newFetcher(reg *registry.Client) layer.Fetcher {
-	return localcache.Fetcher{Next: layoutsource.Fetcher{Next: reg}}
-}
-
-// newPlaces are where caches for others are kept, by type.
-func newPlaces(reg *registry.Client) map[string]cache.Place {
-	return map[string]cache.Place{"registry": registrycache.New(reg), "local": localcache.New()}
 }
 
 // newExecutor returns what runs containers and, if they can have any, the
@@ -286,9 +275,9 @@ func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessi
 	}
 }
 
-func newExporters(layers *layerStore, db *store.Store, reg *registry.Client) map[string]exporter.Exporter {
+func newExporters(layers *layerStore, db *store.Store, reg *registry.Client, from layer.Fetcher) map[string]exporter.Exporter {
 	return map[string]exporter.Exporter{
-		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: newFetcher(reg)}),
+		"image":  imageexporter.New(imageexporter.Config{Layers: layers, Content: layers.blobs, Images: db, Registry: reg, Fetcher: from}),
 		"oci":    ociexporter.New(layers),
 		"docker": dockerexporter.New(layers),
 		"local":  localexporter.New(layers),

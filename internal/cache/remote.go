@@ -64,6 +64,9 @@ type Document struct {
 	Config   Upload
 	Manifest ocispecs.Descriptor
 	Data     []byte // of the manifest
+	// Bare is a config that itself tells of its layers, for places that have no
+	// manifests.
+	Bare []byte
 }
 
 // Upload is a blob on its way into a place.

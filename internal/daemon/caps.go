@@ -28,7 +28,8 @@ var lacking = []string{
 func Caps() []string {
 	all := slices.DeleteFunc(llb.Caps(), func(id string) bool { return slices.Contains(lacking, id) })
 	return append(all, "exporter.image.annotations", "exporter.image.attestations", "exporter.sourcedateepoch", "exporter.multiple",
-		"exporter.session", "gc.freespacefilter", "source.policy", "source.policy.session", "history.filter")
+		"exporter.session", "gc.freespacefilter", "source.policy", "source.policy.session", "history.filter",
+		"cache.s3")
 }
 
 func wireCaps(ids []string) (out []*caps.APICap) {

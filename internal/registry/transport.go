@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/textproto"
 	"strconv"
@@ -42,6 +43,23 @@ func (t *stallTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &downloadBody{ReadCloser: resp.Body, watch: watch, ctx: ctx, cancel: func() { cancel(nil) }}
 	return resp, nil
+}
+
+// NewHTTPClient returns a client for servers that are no registries, but keep blobs
+// as well. It ends requests during which no byte comes or goes for limit.
+func NewHTTPClient(limit time.Duration) *http.Client {
+	const connections = 32 // to a host, that are kept for the next request
+	base := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: limit, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout: limit, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: connections, ForceAttemptHTTP2: true,
+	}
+	return &http.Client{Transport: Stalling(base, limit)}
+}
+
+// Stalling returns a transport that ends requests of next during which no byte
+// comes or goes for limit.
+func Stalling(next http.RoundTripper, limit time.Duration) http.RoundTripper {
+	return &stallTransport{next: next, limit: limit}
 }
 
 // watchdog bites when it is up for limit.

@@ -63,8 +63,20 @@ func (d *decoder) manifest(desc ocispecs.Descriptor, top bool) error {
 	case doc.Config != nil && len(doc.Layers) > 0:
 		return d.inline(*doc.Config, doc.Layers)
 	}
-	if at := slices.IndexFunc(doc.Manifests, func(m ocispecs.Descriptor) bool { return m.MediaType == ConfigType }); at >= 0 {
-		return d.config(doc.Manifests[at], doc.Manifests)
+	configs := 0
+	for _, m := range doc.Manifests {
+		if m.MediaType != ConfigType {
+			continue
+		}
+		if configs++; configs > mostManifests {
+			return fmt.Errorf("import cache: the index lists more than %d caches", mostManifests)
+		}
+		if err := d.config(m, doc.Manifests); err != nil {
+			return err
+		}
+	}
+	if configs > 0 {
+		return nil
 	}
 	if !top && len(doc.Manifests) > 0 {
 		return nil // an index in an index is no image of ours
@@ -91,6 +103,9 @@ func (d *decoder) config(desc ocispecs.Descriptor, layers []ocispecs.Descriptor)
 	c, err := decodeConfig(data)
 	if err != nil {
 		return fmt.Errorf("import cache: %w", err)
+	}
+	if !slices.ContainsFunc(layers, func(l ocispecs.Descriptor) bool { return images.IsLayerType(l.MediaType) }) {
+		layers = c.described()
 	}
 	d.found = append(d.found, newIndex(c, layers, d.r.Origin()))
 	return nil

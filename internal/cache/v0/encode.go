@@ -31,12 +31,20 @@ func (Format) Encode(entries []cache.Entry, roots []cache.Root, o cache.ExportOp
 	d := &cache.Document{Config: cache.Upload{Data: data, Desc: ocispecs.Descriptor{
 		MediaType: ConfigType, Digest: digest.FromBytes(data), Size: int64(len(data)),
 	}}}
+	said := map[digest.Digest]*aboutLayer{}
 	for _, l := range layers {
 		desc, err := layerDescriptor(l, o.OCI)
 		if err != nil {
 			return nil, err
 		}
 		d.Layers = append(d.Layers, cache.Upload{Desc: desc, Layer: &l})
+		said[desc.Digest] = about(desc)
+	}
+	for i := range conf.Layers {
+		conf.Layers[i].About = said[conf.Layers[i].Blob]
+	}
+	if d.Bare, err = json.Marshal(conf); err != nil {
+		return nil, fmt.Errorf("encode cache config: %w", err)
 	}
 	return d, manifest(d, o)
 }

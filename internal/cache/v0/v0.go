@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
 )
@@ -47,6 +48,38 @@ type config struct {
 type layerEntry struct {
 	Blob   digest.Digest `json:"blob,omitempty"`
 	Parent int           `json:"parent,omitempty"`
+	About  *aboutLayer   `json:"annotations,omitempty"`
+}
+
+// aboutLayer is what a manifest would say of a layer, where there is none.
+type aboutLayer struct {
+	MediaType string        `json:"mediaType,omitempty"`
+	DiffID    digest.Digest `json:"diffID,omitempty"`
+	Size      int64         `json:"size,omitempty"`
+	CreatedAt time.Time     `json:"createdAt"`
+}
+
+func about(d ocispecs.Descriptor) *aboutLayer {
+	a := &aboutLayer{MediaType: d.MediaType, DiffID: digest.Digest(d.Annotations[annotationDiffID]), Size: d.Size}
+	// A time that cannot be read is none.
+	a.CreatedAt, _ = time.Parse(time.RFC3339Nano, d.Annotations[annotationCreatedAt])
+	return a
+}
+
+// described are the layers that a config itself tells of.
+func (c *config) described() (out []ocispecs.Descriptor) {
+	for _, l := range c.Layers {
+		if l.About == nil || l.About.Size <= 0 {
+			continue
+		}
+		d := ocispecs.Descriptor{MediaType: l.About.MediaType, Digest: l.Blob, Size: l.About.Size,
+			Annotations: map[string]string{annotationDiffID: l.About.DiffID.String()}}
+		if !l.About.CreatedAt.IsZero() {
+			d.Annotations[annotationCreatedAt] = l.About.CreatedAt.UTC().Format(time.RFC3339Nano)
+		}
+		out = append(out, d)
+	}
+	return out
 }
 
 type record struct {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -158,6 +159,38 @@ func TestRoundTrip(t *testing.T) {
 				t.Errorf("content of what nobody has looked at: %q", got)
 			}
 		})
+	}
+}
+
+// TestBare reads what a config says itself, where there is no manifest.
+func TestBare(t *testing.T) {
+	r, entries := sample()
+	doc, err := Format{}.Encode(entries, root, cache.ExportOptions{ImageManifest: true, OCI: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := Format{}.Encode(entries[:1], []cache.Root{{Key: entries[0].Key}}, cache.ExportOptions{OCI: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := Format{}.Decode(t.Context(), cache.NewBareReader("origin", nil, other.Bare, doc.Bare))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, ok := x.Find(r, "two", 0)
+	if !ok || !slices.Equal(digests(got), want("base", "ran", "copied", "one")) {
+		t.Errorf("found %v, %t", digests(got), ok)
+	}
+	for _, l := range got {
+		if l.Origin != "origin" || l.DiffID.Validate() != nil || l.Desc.Size <= 0 || !images.IsLayerType(l.Desc.MediaType) {
+			t.Errorf("layer %+v lacks something", l)
+		}
+	}
+	if x, err := (Format{}).Decode(t.Context(), cache.NewBareReader("origin", nil)); err != nil {
+		t.Errorf("no cache: %v, %v", x, err)
+	}
+	if _, err := (Format{}).Decode(t.Context(), cache.NewBareReader("origin", []byte("{"))); err == nil {
+		t.Error("half a config was read")
 	}
 }
 
