@@ -34,6 +34,7 @@ type Bridge struct {
 
 	policed    policed
 	imports    *imports
+	uploads    uploads
 	ctx        context.Context // of the build
 	containers containers
 	records    records
@@ -50,6 +51,7 @@ type Bridge struct {
 func (br *Bridge) close() {
 	br.containers.close()
 	br.mounts.close()
+	br.uploads.close()
 	br.imports.close()
 	br.records.close()
 	br.job.Close()

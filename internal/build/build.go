@@ -177,9 +177,9 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 	im := newImports(ctx)
 	im.br = &Bridge{
 		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
-		job:     b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im}),
 		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
+	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended})
 	im.br.records.producers = &b.producers
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
 	job.Pinned, job.Build = im.br.records.pinned, im.br.solve
@@ -201,6 +201,7 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err != nil {
 		return nil, err
 	}
+	br.uploads.start(ctx, br, caches)
 	res, err := b.result(ctx, req, br)
 	if err != nil {
 		return nil, err

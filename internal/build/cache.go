@@ -5,12 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"reflect"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,7 +15,6 @@ import (
 	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/solver"
 )
 
@@ -27,7 +22,10 @@ import (
 type Caches struct {
 	Own    solver.Cache
 	Format cache.Format
-	Places map[string]cache.Place // by type, such as "registry"
+	Places map[string]cache.Place // by type, such as "registry"; also cache.Shelves, where they can
+	// Identity signs records; nil signs none.
+	Identity *cache.Identity
+	Trust    cache.Trust // whose records count
 	// Volatile tells whether blobs may vanish from an origin at any time: they
 	// are fetched before a cache says that it has them.
 	Volatile func(origin string) bool
@@ -41,191 +39,6 @@ type CacheOption struct {
 
 // inlineType is the type of a cache that travels in an image's config.
 const inlineType = "inline"
-
-// cacheExport is a CacheOption, checked.
-type cacheExport struct {
-	CacheOption
-	opt   cache.ExportOptions
-	place cache.Place // nil for an inline cache
-}
-
-// cacheExports checks what a request wants exported, before any work is done.
-func (b *Builder) cacheExports(opts []CacheOption) (found []cacheExport, err error) {
-	for i, o := range opts {
-		if slices.ContainsFunc(opts[:i], func(p CacheOption) bool { return reflect.DeepEqual(p, o) }) {
-			return nil, fmt.Errorf("duplicate cache exports [%s]: name each place once", o.Type)
-		}
-		e := cacheExport{CacheOption: o}
-		if e.opt, err = cache.DecodeExport(o.Attrs); err != nil {
-			return nil, fmt.Errorf("export cache to %s: %w", o.Type, err)
-		}
-		place, ok := b.Caches.Places[o.Type]
-		switch {
-		case ok:
-			e.place = place
-		case o.Type == inlineType:
-		case e.opt.IgnoreError:
-			continue
-		default:
-			return nil, fmt.Errorf("unknown cache exporter: %q: expected one of %v", o.Type, b.cacheTypes(inlineType))
-		}
-		found = append(found, e)
-	}
-	return found, nil
-}
-
-func (b *Builder) cacheTypes(more ...string) []string {
-	return slices.Sorted(slices.Values(append(slices.Collect(maps.Keys(b.Caches.Places)), more...)))
-}
-
-// imports are the caches of others that a build looks into. They are fetched in
-// the background; who looks for something waits for them.
-type imports struct {
-	br     *Bridge
-	ctx    context.Context // of those that are being fetched
-	cancel context.CancelFunc
-
-	mu    sync.Mutex
-	known map[string]bool
-	list  []*imported
-}
-
-func newImports(ctx context.Context) *imports {
-	im := &imports{known: map[string]bool{}}
-	im.ctx, im.cancel = context.WithCancel(ctx)
-	return im
-}
-
-// close ends what nobody has waited for.
-func (im *imports) close() {
-	im.cancel()
-	im.mu.Lock()
-	list := slices.Clone(im.list)
-	im.mu.Unlock()
-	for _, one := range list {
-		<-one.done
-	}
-}
-
-type imported struct {
-	done  chan struct{}
-	index cache.Index // nil if it could not be had
-}
-
-// ImportCaches has the build look into further caches of others, from now on.
-// A cache that cannot be read is told in the progress and is no error.
-func (br *Bridge) ImportCaches(opts []CacheOption) {
-	im := br.imports
-	for _, o := range opts {
-		b, err := json.Marshal(o)
-		if err != nil {
-			continue // strings always can be
-		}
-		im.mu.Lock()
-		if im.known[string(b)] || im.ctx.Err() != nil {
-			im.mu.Unlock()
-			continue
-		}
-		im.known[string(b)] = true
-		one := &imported{done: make(chan struct{})}
-		im.list = append(im.list, one)
-		im.mu.Unlock()
-		go func() {
-			defer close(one.done)
-			one.index = im.fetch(o)
-		}()
-	}
-}
-
-// importName is what an import is shown as.
-func importName(o CacheOption) string {
-	if ref := o.Attrs["ref"]; o.Type == "registry" && ref != "" {
-		return ref
-	}
-	if src := o.Attrs["src"]; src != "" {
-		return o.Type + ":" + src
-	}
-	return o.Type
-}
-
-func (im *imports) fetch(o CacheOption) (index cache.Index) {
-	br := im.br
-	// Whatever is wrong is told by the vertex.
-	_ = progress.Run(session.WithGroup(im.ctx, br), br.req.Sink, "importing cache manifest from "+importName(o), func(ctx context.Context) error {
-		place, ok := br.builder.Caches.Places[o.Type]
-		if !ok {
-			return fmt.Errorf("unknown cache importer: %s: expected one of %v", o.Type, br.builder.cacheTypes())
-		}
-		r, err := place.Reader(ctx, o.Attrs)
-		if err != nil {
-			return fmt.Errorf("failed to configure %v cache importer: %w", o.Type, err)
-		}
-		index, err = br.builder.Caches.Format.Decode(ctx, r)
-		return err
-	})
-	return index
-}
-
-// each calls f with every cache until f is satisfied.
-func (im *imports) each(ctx context.Context, f func(cache.Index) bool) error {
-	im.mu.Lock()
-	list := slices.Clone(im.list)
-	im.mu.Unlock()
-	for _, one := range list {
-		select {
-		case <-one.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if one.index != nil && f(one.index) {
-			return nil
-		}
-	}
-	return solver.ErrNotFound
-}
-
-// Load returns the results of a step, to be pulled when they are read.
-func (im *imports) Load(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) (out []solver.Result, err error) {
-	recipe, _ := j.Recipe(k)
-	var found [][]layer.LazyBlob
-	err = im.each(ctx, func(x cache.Index) bool {
-		found = nil
-		some := false
-		for i := range max(recipe.Outputs, 1) {
-			layers, ok := x.Find(j, k, i)
-			if !ok && needed(i) {
-				return false
-			}
-			some = some || ok
-			found = append(found, layers)
-		}
-		return some
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, layers := range found {
-		if layers == nil {
-			out = append(out, solver.Absent{})
-			continue
-		}
-		ref, err := im.br.builder.Worker.Layers.FromBlobs(ctx, layers)
-		if err != nil {
-			return nil, fmt.Errorf("import result: %w", err)
-		}
-		out = append(out, ref)
-	}
-	return out, nil
-}
-
-// Digest returns the digest of a part of a result.
-func (im *imports) Digest(ctx context.Context, j *solver.Job, of solver.Ingredient) (d string, err error) {
-	err = im.each(ctx, func(x cache.Index) bool {
-		d = x.Content(j, of)
-		return d != ""
-	})
-	return d, err
-}
 
 // roots are the steps that a result came of.
 func (br *Bridge) roots(ctx context.Context, ps []frontend.PlatformResult) (roots []cache.Root, err error) {
@@ -253,12 +66,15 @@ type gatherer struct {
 	final   map[string]layer.Blob // what results must consist of, by layer and by digest; nil takes all
 	seen    map[solver.Key]bool
 	entries []cache.Entry
+	tell    func(cache.Recipes, solver.Key, []solver.Result)
 }
 
 // gather returns the steps that lead to roots. If final is given, only what it
-// consists of comes with layers.
-func (br *Bridge) gather(ctx context.Context, roots []cache.Root, v layer.Variant, final []layer.Blob) ([]cache.Entry, error) {
-	g := &gatherer{br: br, variant: v, seen: map[solver.Key]bool{}}
+// consists of comes with layers. Results that are wanted go to tell as well.
+func (br *Bridge) gather(ctx context.Context, roots []cache.Root, v layer.Variant, final []layer.Blob,
+	tell func(cache.Recipes, solver.Key, []solver.Result),
+) ([]cache.Entry, error) {
+	g := &gatherer{br: br, variant: v, seen: map[solver.Key]bool{}, tell: tell}
 	if final != nil {
 		g.final = map[string]layer.Blob{}
 		for _, l := range final {
@@ -303,6 +119,7 @@ func (g *gatherer) results(ctx context.Context, e *cache.Entry) error {
 	if err != nil {
 		return nil // a step that nobody needed
 	}
+	wanted := g.final == nil
 	for _, r := range out {
 		ref, _ := r.(*layer.Ref)
 		result := cache.EntryResult{SavedAt: ref.Record().CreatedAt}
@@ -310,6 +127,10 @@ func (g *gatherer) results(ctx context.Context, e *cache.Entry) error {
 			return fmt.Errorf("make layers for the cache: %w", err)
 		}
 		e.Results = append(e.Results, result)
+		wanted = wanted || len(result.Layers) > 0
+	}
+	if wanted {
+		g.tell(g.br.job, e.Key, out)
 	}
 	return nil
 }
@@ -375,104 +196,13 @@ func (br *Bridge) inlineCaches(exports []cacheExport, res *frontend.Result, in *
 			if err != nil {
 				return nil, err
 			}
-			entries, err := br.gather(ctx, roots, layer.Variant{}, append([]layer.Blob{}, layers...))
+			entries, err := br.gather(ctx, roots, layer.Variant{}, append([]layer.Blob{}, layers...), func(cache.Recipes, solver.Key, []solver.Result) {})
 			if err != nil {
 				return nil, err
 			}
 			return br.builder.Caches.Format.EncodeInline(entries, roots, layers)
 		}
 	}
-}
-
-// exportCaches writes the caches for others.
-func (br *Bridge) exportCaches(ctx context.Context, exports []cacheExport, res *frontend.Result, in exporter.Input) (map[string]string, error) {
-	out := map[string]string{}
-	var mu sync.Mutex
-	eg, ctx := errgroup.WithContext(session.WithGroup(ctx, br))
-	for _, e := range exports {
-		if e.place == nil {
-			continue
-		}
-		eg.Go(func() error {
-			err := progress.Run(ctx, br.req.Sink, e.place.Name(), func(ctx context.Context) error {
-				desc, err := br.exportCache(ctx, e, res, in)
-				if err == nil && desc != "" {
-					mu.Lock()
-					defer mu.Unlock()
-					out["cache.manifest"] = desc
-				}
-				return err
-			})
-			if e.opt.IgnoreError && ctx.Err() == nil {
-				return nil
-			}
-			return err
-		})
-	}
-	return out, eg.Wait()
-}
-
-// exportCache writes one cache and returns its manifest's descriptor as JSON.
-func (br *Bridge) exportCache(ctx context.Context, e cacheExport, res *frontend.Result, in exporter.Input) (string, error) {
-	w, err := e.place.Writer(ctx, e.Attrs)
-	if err != nil {
-		return "", fmt.Errorf("failed to configure %v cache exporter: %w", e.Type, err)
-	}
-	doc, err := br.cacheDocument(ctx, e, res, in)
-	if err != nil {
-		return "", err
-	}
-	if len(doc.Layers) == 0 {
-		progress.StepFrom(ctx).Task("skipping cache export for empty result", 0).Done()
-		return "", nil
-	}
-	layers := br.builder.Worker.Layers
-	err = w.Write(ctx, doc, func(ctx context.Context, l layer.Blob) (io.ReadCloser, error) {
-		ra, err := layers.ReaderAt(ctx, l)
-		if err != nil {
-			return nil, err
-		}
-		return struct {
-			io.Reader
-			io.Closer
-		}{io.NewSectionReader(ra, 0, ra.Size()), ra}, nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
-	}
-	b, err := json.Marshal(doc.Manifest)
-	if err != nil {
-		return "", fmt.Errorf("encode descriptor: %w", err)
-	}
-	return string(b), nil
-}
-
-func (br *Bridge) cacheDocument(ctx context.Context, e cacheExport, res *frontend.Result, in exporter.Input) (*cache.Document, error) {
-	task := progress.StepFrom(ctx).Task("preparing build cache for export", 0)
-	defer task.Done()
-	roots, err := br.roots(ctx, res.Platforms)
-	if err != nil {
-		return nil, err
-	}
-	var final []layer.Blob
-	if !e.opt.Max {
-		final = []layer.Blob{}
-		for _, p := range in.Platforms {
-			if p.Ref == nil {
-				continue
-			}
-			layers, err := br.builder.Worker.Layers.Blobs(ctx, p.Ref, e.opt.Variant)
-			if err != nil {
-				return nil, fmt.Errorf("make layers for the cache: %w", err)
-			}
-			final = append(final, layers...)
-		}
-	}
-	entries, err := br.gather(ctx, roots, e.opt.Variant, final)
-	if err != nil {
-		return nil, err
-	}
-	return br.builder.Caches.Format.Encode(entries, roots, e.opt)
 }
 
 // readCacheImports reads the frontend's options "cache-imports" and, of before

@@ -40,6 +40,7 @@ type Finder struct {
 
 	mu       sync.Mutex
 	known    map[string]*Record // by name; nil for what is not there
+	coming   map[string]chan struct{}
 	there    map[digest.Digest]bool
 	failures int
 	warned   map[string]bool
@@ -50,7 +51,7 @@ func NewFinder(ctx context.Context, c FinderConfig) *Finder {
 	if c.Limit == 0 {
 		c.Limit = usualLimit
 	}
-	f := &Finder{c: c, known: map[string]*Record{}, there: map[digest.Digest]bool{}, warned: map[string]bool{}}
+	f := &Finder{c: c, known: map[string]*Record{}, coming: map[string]chan struct{}{}, there: map[digest.Digest]bool{}, warned: map[string]bool{}}
 	f.records = batch[[]byte]{ctx: ctx, call: f.fetch}
 	return f
 }
@@ -59,7 +60,7 @@ func NewFinder(ctx context.Context, c FinderConfig) *Finder {
 // of its blobs are there. ahead are keys that are likely to be asked for next.
 func (f *Finder) Result(ctx context.Context, k solver.Key, ahead []solver.Key) (*Record, error) {
 	if len(ahead) > 0 {
-		go f.expect(ctx, ahead)
+		go f.expect(ahead)
 	}
 	r, err := f.find(ctx, ResultSubject(k))
 	if err != nil {
@@ -84,6 +85,12 @@ func (f *Finder) Content(ctx context.Context, of solver.Ingredient) (string, err
 	return r.Content, nil
 }
 
+// About tells whether anybody has written records that count.
+func (f *Finder) About(ctx context.Context) bool {
+	_, err := f.find(ctx, aboutSubject)
+	return err == nil
+}
+
 // Shelf is where the cache is.
 func (f *Finder) Shelf() Shelf { return f.c.Shelf }
 
@@ -102,28 +109,45 @@ func (f *Finder) miss(err error) error {
 }
 
 // expect has records fetched that will be asked for.
-func (f *Finder) expect(ctx context.Context, keys []solver.Key) {
+func (f *Finder) expect(keys []solver.Key) {
 	var subjects, names []string
+	done := make(chan struct{})
 	f.mu.Lock()
 	for _, k := range keys {
 		name := RecordName(ResultSubject(k), f.c.Scope)
-		if _, ok := f.known[name]; !ok && f.failures < failuresToRest {
+		if _, ok := f.known[name]; !ok && f.coming[name] == nil && f.failures < failuresToRest {
 			subjects, names = append(subjects, ResultSubject(k)), append(names, name)
+			f.coming[name] = done
 		}
 	}
 	f.mu.Unlock()
-	found, err := f.records.ask(ctx, names)
-	if err != nil {
-		return // who asks for one of them is told
+	found, err := f.records.ask(f.records.ctx, names)
+	if err == nil { // else who asks for one of them is told
+		for _, s := range subjects {
+			_, _ = f.read(s, found)
+		}
 	}
-	for _, s := range subjects {
-		_, _ = f.read(s, found)
+	f.mu.Lock()
+	for _, name := range names {
+		delete(f.coming, name)
 	}
+	f.mu.Unlock()
+	close(done)
 }
 
 // find returns a record that counts.
 func (f *Finder) find(ctx context.Context, subject string) (*Record, error) {
 	name := RecordName(subject, f.c.Scope)
+	f.mu.Lock()
+	coming := f.coming[name]
+	f.mu.Unlock()
+	if coming != nil {
+		select {
+		case <-coming:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	f.mu.Lock()
 	r, ok := f.known[name]
 	resting := f.failures >= failuresToRest

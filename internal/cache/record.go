@@ -68,6 +68,9 @@ func ContentSubject(of solver.Ingredient) string {
 	return fmt.Sprintf("content:%s@%d:%s", of.Key, of.Index, of.Selector)
 }
 
+// aboutSubject is the subject of a record that says that there are others.
+const aboutSubject = "about:"
+
 // RecordName is what a [Shelf] keeps a record under.
 func RecordName(subject, scope string) string {
 	return fmt.Sprintf("1-%x", sha256.Sum256([]byte(scope+"\x00"+subject)))
@@ -100,6 +103,11 @@ func (r *Record) Blobs() (out []ocispecs.Descriptor) {
 // check holds a record against what a record can be.
 func (r *Record) check() error {
 	switch {
+	case r.Subject == aboutSubject:
+		if len(r.Outputs) > 0 || r.Content != "" {
+			return fmt.Errorf("record about a cache has %d results, expected none", len(r.Outputs))
+		}
+		return nil
 	case strings.HasPrefix(r.Subject, "content:"):
 		if len(r.Outputs) > 0 || digest.Digest(r.Content).Validate() != nil {
 			return fmt.Errorf("record of a content digest has %d results and digest %q, expected none and sha256:<64 hex digits>", len(r.Outputs), r.Content)

@@ -114,22 +114,20 @@ func (t Trust) narrowed(keys []string) Trust {
 
 // Attributes of caches by key.
 const (
-	attrTrust  = "trust"
-	attrScope  = "scope"
-	attrWait   = "wait"
-	attrFormat = "format"
+	attrTrust = "trust"
+	attrScope = "scope"
 )
 
-// Formats that a cache is written in.
+// Formats that a cache is written in. The default is records, and an index for
+// BuildKit.
 const (
-	formatBoth = ""     // records, and an index for BuildKit
-	formatV0   = "v0"   // BuildKit's alone
-	formatKiln = "kiln" // records alone
+	FormatV0   = "v0"   // BuildKit's alone
+	FormatKiln = "kiln" // records alone
 )
 
 // Narrow is the policy for a cache that attrs name. Their "trust" has the keys
-// or names of those whose records count, with spaces or semicolons between; a user can narrow the
-// daemon's policy and not widen it.
+// or names of those whose records count, with spaces or semicolons between; a
+// user can narrow the daemon's policy and not widen it.
 func (t Trust) Narrow(attrs map[string]string) (Trust, error) {
 	keys := strings.FieldsFunc(attrs[attrTrust], func(r rune) bool { return r == ' ' || r == ';' || r == ',' })
 	n := t.narrowed(keys)
@@ -143,3 +141,9 @@ func (t Trust) Narrow(attrs map[string]string) (Trust, error) {
 
 // Scope is what records of a cache that attrs name are shared by.
 func Scope(attrs map[string]string) string { return attrs[attrScope] }
+
+// SharesIndex tells whether the index in BuildKit's format belongs to the scope
+// that attrs name. A place has one for all, except that of GitHub Actions.
+func SharesIndex(kind string, attrs map[string]string) bool {
+	return attrs[attrScope] == "" || kind == "gha"
+}

@@ -99,6 +99,9 @@ func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
 			u.start(ContentSubject(in), func() error { return u.content(in) })
 		}
 	}
+	if !u.c.NoRecords {
+		u.start(aboutSubject, u.about)
+	}
 	if len(out) > 0 {
 		u.start(ResultSubject(k), func() error { return u.result(k, out) })
 	}
@@ -204,6 +207,15 @@ func (u *Uploader) put(r Record, needs []ocispecs.Descriptor, replace bool) erro
 	}
 	u.count(func(s *UploadStats) { s.Steps++ })
 	return nil
+}
+
+// about says that there are records.
+func (u *Uploader) about() error {
+	there, r, err := u.usable(aboutSubject)
+	if err != nil || r != nil {
+		return err
+	}
+	return u.put(Record{Subject: aboutSubject}, nil, there)
 }
 
 // content writes a content digest. One that says something else stays: who has

@@ -54,6 +54,9 @@ type JobOptions struct {
 	Sink    progress.Sink // where progress goes; nil discards
 	Values  any           // handed to operations, see [Values]
 	Imports Imports       // results of others, asked where the cache has none; nil for none
+	// Ended is told of each remembered result as soon as there is one, however it
+	// was come by. It must not wait for anything. Nil for nobody.
+	Ended func(j *Job, k Key, out []Result)
 }
 
 // A Job is one build: a graph as one client first resolved it. The job is the
@@ -65,6 +68,7 @@ type Job struct {
 	sink    progress.Sink
 	values  any
 	imports Imports
+	ended   func(*Job, Key, []Result)
 	nodes   table[*node]
 	recipes table[Recipe] // by key
 }
@@ -72,7 +76,7 @@ type Job struct {
 // NewJob starts an empty job, to be closed by the caller.
 func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
-	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports}
+	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports, ended: opt.Ended}
 	if j.sink == nil {
 		j.sink = progress.Discard()
 	}
@@ -293,6 +297,7 @@ func (n *node) evaluate() ([]Result, error) {
 	if !errors.Is(err, ErrNotFound) {
 		if err == nil {
 			n.report.cached()
+			n.tellEnded(id, out)
 		}
 		return out, err
 	}
@@ -316,7 +321,15 @@ func (n *node) make() ([]Result, error) {
 		return nil, n.fail("", err)
 	}
 	n.report.completed()
+	n.tellEnded(id, out)
 	return out, nil
+}
+
+// tellEnded tells of a result that others may have, too.
+func (n *node) tellEnded(id identity, out []Result) {
+	if n.job.ended != nil && id.keep == KeepAlways {
+		n.job.ended(n.job, id.key, out)
+	}
 }
 
 // share runs the operation, or waits for a job that runs the same.

@@ -1,0 +1,347 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/session"
+	"github.com/kiln-build/kiln/internal/solver"
+)
+
+// imports are the caches of others that a build looks into. All are asked at
+// once, in both of their formats, and the first answer counts; so it does not
+// matter in which order they are named.
+type imports struct {
+	br     *Bridge
+	ctx    context.Context // of those that are being fetched
+	cancel context.CancelFunc
+
+	mu    sync.Mutex
+	known map[string]bool
+	list  []*imported
+}
+
+func newImports(ctx context.Context) *imports {
+	im := &imports{known: map[string]bool{}}
+	im.ctx, im.cancel = context.WithCancel(ctx)
+	return im
+}
+
+// close ends what nobody has waited for.
+func (im *imports) close() {
+	im.cancel()
+	for _, one := range im.all() {
+		<-one.done
+		<-one.opened
+	}
+}
+
+func (im *imports) all() []*imported {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return slices.Clone(im.list)
+}
+
+// importLimit is how long steps wait for a cache to be opened, all together.
+const importLimit = 20 * time.Second
+
+// imported is one cache of others.
+type imported struct {
+	im     *imports
+	option CacheOption
+	vertex digest.Digest // of the progress
+
+	done  chan struct{}
+	index cache.Index // BuildKit's; nil if there is none
+
+	opened chan struct{}
+	finder *cache.Finder // by key; nil if the place has none
+
+	began time.Time
+	late  sync.Once
+}
+
+// ImportCaches has the build look into further caches of others, from now on.
+// A cache that cannot be read is told in the progress and is no error.
+func (br *Bridge) ImportCaches(opts []CacheOption) {
+	im := br.imports
+	for _, o := range opts {
+		b, err := json.Marshal(o)
+		if err != nil {
+			continue // strings always can be
+		}
+		im.mu.Lock()
+		if im.known[string(b)] || im.ctx.Err() != nil {
+			im.mu.Unlock()
+			continue
+		}
+		im.known[string(b)] = true
+		one := &imported{
+			im: im, option: o, vertex: progress.NewVertex(string(b)), began: time.Now(), done: make(chan struct{}), opened: make(chan struct{}),
+		}
+		im.list = append(im.list, one)
+		im.mu.Unlock()
+		go one.open()
+	}
+}
+
+// importName is what an import is shown as.
+func importName(o CacheOption) string {
+	if ref := o.Attrs["ref"]; o.Type == "registry" && ref != "" {
+		return ref
+	}
+	if src := o.Attrs["src"]; src != "" {
+		return o.Type + ":" + src
+	}
+	return o.Type
+}
+
+// open makes both formats of the cache known. Whatever is wrong is told by the
+// vertex.
+func (one *imported) open() {
+	var shelfErr error
+	go func() {
+		defer close(one.opened)
+		one.finder, shelfErr = one.openShelf(session.WithGroup(one.im.ctx, one.im.br))
+	}()
+	defer close(one.done)
+	br := one.im.br
+	_ = progress.RunAs(session.WithGroup(one.im.ctx, br), br.req.Sink, one.vertex, "importing cache manifest from "+importName(one.option), func(ctx context.Context) error {
+		index, err := one.readIndex(ctx)
+		one.index = index
+		<-one.opened
+		if err != nil && one.finder != nil && (errors.Is(err, errPassedOver) || one.finder.About(ctx)) {
+			err = nil // there is only what is kept by key
+		}
+		return errors.Join(err, shelfErr)
+	})
+}
+
+// errPassedOver says that a cache in BuildKit's format is not to be read.
+var errPassedOver = errors.New("BuildKit's format has no signatures, which the policy of trust asks for")
+
+// readIndex reads the cache that is kept in BuildKit's format.
+func (one *imported) readIndex(ctx context.Context) (cache.Index, error) {
+	b, o := one.im.br.builder, one.option
+	place, ok := b.Caches.Places[o.Type]
+	if !ok {
+		return nil, fmt.Errorf("unknown cache importer: %s: expected one of %v", o.Type, b.cacheTypes())
+	}
+	trust, err := b.Caches.Trust.Narrow(o.Attrs)
+	if err != nil {
+		return nil, err
+	}
+	if trust.Signed() || !cache.SharesIndex(o.Type, o.Attrs) {
+		return nil, errPassedOver
+	}
+	r, err := place.Reader(ctx, o.Attrs)
+	if err != nil {
+		return nil, fmt.Errorf("failed to configure %v cache importer: %w", o.Type, err)
+	}
+	return b.Caches.Format.Decode(ctx, r)
+}
+
+// openShelf prepares to look into the cache by key.
+func (one *imported) openShelf(ctx context.Context) (*cache.Finder, error) {
+	b, o := one.im.br.builder, one.option
+	shelves, ok := b.Caches.Places[o.Type].(cache.Shelves)
+	if !ok || o.Attrs["format"] == cache.FormatV0 {
+		return nil, nil
+	}
+	trust, err := b.Caches.Trust.Narrow(o.Attrs)
+	if err != nil {
+		return nil, nil // told by readIndex
+	}
+	scope := cache.Scope(o.Attrs)
+	if !trust.Reads(scope) {
+		return nil, fmt.Errorf("cache scope %q: the daemon's configuration (cache.trust) lets builds read only %q", scope, trust.ReadScopes)
+	}
+	shelf, err := shelves.Shelf(ctx, o.Attrs, false)
+	if err != nil {
+		return nil, fmt.Errorf("failed to configure %v cache importer: %w", o.Type, err)
+	}
+	return cache.NewFinder(ctx, cache.FinderConfig{Shelf: shelf, Scope: scope, Trust: trust, Warn: one.warn}), nil
+}
+
+// warn tells why the cache was passed over.
+func (one *imported) warn(err error) {
+	one.im.br.req.Sink.Emit(progress.Event{Warning: &progress.Warning{
+		Vertex: one.vertex, Level: 1, Short: []byte("cache from " + importName(one.option) + ": " + err.Error()),
+	}})
+}
+
+// within waits for a part of the cache, but not for ever.
+func (one *imported) within(ctx context.Context, ready <-chan struct{}) bool {
+	t := time.NewTimer(importLimit - time.Since(one.began))
+	defer t.Stop()
+	select {
+	case <-ready:
+		return true
+	default:
+	}
+	select {
+	case <-ready:
+		return true
+	case <-ctx.Done():
+	case <-t.C:
+		one.late.Do(func() { one.warn(fmt.Errorf("no answer within %s, so it is passed over", importLimit)) })
+	}
+	return false
+}
+
+// first returns the first answer of any cache, or solver.ErrNotFound.
+func first[V any](ctx context.Context, list []*imported, ask ...func(context.Context, *imported) (V, error)) (V, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		val V
+		err error
+	}
+	answers := make(chan answer, len(list)*len(ask))
+	for _, one := range list {
+		for _, f := range ask {
+			go func() {
+				val, err := f(ctx, one)
+				answers <- answer{val, err}
+			}()
+		}
+	}
+	for range cap(answers) {
+		if a := <-answers; a.err == nil {
+			return a.val, nil
+		}
+	}
+	var none V
+	if ctx.Err() != nil {
+		return none, ctx.Err()
+	}
+	return none, solver.ErrNotFound
+}
+
+// Load returns the results of a step, to be pulled when they are read.
+func (im *imports) Load(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) ([]solver.Result, error) {
+	list := im.all()
+	if len(list) == 0 {
+		return nil, solver.ErrNotFound
+	}
+	return first(session.WithGroup(ctx, im.br), list, func(ctx context.Context, one *imported) ([]solver.Result, error) {
+		return one.fromIndex(ctx, j, k, needed)
+	}, func(ctx context.Context, one *imported) ([]solver.Result, error) {
+		return one.fromRecords(ctx, j, k, needed)
+	})
+}
+
+func (one *imported) fromIndex(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) (out []solver.Result, err error) {
+	if !one.within(ctx, one.done) || one.index == nil {
+		return nil, solver.ErrNotFound
+	}
+	recipe, _ := j.Recipe(k)
+	some := false
+	for i := range max(recipe.Outputs, 1) {
+		layers, ok := one.index.Find(j, k, i)
+		if !ok && needed(i) {
+			return nil, solver.ErrNotFound
+		}
+		if !ok {
+			out = append(out, solver.Absent{})
+			continue
+		}
+		some = true
+		ref, err := one.im.br.builder.Worker.Layers.FromBlobs(ctx, layers)
+		if err != nil {
+			return nil, fmt.Errorf("import result: %w", err)
+		}
+		out = append(out, ref)
+	}
+	if !some {
+		return nil, solver.ErrNotFound
+	}
+	return out, nil
+}
+
+func (one *imported) fromRecords(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) ([]solver.Result, error) {
+	if !one.within(ctx, one.opened) || one.finder == nil {
+		return nil, solver.ErrNotFound
+	}
+	r, err := one.finder.Result(ctx, k, ahead(j, k))
+	if err != nil {
+		return nil, err
+	}
+	var out []solver.Result
+	for i, o := range r.Outputs {
+		switch {
+		case o.Absent && needed(i):
+			return nil, solver.ErrNotFound
+		case o.Absent:
+			out = append(out, solver.Absent{})
+		case o.Value != nil:
+			out = append(out, o.Value)
+		default:
+			var lazy []layer.LazyBlob
+			for _, l := range o.Layers {
+				lazy = append(lazy, l.Lazy(one.finder.Shelf().Origin()))
+			}
+			ref, err := one.im.br.builder.Worker.Layers.FromBlobs(ctx, lazy)
+			if err != nil {
+				return nil, fmt.Errorf("import result: %w", err)
+			}
+			out = append(out, ref)
+		}
+	}
+	return out, nil
+}
+
+// mostAhead is how many keys are looked up before anybody asks.
+const mostAhead = 64
+
+// ahead are the keys that are asked for next if k is a miss, the nearest first.
+func ahead(j *solver.Job, k solver.Key) (keys []solver.Key) {
+	seen := map[solver.Key]bool{k: true}
+	for queue := []solver.Key{k}; len(queue) > 0; queue = queue[1:] {
+		recipe, _ := j.Recipe(queue[0])
+		for _, in := range recipe.Inputs {
+			below, ok := j.Recipe(in.Key)
+			if seen[in.Key] || !ok || below.Local || len(keys) == mostAhead {
+				continue
+			}
+			seen[in.Key] = true
+			queue = append(queue, in.Key)
+			if len(below.Inputs) > 0 { // what comes from outside is in no cache
+				keys = append(keys, in.Key)
+			}
+		}
+	}
+	return keys
+}
+
+// Digest returns the digest of a part of a result.
+func (im *imports) Digest(ctx context.Context, j *solver.Job, of solver.Ingredient) (string, error) {
+	list := im.all()
+	if len(list) == 0 {
+		return "", solver.ErrNotFound
+	}
+	return first(session.WithGroup(ctx, im.br), list, func(ctx context.Context, one *imported) (string, error) {
+		if !one.within(ctx, one.done) || one.index == nil {
+			return "", solver.ErrNotFound
+		}
+		if d := one.index.Content(j, of); d != "" {
+			return d, nil
+		}
+		return "", solver.ErrNotFound
+	}, func(ctx context.Context, one *imported) (string, error) {
+		if !one.within(ctx, one.opened) || one.finder == nil {
+			return "", solver.ErrNotFound
+		}
+		return one.finder.Content(ctx, of)
+	})
+}
