@@ -120,10 +120,13 @@ func (one *imported) open() {
 		index, err := one.readIndex(ctx)
 		one.index = index
 		<-one.opened
-		if err != nil && one.finder != nil && (errors.Is(err, errPassedOver) || one.finder.About(ctx)) {
-			err = nil // there is only what is kept by key
+		switch {
+		case err != nil && one.finder != nil && (errors.Is(err, errPassedOver) || one.finder.About(ctx)):
+			return nil // there is only what is kept by key
+		case errors.Is(err, errPassedOver) && shelfErr != nil:
+			return shelfErr
 		}
-		return errors.Join(err, shelfErr)
+		return err // what is in BuildKit's format alone needs no shelf
 	})
 }
 
@@ -140,6 +143,9 @@ func (one *imported) readIndex(ctx context.Context) (cache.Index, error) {
 	trust, err := b.Caches.Trust.Narrow(o.Attrs)
 	if err != nil {
 		return nil, err
+	}
+	if scope := cache.Scope(o.Attrs); !trust.Reads(scope) {
+		return nil, fmt.Errorf("cache scope %q: the daemon's configuration (cache.trust) lets builds read only %q", scope, trust.ReadScopes)
 	}
 	if trust.Signed() || !cache.SharesIndex(o.Type, o.Attrs) {
 		return nil, errPassedOver
@@ -159,12 +165,9 @@ func (one *imported) openShelf(ctx context.Context) (*cache.Finder, error) {
 		return nil, nil
 	}
 	trust, err := b.Caches.Trust.Narrow(o.Attrs)
-	if err != nil {
-		return nil, nil // told by readIndex
-	}
 	scope := cache.Scope(o.Attrs)
-	if !trust.Reads(scope) {
-		return nil, fmt.Errorf("cache scope %q: the daemon's configuration (cache.trust) lets builds read only %q", scope, trust.ReadScopes)
+	if err != nil || !trust.Reads(scope) {
+		return nil, nil //nolint:nilerr // readIndex tells
 	}
 	shelf, err := shelves.Shelf(ctx, o.Attrs, false)
 	if err != nil {
