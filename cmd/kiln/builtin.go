@@ -139,8 +139,12 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	}
 	files, steps := slots(s.config)
 	own := cache.New(db, layers.Store)
+	caches, err := newCaches(s, own, db, blobs, parts)
+	if err != nil {
+		return nil, nil, err
+	}
 	builder := &build.Builder{
-		Solver: solver.New(own), Caches: build.Caches{Own: own, Format: cachev0.Format{}, Places: blobs.caches(), Volatile: blobs.volatile},
+		Solver: solver.New(own), Caches: caches,
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
@@ -234,6 +238,22 @@ func logRecovery(sentence string) {
 	if sentence != "" {
 		slog.Warn(sentence)
 	}
+}
+
+// newCaches are our own cache and how it is exchanged with others.
+func newCaches(s settings, own *cache.Cache, db *store.Store, from *remotes, parts *closers) (c build.Caches, err error) {
+	c = build.Caches{Own: own, Format: cachev0.Format{}, Places: from.caches(), Volatile: from.volatile, Remember: registry.Remember}
+	if c.Identity, err = cacheIdentity(s.root, s.config.Cache.Trust); err != nil {
+		return c, err
+	}
+	if c.Trust, err = cacheTrust(s.config.Cache.Trust); err != nil {
+		return c, err
+	}
+	if c.Later, err = build.NewLater(db); err != nil {
+		return c, err
+	}
+	parts.add(c.Later.Close)
+	return c, nil
 }
 
 // newExecutor returns what runs containers and, if they can have any, the

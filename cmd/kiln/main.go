@@ -208,6 +208,7 @@ func commands(e *env) []*cli.Command {
 		buildCommand(e),
 		duCommand(e),
 		pruneCommand(e),
+		cacheCommand(e),
 		historyCommand(e),
 		workersCommand(e),
 		daemonCommand(e),

@@ -26,6 +26,11 @@ type Caches struct {
 	// Identity signs records; nil signs none.
 	Identity *cache.Identity
 	Trust    cache.Trust // whose records count
+	// Later carries on with exports that builds do not wait for; nil has all wait.
+	Later *Later
+	// Remember returns a context for work that goes on when the client has left.
+	// Nil leaves it.
+	Remember func(context.Context) context.Context
 	// Volatile tells whether blobs may vanish from an origin at any time: they
 	// are fetched before a cache says that it has them.
 	Volatile func(origin string) bool

@@ -119,6 +119,9 @@ func (br *Bridge) exportCaches(ctx context.Context, exports []cacheExport, res *
 			}
 			return err
 		}
+		if e.later && br.builder.Caches.Later != nil {
+			write = func(ctx context.Context) error { return br.exportLater(ctx, e, roots, in) }
+		}
 		eg.Go(func() error {
 			err := progress.RunAs(ctx, br.req.Sink, e.upload.vertex, e.place.Name(), write)
 			if e.opt.IgnoreError && ctx.Err() == nil {
@@ -128,6 +131,30 @@ func (br *Bridge) exportCaches(ctx context.Context, exports []cacheExport, res *
 		})
 	}
 	return out, eg.Wait()
+}
+
+// exportLater has a cache written while nobody waits.
+func (br *Bridge) exportLater(ctx context.Context, e cacheExport, roots []cache.Root, in exporter.Input) error {
+	// The client shows who it is while it is there.
+	if err := e.upload.ready(); err != nil {
+		return err
+	}
+	progress.StepFrom(ctx).Task(`goes on in the background: see "kiln cache status"`, 0).Done()
+	u, release := e.upload, br.builder.Worker.Layers.Use()
+	br.uploads.leave(u)
+	err := br.builder.Caches.Later.Start(br.req.Ref, e.Type+" "+importName(e.CacheOption), u.stats, func(life context.Context) error {
+		defer release()
+		defer u.close()
+		stop := context.AfterFunc(life, u.cancel)
+		defer stop()
+		_, err := br.exportCache(u.ctx, e, roots, in)
+		return err
+	})
+	if err != nil {
+		release()
+		u.close()
+	}
+	return err
 }
 
 // rootsFor are the steps that the result came of, if somebody wants to know.

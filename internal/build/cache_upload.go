@@ -3,7 +3,9 @@ package build
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -29,9 +31,9 @@ func (us *uploads) start(ctx context.Context, br *Bridge, exports []cacheExport)
 		}
 		u := &upload{br: br, export: *e, vertex: progress.NewVertex(e.place.Name() + e.Type)}
 		e.upload = u
+		u.ctx, u.cancel = context.WithCancel(u.context(ctx))
 		if shelves, ok := e.place.(cache.Shelves); ok {
 			u.opened = make(chan struct{})
-			u.ctx, u.cancel = context.WithCancel(session.WithGroup(ctx, br))
 			go u.open(shelves)
 		}
 		us.mu.Lock()
@@ -79,22 +81,49 @@ type upload struct {
 	shown   sync.Once
 	began   time.Time
 	ended   bool
+	alone   atomic.Bool // the build has ended, and left it behind
+}
+
+// context is what the upload works in: that of the build, or one that goes on.
+func (u *upload) context(ctx context.Context) context.Context {
+	br := u.br
+	if u.export.later {
+		ctx = context.WithoutCancel(ctx)
+		if remember := br.builder.Caches.Remember; remember != nil {
+			ctx = remember(ctx)
+		}
+	}
+	return progress.WithStep(session.WithGroup(ctx, br), progress.NewStep(progress.SinkFunc(u.emit), u.vertex))
+}
+
+// emit tells the build's progress, as long as there is one.
+func (u *upload) emit(e progress.Event) {
+	if !u.alone.Load() {
+		u.br.req.Sink.Emit(e)
+	}
+}
+
+// leave has the upload go on without its build, which is about to end.
+func (us *uploads) leave(u *upload) {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	us.list = slices.DeleteFunc(us.list, func(o *upload) bool { return o == u })
+	u.alone.Store(true)
 }
 
 func (u *upload) open(shelves cache.Shelves) {
 	defer close(u.opened)
-	ctx := progress.WithStep(u.ctx, progress.NewStep(u.br.req.Sink, u.vertex))
-	shelf, err := shelves.Shelf(ctx, u.export.Attrs, true)
+	shelf, err := shelves.Shelf(u.ctx, u.export.Attrs, true)
 	if err != nil {
 		u.err = err
 		return
 	}
 	b := u.br.builder
-	u.up = cache.NewUploader(ctx, cache.UploaderConfig{
+	u.up = cache.NewUploader(u.ctx, cache.UploaderConfig{
 		Shelf: shelf, Scope: cache.Scope(u.export.Attrs), Trust: b.Caches.Trust, Identity: b.Caches.Identity,
 		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records,
 		Warn: func(err error) {
-			u.br.req.Sink.Emit(progress.Event{Warning: &progress.Warning{Vertex: u.vertex, Level: 1, Short: []byte("cache for others: " + err.Error())}})
+			u.emit(progress.Event{Warning: &progress.Warning{Vertex: u.vertex, Level: 1, Short: []byte("cache for others: " + err.Error())}})
 		},
 	})
 }
@@ -115,7 +144,7 @@ func (u *upload) step(recipes cache.Recipes, k solver.Key, out []solver.Result) 
 // show tells that the export has begun, before its time.
 func (u *upload) show() {
 	u.began = time.Now()
-	u.br.req.Sink.Emit(progress.Event{Vertex: &progress.Vertex{Digest: u.vertex, Name: u.export.place.Name(), Started: &u.began}})
+	u.emit(progress.Event{Vertex: &progress.Vertex{Digest: u.vertex, Name: u.export.place.Name(), Started: &u.began}})
 }
 
 // wait returns when all steps are written.
@@ -132,19 +161,41 @@ func (u *upload) wait() error {
 	return u.up.Wait()
 }
 
+// ready returns when the place has answered.
+func (u *upload) ready() error {
+	if u.opened == nil {
+		return nil
+	}
+	<-u.opened
+	if u.up == nil {
+		return u.err
+	}
+	return u.up.Ready()
+}
+
+// stats tells how far the upload is.
+func (u *upload) stats() cache.UploadStats {
+	if u.opened != nil {
+		if <-u.opened; u.up != nil {
+			return u.up.Stats()
+		}
+	}
+	return cache.UploadStats{}
+}
+
 // close abandons an upload whose build has failed.
 func (u *upload) close() {
+	u.cancel()
 	if u.opened == nil {
 		return
 	}
-	u.cancel()
 	u.pending.Wait()
 	if <-u.opened; u.up != nil {
 		u.up.Close()
 	}
 	if !u.began.IsZero() && !u.ended {
 		now := time.Now()
-		u.br.req.Sink.Emit(progress.Event{Vertex: &progress.Vertex{
+		u.emit(progress.Event{Vertex: &progress.Vertex{
 			Digest: u.vertex, Name: u.export.place.Name(), Started: &u.began, Completed: &now, Error: errNotExported.Error(),
 		}})
 	}

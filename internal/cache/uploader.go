@@ -86,6 +86,12 @@ func NewUploader(ctx context.Context, c UploaderConfig) *Uploader {
 	return u
 }
 
+// Ready returns when the place has answered a question, and so knows who asks.
+func (u *Uploader) Ready() error {
+	_, _, err := u.usable(aboutSubject)
+	return err
+}
+
 // Step has the results of a step written, and the content digests that its
 // recipe tells of. It does not wait. A step is written once.
 func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {

@@ -204,12 +204,29 @@ type Frontend struct {
 	} `toml:"gateway.v0"`
 }
 
-// Cache is of the cache that GitHub Actions offers.
+// Cache is of caches for others, and of the one that GitHub Actions offers.
 type Cache struct {
-	GHA struct {
+	Trust CacheTrust `toml:"trust"`
+	GHA   struct {
 		Sign   map[string]any `toml:"sign"`
 		Verify map[string]any `toml:"verify"`
 	} `toml:"gha"`
+}
+
+// CacheTrust says whose records of caches by key count, and who this daemon is.
+type CacheTrust struct {
+	Key         string        `toml:"key"`         // file of the daemon's own private key, PEM of PKCS #8; "" has it make one
+	Unsigned    bool          `toml:"unsigned"`    // what has no signature counts, too
+	ReadScopes  []string      `toml:"readScopes"`  // patterns; nil is all
+	WriteScopes []string      `toml:"writeScopes"` // patterns; nil is all
+	Writers     []CacheWriter `toml:"writer"`      // none is everybody
+}
+
+// CacheWriter is somebody whose records count.
+type CacheWriter struct {
+	Name   string   `toml:"name"`
+	Key    string   `toml:"key"`    // public, "ed25519:..."
+	Scopes []string `toml:"scopes"` // patterns of what it may write; nil is all
 }
 
 // Entitlement reports whether builds that ask for it are granted e.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/api/kiln"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/history"
@@ -76,6 +77,7 @@ func New(c Config) *Server {
 		grpc.ChainUnaryInterceptor(s.metrics.unary, recoverUnary), grpc.ChainStreamInterceptor(s.metrics.stream, recoverStream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
+	kiln.RegisterCachesServer(s.grpc, &cachesService{Server: s})
 	contentpb.RegisterContentServer(s.grpc, &contentService{Server: s})
 	collectorpb.RegisterTraceServiceServer(s.grpc, &traceService{Server: s})
 	healthpb.RegisterHealthServer(s.grpc, health.NewServer())
@@ -130,7 +132,7 @@ func (s *Server) watchIdle(idle, stop chan struct{}) {
 			s.mu.Lock()
 			clients := s.clients
 			s.mu.Unlock()
-			if clients == 0 && s.builds.idleFor() >= s.config.IdleTimeout {
+			if clients == 0 && s.idleFor() >= s.config.IdleTimeout {
 				close(idle)
 				return
 			}
