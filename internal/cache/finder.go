@@ -188,7 +188,7 @@ func (f *Finder) read(subject string, found map[string][]byte) (*Record, error) 
 	return r, nil
 }
 
-// Usable returns a record if it is of what it was asked for and counts.
+// Usable returns a record, and nothing else, if it is of what it was asked for and counts.
 func Usable(data []byte, subject, scope string, t Trust) (*Record, error) {
 	r, err := OpenRecord(data)
 	if err != nil {
@@ -197,7 +197,10 @@ func Usable(data []byte, subject, scope string, t Trust) (*Record, error) {
 	if r.Subject != subject || r.Scope != scope {
 		return nil, fmt.Errorf("record is of %.80q in scope %q, and was found under the name of %.80q in scope %q", r.Subject, r.Scope, subject, scope)
 	}
-	return r, t.accepts(r)
+	if err := t.accepts(r); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // fetch is one call.

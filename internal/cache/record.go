@@ -250,7 +250,10 @@ func OpenRecord(data []byte) (*Record, error) {
 	if err := e.verify(r.Writer); err != nil {
 		return nil, err
 	}
-	return &r, r.check()
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	return &r, nil
 }
 
 // verify checks the one signature that there may be.

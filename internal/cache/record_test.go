@@ -111,7 +111,7 @@ func TestForgedRecords(t *testing.T) {
 		{"an empty file", nil, "key", "", cache.Trust{}, "decode record"},
 		{"a page of a proxy", []byte("<html>login</html>"), "key", "", cache.Trust{}, "decode record"},
 	} {
-		if r, err := usable(c.data, c.key, c.scope, c.trust); err == nil || !strings.Contains(err.Error(), c.want) {
+		if r, err := usable(c.data, c.key, c.scope, c.trust); err == nil || r != nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %+v, error %v, expected one with %q", c.name, r, err, c.want)
 		}
 	}
