@@ -91,15 +91,10 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 			err = errors.Join(err, parts.Close())
 		}
 	}()
-	if err := os.MkdirAll(s.root, 0o711); err != nil {
-		return nil, nil, fmt.Errorf("make root folder: %w", err)
-	}
-	db, err := store.Open(s.root)
+	db, err := openDatabase(s.root, parts)
 	if err != nil {
 		return nil, nil, err
 	}
-	parts.add(db.Close)
-	logRecovery(db.Recovered())
 	reg := registry.New(registryConfig(s.config))
 	blobs := newRemotes(reg)
 	past, err := history.Open(filepath.Join(s.root, "history"), db, retention(s.config))
@@ -138,13 +133,12 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		return nil, nil, err
 	}
 	files, steps := slots(s.config)
-	own := cache.New(db, layers.Store)
-	caches, err := newCaches(s, own, db, blobs, parts)
+	caches, err := newCaches(s, cache.New(db, layers.Store), db, blobs, parts)
 	if err != nil {
 		return nil, nil, err
 	}
 	builder := &build.Builder{
-		Solver: solver.New(own), Caches: caches,
+		Solver: solver.New(caches.Own), Caches: caches,
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
@@ -182,6 +176,19 @@ func ownFrontends() map[string]frontend.Frontend {
 	return map[string]frontend.Frontend{
 		ickfile.Image: ickfile.New(), mockerfile.Image: mockerfile.New(),
 	}
+}
+
+func openDatabase(root string, parts *closers) (*store.Store, error) {
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, fmt.Errorf("make root folder: %w", err)
+	}
+	db, err := store.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	parts.add(db.Close)
+	logRecovery(db.Recovered())
+	return db, nil
 }
 
 // folders are what of the root belongs to steps and sources.
