@@ -20,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
 	cachev0 "github.com/kiln-build/kiln/internal/cache/v0"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/config"
 	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/daemon"
@@ -193,13 +194,13 @@ func openDatabase(root string, parts *closers) (*store.Store, error) {
 
 // folders are what of the root belongs to steps and sources.
 type folders struct {
-	mounts  *op.CacheMounts
+	mounts  *cachemount.Mounts
 	repos   *gitsource.Repos
 	scratch string // of runs, emptied
 }
 
 func openFolders(root string) (f folders, err error) {
-	if f.mounts, err = op.NewCacheMounts(filepath.Join(root, "cachemounts")); err != nil {
+	if f.mounts, err = cachemount.Open(filepath.Join(root, "cachemounts")); err != nil {
 		return f, err
 	}
 	f.scratch = filepath.Join(root, "tmp", "runs")
@@ -351,7 +352,7 @@ func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]
 }
 
 // cacheMountKeeper shows cache mounts to the daemon as what else is kept.
-type cacheMountKeeper struct{ mounts *op.CacheMounts }
+type cacheMountKeeper struct{ mounts *cachemount.Mounts }
 
 func (k cacheMountKeeper) Usage() ([]layer.Usage, error) {
 	all, err := k.mounts.Usage()

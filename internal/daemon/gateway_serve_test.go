@@ -20,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/executor/fake"
@@ -75,7 +76,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFront
 	})
 	must(err)
 	closing(layers.Close)
-	mounts, err := op.NewCacheMounts(filepath.Join(root, "cachemounts"))
+	mounts, err := cachemount.Open(filepath.Join(root, "cachemounts"))
 	must(err)
 	scratch := filepath.Join(root, "runs")
 	must(os.Mkdir(scratch, 0o700))

@@ -126,6 +126,7 @@ func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 	if err := o.run(ctx, spec); err != nil {
 		return nil, err
 	}
+	ms.good = true
 	return ms.commit(ctx, o.vertex.Op.Outputs())
 }
 

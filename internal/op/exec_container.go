@@ -77,7 +77,7 @@ func (w *Worker) NewContainer(ctx context.Context, job *Job, spec ContainerSpec)
 		return nil, errors.New("root mount is required")
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
-	c.mounts = &mountSet{worker: w, inputs: spec.Refs, live: true}
+	c.mounts = &mountSet{worker: w, inputs: spec.Refs, live: true, good: true} // its user tells how it went, by what it does next
 	err = c.mounts.mountAll(c.ctx, c.spec.Mounts)
 	for _, f := range spec.Given {
 		if err == nil {

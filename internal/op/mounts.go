@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -39,7 +40,8 @@ type mountSet struct {
 	binds        []executor.Mount
 	dirs         []string // of each mount, in the order asked for; "" for none
 	outputs      map[int]output
-	caches       map[cacheKey]string // directories of the run's cache mounts
+	caches       map[cachemount.Key]string // folders of the run's cache mounts
+	good         bool                      // the run did what it should: forks of cache mounts are kept
 	states       []mountState
 	undo         []func() error // in reverse order
 }
@@ -63,7 +65,7 @@ func (s *mountSet) onUnmount(f func() error) { s.undo = append(s.undo, f) }
 // what is mounted below them.
 func (s *mountSet) mountAll(ctx context.Context, ms []llb.Mount) error {
 	s.outputs = map[int]output{}
-	s.caches = map[cacheKey]string{}
+	s.caches = map[cachemount.Key]string{}
 	s.dirs = make([]string, len(ms))
 	ms = slices.Clone(ms)
 	order := make([]int, len(ms))
@@ -230,20 +232,25 @@ func (s *mountSet) point(dir bool) (string, error) {
 }
 
 func (s *mountSet) cache(ctx context.Context, m llb.Mount) (dir string, err error) {
-	key := cacheKey{id: cacheID(m)}
+	key := cachemount.Key{ID: cacheID(m)}
 	fill := func(dir string) error { return nil }
 	if m.Input != llb.None {
-		key.base = s.inputs[m.Input].ID()
+		key.Base = s.inputs[m.Input].ID()
 		fill = func(dir string) error { return s.seed(ctx, dir, s.inputs[m.Input]) }
 	}
 	dir, ok := s.caches[key] // a locked one would wait for itself
 	if !ok {
-		var release func()
-		if dir, release, err = s.worker.CacheMounts.acquire(ctx, key, m.CacheSharing, fill); err != nil {
+		sharing, err := cacheSharing(m.CacheSharing)
+		if err != nil {
 			return "", err
 		}
+		use, err := s.worker.CacheMounts.Acquire(ctx, key, sharing, fill)
+		if err != nil {
+			return "", err
+		}
+		dir = use.Dir
 		s.caches[key] = dir
-		s.onUnmount(func() error { release(); return nil })
+		s.onUnmount(func() error { return use.Release(s.good) })
 	}
 	if path.Join("/", m.Selector) != "/" {
 		return s.sub(dir, m.Selector)

@@ -16,6 +16,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -31,7 +32,7 @@ type Worker struct {
 	Sources     []source.Source
 	Executor    executor.Executor
 	Layers      *layer.Store
-	CacheMounts *CacheMounts
+	CacheMounts *cachemount.Mounts
 	Devices     Devices // nil: there is no support for devices
 	Secrets     Secrets
 	SSH         SSH

@@ -1,4 +1,4 @@
-package op
+package cachemount
 
 import (
 	"context"
@@ -9,45 +9,50 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/kiln-build/kiln/llb"
 )
 
 func empty(string) error { return nil }
 
-func acquire(t *testing.T, c *CacheMounts, id string, sharing llb.CacheSharing) (string, func()) {
+func acquire(t *testing.T, c *Mounts, id string, sharing Sharing) (string, func()) {
 	t.Helper()
-	dir, release, err := c.acquire(t.Context(), cacheKey{id: id}, sharing, empty)
+	u, err := c.Acquire(t.Context(), Key{ID: id}, sharing, empty)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dir, release
+	return u.Dir, func() { giveBack(t, u, true) }
+}
+
+func giveBack(t *testing.T, u *Use, good bool) {
+	t.Helper()
+	if err := u.Release(good); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestCacheMountsShare(t *testing.T) {
-	c, err := NewCacheMounts(t.TempDir())
+	c, err := Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, releaseA := acquire(t, c, "go", llb.CacheShared)
-	b, releaseB := acquire(t, c, "go", llb.CacheShared)
-	other, releaseOther := acquire(t, c, "npm", llb.CacheShared)
+	a, releaseA := acquire(t, c, "go", Shared)
+	b, releaseB := acquire(t, c, "go", Shared)
+	other, releaseOther := acquire(t, c, "npm", Shared)
 	if a != b || a == other {
 		t.Errorf("shared mounts are %s and %s, another id's is %s", a, b, other)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, _, err := c.acquire(ctx, cacheKey{id: "go"}, llb.CacheLocked, empty); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.Acquire(ctx, Key{ID: "go"}, Locked, empty); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a locked mount did not wait for the shared ones: %v", err)
 	}
-	private, releasePrivate := acquire(t, c, "go", llb.CachePrivate)
+	private, releasePrivate := acquire(t, c, "go", Private)
 	if private == a {
 		t.Error("a private mount has the directory of a shared one")
 	}
 	releaseA()
 	releaseB()
 	releaseOther()
-	locked, releaseLocked := acquire(t, c, "go", llb.CacheLocked)
+	locked, releaseLocked := acquire(t, c, "go", Locked)
 	if locked != a {
 		t.Errorf("the locked mount is %s, want the one that is free, %s", locked, a)
 	}
@@ -56,16 +61,16 @@ func TestCacheMountsShare(t *testing.T) {
 }
 
 func TestLockedCacheMountComesFree(t *testing.T) {
-	c, err := NewCacheMounts(t.TempDir())
+	c, err := Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, release := acquire(t, c, "apt", llb.CacheLocked)
+	_, release := acquire(t, c, "apt", Locked)
 	got := make(chan error, 1)
 	go func() {
-		_, release, err := c.acquire(t.Context(), cacheKey{id: "apt"}, llb.CacheLocked, empty)
+		u, err := c.Acquire(t.Context(), Key{ID: "apt"}, Locked, empty)
 		if err == nil {
-			release()
+			err = u.Release(true)
 		}
 		got <- err
 	}()
@@ -79,12 +84,12 @@ func TestLockedCacheMountComesFree(t *testing.T) {
 // What a seed was cut off at is not taken for a seeded mount.
 func TestCacheMountSeedIsWhole(t *testing.T) {
 	dir := t.TempDir()
-	c, err := NewCacheMounts(dir)
+	c, err := Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	broken := errors.New("cut off")
-	_, _, err = c.acquire(t.Context(), cacheKey{id: "seeded"}, llb.CacheShared, func(dir string) error {
+	_, err = c.Acquire(t.Context(), Key{ID: "seeded"}, Shared, func(dir string) error {
 		return errors.Join(os.WriteFile(filepath.Join(dir, "half"), nil, 0o600), broken)
 	})
 	if !errors.Is(err, broken) {
@@ -99,18 +104,18 @@ func TestCacheMountSeedIsWhole(t *testing.T) {
 		return os.WriteFile(filepath.Join(dir, "whole"), []byte("x"), 0o600)
 	}
 	for range 2 { // also after a restart
-		c, err := NewCacheMounts(dir)
+		c, err := Open(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, release, err := c.acquire(t.Context(), cacheKey{id: "seeded"}, llb.CacheShared, fill)
+		u, err := c.Acquire(t.Context(), Key{ID: "seeded"}, Shared, fill)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(filepath.Join(got, "whole")); err != nil {
+		if _, err := os.Stat(filepath.Join(u.Dir, "whole")); err != nil {
 			t.Error(err)
 		}
-		release()
+		giveBack(t, u, true)
 	}
 	if fills != 1 {
 		t.Errorf("filled %d times, want once", fills)
@@ -118,12 +123,12 @@ func TestCacheMountSeedIsWhole(t *testing.T) {
 }
 
 func TestCacheMountsInUseStay(t *testing.T) {
-	c, err := NewCacheMounts(t.TempDir())
+	c, err := Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, release := acquire(t, c, "pip", llb.CacheShared)
-	usage := func() CacheMountUsage {
+	_, release := acquire(t, c, "pip", Shared)
+	usage := func() Usage {
 		t.Helper()
 		all, err := c.Usage()
 		if err != nil || len(all) != 1 {
@@ -149,7 +154,7 @@ func TestCacheMountsInUseStay(t *testing.T) {
 
 func TestCacheMountsRenew(t *testing.T) {
 	dir := t.TempDir()
-	c, err := NewCacheMounts(dir)
+	c, err := Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,35 +168,31 @@ func TestCacheMountsRenew(t *testing.T) {
 		_, err := os.Stat(filepath.Join(dir, name))
 		return err == nil
 	}
-	idle, release := acquire(t, c, "go", llb.CacheLocked)
+	idle, release := acquire(t, c, "go", Locked)
 	write(idle, "old")
 	release()
-	used, releaseUsed := acquire(t, c, "npm", llb.CacheLocked)
+	used, releaseUsed := acquire(t, c, "npm", Locked)
 	write(used, "old")
-	other, releaseOther := acquire(t, c, "apt", llb.CacheShared)
+	other, releaseOther := acquire(t, c, "apt", Shared)
 	write(other, "old")
 	releaseOther()
 
 	renew := func(ids ...string) {
 		t.Helper()
-		w := &Worker{CacheMounts: c}
-		op := &llb.ExecOp{}
 		for _, id := range ids {
-			op.Mounts = append(op.Mounts, llb.Mount{Dest: "/" + id, Kind: llb.MountCache, CacheID: id, Input: llb.None, Output: llb.None})
-		}
-		g := &llb.Graph{Root: llb.Edge{Vertex: &llb.Vertex{Op: op, Meta: llb.Metadata{IgnoreCache: true}}}}
-		if err := w.RenewCacheMounts(g); err != nil {
-			t.Fatal(err)
+			if err := c.Renew(id); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	renew("go", "npm")
 
-	anew, release := acquire(t, c, "go", llb.CacheLocked)
+	anew, release := acquire(t, c, "go", Locked)
 	if holds(anew, "old") {
 		t.Error("an idle cache mount keeps its files")
 	}
 	release()
-	second, releaseSecond := acquire(t, c, "npm", llb.CacheLocked) // waits for nobody
+	second, releaseSecond := acquire(t, c, "npm", Locked) // waits for nobody
 	if holds(second, "old") || !holds(used, "old") {
 		t.Error("a cache mount in use is not replaced by a second one")
 	}
@@ -200,31 +201,31 @@ func TestCacheMountsRenew(t *testing.T) {
 	if holds(used, "old") {
 		t.Error("an outdated cache mount outlives its last user")
 	}
-	if other, release = acquire(t, c, "apt", llb.CacheShared); !holds(other, "old") {
+	if other, release = acquire(t, c, "apt", Shared); !holds(other, "old") {
 		t.Error("a cache mount that no step renews lost its files")
 	}
 	release()
 }
 
 func TestCacheMountsOfDifferentBases(t *testing.T) {
-	c, err := NewCacheMounts(t.TempDir())
+	c, err := Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, release := acquire(t, c, "go", llb.CacheShared)
+	plain, release := acquire(t, c, "go", Shared)
 	defer release()
-	based, releaseBased, err := c.acquire(t.Context(), cacheKey{"go", "layer"}, llb.CacheShared, empty)
+	based, err := c.Acquire(t.Context(), Key{"go", "layer"}, Shared, empty)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer releaseBased()
-	if plain == based {
+	defer giveBack(t, based, true)
+	if plain == based.Dir {
 		t.Error("a cache mount that begins empty has the files of one with a base")
 	}
 }
 
 func TestCacheMountFilledOnceForAll(t *testing.T) {
-	c, err := NewCacheMounts(t.TempDir())
+	c, err := Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +233,7 @@ func TestCacheMountFilledOnceForAll(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			_, release, err := c.acquire(t.Context(), cacheKey{id: "go"}, llb.CacheShared, func(dir string) error {
+			u, err := c.Acquire(t.Context(), Key{ID: "go"}, Shared, func(dir string) error {
 				fills.Add(1)
 				return os.WriteFile(filepath.Join(dir, "seed"), nil, 0o600)
 			})
@@ -240,7 +241,7 @@ func TestCacheMountFilledOnceForAll(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			release()
+			giveBack(t, u, true)
 		})
 	}
 	all.Wait()
