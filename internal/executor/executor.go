@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 )
 
 // Executor runs containers.
@@ -51,10 +52,18 @@ type Spec struct {
 	Hostname     string  // "" for a default
 	Hosts        []Host  // further lines of /etc/hosts
 	Network      Network
-	Insecure     bool // all capabilities, no seccomp; the caller has checked the entitlement
+	Proxy        Proxy // the only way out of the container, to where Network leads; nil if it is free
+	Insecure     bool  // all capabilities, no seccomp; the caller has checked the entitlement
 	CgroupParent string
 	Limits       Limits
 	Devices      []string // CDI names, "vendor/class=name"; the caller has checked that they are allowed
+}
+
+// Proxy answers a container whose network is nothing but a proxy.
+type Proxy interface {
+	// Serve answers connections of the container's until l is closed. With dial
+	// it reaches what a container of the spec's network would reach.
+	Serve(l net.Listener, dial func(ctx context.Context, network, address string) (net.Conn, error))
 }
 
 // Device is a device of the machine that containers can be given.

@@ -40,6 +40,8 @@ func RunContainers(t *testing.T, open Open, has Containers) {
 		"NetworkNone":   testNetworkNone,
 		"LeakedHandles": testLeakedHandles,
 		"Background":    testBackground,
+		"Proxy":         func(t *testing.T, e executor.Executor) { testProxy(t, e, has.Rootless) },
+		"ProxyExec":     testProxyExec,
 	}
 	if !has.Rootless {
 		tests["User"] = testUser

@@ -44,6 +44,9 @@ func (c *container) exec(ctx context.Context, p executor.Process, io executor.IO
 	if err := c.e.checkProcess(p); err != nil {
 		return nil, err
 	}
+	if c.proxy != nil {
+		p.Env = c.proxy.environment(p.Env)
+	}
 	process, err := c.e.ociProcess(p, c.spec.Insecure)
 	if err != nil {
 		return nil, err

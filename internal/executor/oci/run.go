@@ -39,6 +39,7 @@ type container struct {
 	stubs  *stubs
 	oom    oomWatch
 	net    *sandbox
+	proxy  *proxied
 	stdio  *stdio
 
 	runtimePID  int
@@ -98,15 +99,9 @@ func (c *container) prepare(io executor.IO) (err error) {
 	if err := os.Mkdir(c.bundle, 0o700); err != nil {
 		return fmt.Errorf("make bundle: %w", err)
 	}
-	netns, hostNetwork := "", s.Network == executor.NetworkHost
-	if s.Network == executor.NetworkSandbox {
-		if e.net == nil {
-			hostNetwork = true
-		} else if c.net, err = e.net.acquire(); err != nil {
-			return fmt.Errorf("connect container: %w", err)
-		} else {
-			netns = c.net.path()
-		}
+	netns, hostNetwork, err := c.connect(&s)
+	if err != nil {
+		return fmt.Errorf("connect container: %w", err)
 	}
 	if s.Mounts, err = c.stageHandles(); err != nil {
 		return err
@@ -141,6 +136,29 @@ func (c *container) prepare(io executor.IO) (err error) {
 	}
 	c.stdio, err = newStdio(io, s.Process.Tty)
 	return err
+}
+
+// connect readies the container's network. A namespace of "" is one of the
+// runtime's, or the daemon's own.
+func (c *container) connect(s *executor.Spec) (netns string, host bool, err error) {
+	e := c.e
+	switch {
+	case s.Proxy != nil && s.Network != executor.NetworkNone:
+		if c.proxy, err = e.newProxied(*s); err != nil {
+			return "", false, err
+		}
+		s.Process.Env = c.proxy.environment(s.Process.Env)
+		s.Network = executor.NetworkSandbox
+		return c.proxy.path(), false, nil
+	case s.Network != executor.NetworkSandbox:
+		return "", s.Network == executor.NetworkHost, nil
+	case e.net == nil:
+		return "", true, nil
+	}
+	if c.net, err = e.net.acquire(); err != nil {
+		return "", false, err
+	}
+	return c.net.path(), false, nil
 }
 
 func (c *container) pidFile() string { return filepath.Join(c.bundle, "pid") }
@@ -251,6 +269,9 @@ func (c *container) release() error {
 	if c.net != nil {
 		// With all capabilities it may have changed its network for good.
 		e.net.release(c.net, !c.spec.Insecure)
+	}
+	if c.proxy != nil {
+		errs = append(errs, e.endProxied(c.proxy))
 	}
 	unstaged := c.unstage()
 	errs = append(errs, unstaged)
