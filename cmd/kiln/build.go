@@ -94,6 +94,7 @@ func buildFlags() []cli.Flag {
 		text("memory", "most memory of a RUN, such as 2g", "m"),
 		list("resource", "limit of a RUN: `memory|memory-swap|cpu-shares|cpu-period|cpu-quota|cpuset-cpus|cpuset-mems=VALUE`; may be repeated"),
 		list("allow", "allow `network.host` or security.insecure; may be repeated"),
+		flag("proxy-network", "have steps reach the network through the daemon's proxy alone, which asks the source policy and records what they got"),
 		text("frontend", "`NAME` of the frontend that makes the build (default: dockerfile.v0)"),
 		list("opt", "option of the frontend: `KEY=VALUE`; may be repeated"),
 		list("local", "let LLB or a frontend read a directory: `NAME=DIR`; may be repeated"),

@@ -114,7 +114,7 @@ func buildkitdFlags(p config.Places) []cli.Flag {
 		&cli.StringFlag{Name: "tlskey", Usage: "key `FILE` to use"},
 		&cli.StringFlag{Name: "tlscacert", Usage: "ca certificate `FILE` to verify clients"},
 		&cli.StringSliceFlag{Name: "allow-insecure-entitlement", Usage: "allows insecure entitlements: network.host, security.insecure, device"},
-		&cli.BoolFlag{Name: "proxy-network", Usage: "enable proxy network enforcement for all builds (not supported)"},
+		&cli.BoolFlag{Name: "proxy-network", Usage: "enable proxy network enforcement for all builds"},
 		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket `PATH`", Value: p.OTEL},
 		&cli.BoolFlag{Name: "cdi-disabled", Usage: "disables support of the Container Device Interface (CDI)"},
 		&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "`FOLDER` to scan for CDI spec files; may be repeated"},

@@ -40,6 +40,7 @@ import (
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/namespace"
 	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/proxy"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/session"
 	sessionexporter "github.com/kiln-build/kiln/internal/session/exporter"
@@ -143,13 +144,13 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
-			Slots: files, Steps: steps, Detected: machine.Platforms,
+			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{},
 		},
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
 			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
 		}),
 		Exporters:    newExporters(layers, db, reg, blobs),
-		Entitlements: entitlements(s.config), Caps: daemon.Caps(),
+		Entitlements: entitlements(s.config), Caps: daemon.Caps(), ProxyNetwork: s.config.ProxyNetwork,
 		ProvenanceEnv: env, DockerfileVersion: dockerfile.Version, Version: version,
 	}
 	spans, err := daemon.NewSpanCollector(ctx)

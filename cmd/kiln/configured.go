@@ -188,9 +188,6 @@ func notices(c *config.Config) (out []string) {
 	if w.SELinux && !hasSELinux() {
 		out = append(out, "SELinux has no effect: this machine has none.")
 	}
-	if c.ProxyNetwork {
-		out = append(out, "proxyNetwork has no effect: Kiln has no proxy network.")
-	}
 	return out
 }
 

@@ -376,7 +376,7 @@ func TestStartOnce(t *testing.T) {
 		mu.Lock()
 		starts++
 		mu.Unlock()
-		go proxy(t, p.socket, strings.TrimPrefix(d.Address, "unix://"))
+		go relay(t, p.socket, strings.TrimPrefix(d.Address, "unix://"))
 		return exec.Command("sleep", "2"), nil
 	}}
 	var work sync.WaitGroup
@@ -393,8 +393,8 @@ func TestStartOnce(t *testing.T) {
 	}
 }
 
-// proxy makes a daemon appear at a second socket.
-func proxy(t *testing.T, socket, to string) {
+// relay makes a daemon appear at a second socket.
+func relay(t *testing.T, socket, to string) {
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Error(err)

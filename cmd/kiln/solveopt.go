@@ -125,7 +125,7 @@ func setAttrs(e *env, cmd *cli.Command, o *client.SolveOpt) error {
 
 // setRunAttrs sets what is for RUN.
 func setRunAttrs(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
-	o.Entitlements = cmd.StringSlice("allow")
+	o.Entitlements, o.ProxyNetwork = cmd.StringSlice("allow"), cmd.Bool("proxy-network")
 	for _, a := range o.Entitlements {
 		if name, _, _ := strings.Cut(a, "="); !slices.Contains([]string{"network.host", "security.insecure", "device"}, name) {
 			return usagef(cmd, "--allow %s: want network.host, security.insecure or device", a)

@@ -56,7 +56,8 @@ func parseAttests(opts map[string]string) (a attests, err error) {
 // MaterialsError says that a build which must tell all that it is made of used
 // something that cannot be told.
 type MaterialsError struct {
-	Locals []string // directories of the client
+	Locals []string         // directories of the client
+	Gaps   []provenance.Gap // requests of steps
 }
 
 // Error lists them.
@@ -68,6 +69,12 @@ func (e *MaterialsError) Error() string {
 		for _, name := range e.Locals {
 			text += "\n  - " + name + "\n    reason: local_source"
 		}
+	}
+	if len(e.Gaps) > 0 {
+		text += "\n\nUncaptured requests:"
+	}
+	for _, g := range e.Gaps {
+		text += "\n  - " + g.Name + "\n    method: " + g.Method + "\n    url: " + g.URI + "\n    reason: " + g.Reason
 	}
 	return text
 }
@@ -108,7 +115,7 @@ func (br *Bridge) checkMaterials(res *frontend.Result, a attests) error {
 	}
 	for i, p := range res.Platforms {
 		if c := br.captureOf(res, i); p.Graph != nil && (c.Incomplete || len(c.Locals) > 0) {
-			return &MaterialsError{Locals: c.Locals}
+			return &MaterialsError{Locals: c.Locals, Gaps: c.Gaps}
 		}
 	}
 	return nil

@@ -41,6 +41,8 @@ type Builder struct {
 	Caches    Caches
 	// Entitlements are what the daemon's configuration grants to builds that ask.
 	Entitlements []string
+	// ProxyNetwork has all builds use the proxy network.
+	ProxyNetwork bool
 	Caps         []string // what graphs may need (WIRE.md section 4)
 	// ProvenanceEnv is what the daemon's owner adds to all provenance.
 	ProvenanceEnv map[string]any
@@ -85,6 +87,8 @@ type Request struct {
 	// CompatibilityVersion is the version of behaviour that the client asks for
 	// (see package exporter); 0 is the current one.
 	CompatibilityVersion int
+	// ProxyNetwork has steps reach the network through the worker's proxy alone.
+	ProxyNetwork bool
 }
 
 // Step is what became of a step.
@@ -182,6 +186,8 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended})
 	im.br.records.producers = &b.producers
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
+	job.Proxy = im.br.proxyNetwork()
+	im.br.records.proxy = job.Proxy.On
 	job.Pinned, job.Build = im.br.records.pinned, im.br.solve
 	im.br.ImportCaches(req.CacheImports)
 	return im.br, nil

@@ -51,9 +51,11 @@ type records struct {
 	root scope
 
 	mu      sync.Mutex
-	pins    map[digest.Digest]provenance.Pin // of sources, by vertex
-	results map[resultKey]*scope             // which request made it
-	made    map[resultKey]bool               // what was not only solved but made
+	pins    map[digest.Digest]provenance.Pin     // of sources, by vertex
+	results map[resultKey]*scope                 // which request made it
+	made    map[resultKey]bool                   // what was not only solved but made
+	proxied map[digest.Digest]provenance.Proxied // what steps asked the network for; by vertex
+	proxy   bool                                 // steps have the proxy network
 
 	producers *producers // of all builds
 	produced  []product
@@ -235,7 +237,7 @@ func (r *records) pinned(v *llb.Vertex, pin *source.Pin) {
 func (r *records) capture(g *llb.Graph, others []*llb.Graph, platform ocispecs.Platform, all []ocispecs.Platform) *provenance.Capture {
 	s := r.madeBy(g)
 	r.mu.Lock()
-	pins, made := maps.Clone(r.pins), maps.Clone(r.made)
+	pins, made, proxied, proxy := maps.Clone(r.pins), maps.Clone(r.made), maps.Clone(r.proxied), r.proxy
 	r.mu.Unlock()
 	skip := map[resultKey]bool{}
 	for _, o := range others {
@@ -252,6 +254,9 @@ func (r *records) capture(g *llb.Graph, others []*llb.Graph, platform ocispecs.P
 			if made[keyOf(x.run)] && !skip[keyOf(x.given)] {
 				part := provenance.Capture{}
 				part.AddGraph(x.run, pins)
+				if proxy {
+					part.AddProxied(x.run, proxied)
+				}
 				c.Merge(&part)
 			}
 		}

@@ -48,6 +48,11 @@ func attestDetails(st *status.Status, err error) {
 		for _, name := range m.Locals {
 			gaps.Incomplete = append(gaps.Incomplete, &errdefs.ProvenanceMaterialIncomplete{Name: name, Reason: "local_source"})
 		}
+		for _, g := range m.Gaps {
+			gaps.Incomplete = append(gaps.Incomplete, &errdefs.ProvenanceMaterialIncomplete{
+				Op: string(g.Op), Name: g.Name, Method: g.Method, Uri: g.URI, Reason: g.Reason,
+			})
+		}
 		st.Details = appendDetail(st.Details, "errdefs.ProvenanceMaterialsIncomplete", gaps)
 	}
 }

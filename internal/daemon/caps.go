@@ -19,15 +19,10 @@ var frontendCaps = []string{
 	"importcaches", "source.metaresolver", "source.metaresolver.image.attestations", "source.metaresolver.http.checksumrequest",
 }
 
-// lacking are the capabilities of the language that this daemon does not have.
-var lacking = []string{
-	llb.CapExecMetaNetworkProxy,
-}
-
 // Caps are the capabilities that definitions may need of this daemon.
 func Caps() []string {
-	all := slices.DeleteFunc(llb.Caps(), func(id string) bool { return slices.Contains(lacking, id) })
-	return append(all, "exporter.image.annotations", "exporter.image.attestations", "exporter.sourcedateepoch", "exporter.multiple",
+	return append(slices.Clone(llb.Caps()),
+		"exporter.image.annotations", "exporter.image.attestations", "exporter.sourcedateepoch", "exporter.multiple",
 		"exporter.session", "gc.freespacefilter", "source.policy", "source.policy.session", "history.filter",
 		"cache.s3")
 }

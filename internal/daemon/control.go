@@ -80,7 +80,7 @@ func gone(c *session.Caller) error {
 
 func (s *controlService) request(ctx context.Context, r *control.SolveRequest, run *running) (build.Request, error) {
 	req := build.Request{
-		Ref: r.Ref, Frontend: r.Frontend, Opts: r.FrontendAttrs, Entitlements: r.Entitlements, Sink: run.events,
+		Ref: r.Ref, Frontend: r.Frontend, Opts: r.FrontendAttrs, Entitlements: r.Entitlements, Sink: run.events, ProxyNetwork: r.ProxyNetwork,
 		Exported: func(exporter int, response map[string]string) { s.noteImage(run, exporter, response) },
 		Keep:     func(d ocispecs.Descriptor, document []byte) { s.keepDocument(run, d, document) },
 		Stepped:  func(steps []build.Step) { s.noteSteps(run, steps) },

@@ -36,6 +36,7 @@ type execOp struct {
 	base
 	op      *llb.ExecOp
 	devices []string // that the run gets, by their full names
+	proxied bool     // the network is the proxy's
 }
 
 func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
@@ -52,7 +53,7 @@ func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
 	if err := checkContentCache(o); err != nil {
 		return nil, err
 	}
-	e := &execOp{base: b, op: o}
+	e := &execOp{base: b, op: o, proxied: job.proxied(o.Network)}
 	var err error
 	e.devices, err = b.worker.devices(o, b.vertex.Name(), job)
 	return e, err
@@ -62,6 +63,9 @@ func (o *execOp) CacheMap(context.Context) (solver.CacheMap, error) {
 	d, err := execDigest(o.op, o.platform())
 	if err != nil {
 		return solver.CacheMap{}, err
+	}
+	if o.proxied {
+		d = saltProxied(d)
 	}
 	cm := solver.CacheMap{Digest: d, Deps: make([]solver.Dep, len(o.vertex.Inputs))}
 	for i := range cm.Deps {
@@ -123,7 +127,11 @@ func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 	if err != nil {
 		return nil, err
 	}
-	if err := o.run(ctx, spec); err != nil {
+	run := o.run
+	if o.proxied {
+		run = o.runProxied
+	}
+	if err := run(ctx, spec); err != nil {
 		return nil, err
 	}
 	ms.good = true

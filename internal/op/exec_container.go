@@ -51,6 +51,7 @@ type Container struct {
 
 	mu      sync.Mutex // held while a process is started
 	running executor.Container
+	restore func() error // takes the proxy's certificate from the files; nil if they have none
 	closed  bool
 	waits   sync.WaitGroup
 	failed  error // how the first process to fail ended; read after waits
@@ -140,9 +141,14 @@ func (c *Container) launch(ctx context.Context, p ContainerProcess, process exec
 	if spec.Hosts, err = hosts(c.spec.Hosts); err != nil {
 		return nil, err
 	}
+	if c.job.proxied(c.spec.Network) {
+		if _, c.restore, err = c.worker.proxy(&spec, c.job.Proxy.Check); err != nil {
+			return nil, err
+		}
+	}
 	running, err := c.worker.Executor.Start(ctx, spec, io)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.distrust())
 	}
 	c.running = running
 	return running, nil
@@ -222,6 +228,9 @@ func (c *Container) Close() error {
 		if cerr := c.running.Close(); cerr != nil && err == nil {
 			err = cerr
 		}
+	}
+	if derr := c.distrust(); derr != nil && err == nil {
+		err = derr
 	}
 	c.readers.Lock()
 	defer c.readers.Unlock()

@@ -20,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/proxy"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/solver"
 	"github.com/kiln-build/kiln/internal/source"
@@ -36,7 +37,8 @@ type Worker struct {
 	Devices     Devices // nil: there is no support for devices
 	Secrets     Secrets
 	SSH         SSH
-	Scratch     string // a directory for files of one run
+	Scratch     string       // a directory for files of one run
+	Proxy       *proxy.Proxy // nil: there is no proxy network
 
 	// Slots bounds the file operations that are carried out at a time; nil
 	// sets no bound. Containers are not bounded.
@@ -77,6 +79,8 @@ type Job struct {
 	Build func(context.Context, *llb.Graph) (*layer.Ref, error)
 	// WritableFiles is for sources, see source.Options.
 	WritableFiles bool
+	// Proxy is what the job wants of the network of its steps.
+	Proxy ProxyNetwork
 	// Pinned is told what a source turned out to be. Nil for nobody.
 	Pinned func(*llb.Vertex, *source.Pin)
 

@@ -31,7 +31,50 @@ type Capture struct {
 	Locals     []string // names of the client's directories
 	Network    bool     // a step could reach the network
 	Proxied    bool     // all such steps went through the capturing proxy
+	Gaps       []Gap    // what the proxy could not capture
 	Incomplete bool     // something was used that is not listed here
+}
+
+// Proxied is what a step asked the proxy network for.
+type Proxied struct {
+	Files []HTTP
+	Gaps  []Gap // of no step yet
+}
+
+// Gap is a request of a step of which it is not known what came of it.
+type Gap struct {
+	Op     digest.Digest `json:"op,omitempty"`
+	Name   string        `json:"name,omitempty"`
+	Method string        `json:"method,omitempty"`
+	URI    string        `json:"uri,omitempty"`
+	Reason string        `json:"reason,omitempty"`
+}
+
+// AddProxied records what the steps of a graph asked the proxy network for, by
+// vertex. One that is not there did not run.
+func (c *Capture) AddProxied(g *llb.Graph, ran map[digest.Digest]Proxied) {
+	for _, v := range g.Vertices() {
+		op, ok := v.Op.(*llb.ExecOp)
+		if !ok || op.Network == llb.NetNone {
+			continue
+		}
+		c.Proxied = true
+		p := ran[v.Digest()]
+		for _, f := range p.Files {
+			c.addHTTP(f)
+		}
+		for _, gap := range p.Gaps {
+			gap.Op, gap.Name = v.Digest(), strings.Join(op.Args, " ")
+			c.addGap(gap)
+		}
+	}
+}
+
+func (c *Capture) addGap(g Gap) {
+	c.Incomplete = true
+	if !slices.Contains(c.Gaps, g) {
+		c.Gaps = append(c.Gaps, g)
+	}
 }
 
 // Image is an image that was used.
@@ -242,6 +285,9 @@ func (c *Capture) Merge(o *Capture) {
 	}
 	c.Network = c.Network || o.Network
 	c.Proxied = c.Proxied || o.Proxied
+	for _, g := range o.Gaps {
+		c.addGap(g)
+	}
 	c.Incomplete = c.Incomplete || o.Incomplete
 }
 

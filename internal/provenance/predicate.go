@@ -100,7 +100,13 @@ type Extra struct {
 
 // Network is the mode of a controlled network, such as "proxy".
 type Network struct {
-	Mode string `json:"mode,omitempty"`
+	Mode  string         `json:"mode,omitempty"`
+	Proxy *ProxiedDetail `json:"proxy,omitempty"`
+}
+
+// ProxiedDetail is what is to be told of the proxy network.
+type ProxiedDetail struct {
+	Incomplete []Gap `json:"incomplete,omitempty"`
 }
 
 // Run is what is to be told of a build beside what it depends on.
@@ -148,6 +154,9 @@ func New(c *Capture, g *llb.Graph, run Run, o Options) (*Predicate, error) {
 	m.BuildKit.VCS = takeVCS(r.Args)
 	if c.Proxied {
 		m.BuildKit.Network = &Network{Mode: "proxy"}
+		if len(c.Gaps) > 0 {
+			m.BuildKit.Network.Proxy = &ProxiedDetail{Incomplete: c.Gaps}
+		}
 	}
 	if o.Min {
 		if r.scrub() {

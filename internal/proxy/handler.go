@@ -60,7 +60,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	_, err = io.Copy(flushed(w), body)
 	h.received(req, resp, body, err)
 	if err != nil || body.err != nil {
-		panic(http.ErrAbortHandler) // or half an answer would look whole
+		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+			_ = conn.Close() // or half an answer would look whole
+		}
 	}
 }
 

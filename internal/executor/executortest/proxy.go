@@ -47,7 +47,7 @@ env | grep -i _proxy= | sed 's/127.0.0.1:[0-9]*/PROXY/' | sort
 wget -q -O- http://some.host/path
 wget -q -O- http://some.host/dial
 unset HTTP_PROXY http_proxy
-! wget -q -T 2 -O- http://127.0.0.1:%s/ 2>/dev/null
+! wget -q -O- http://127.0.0.1:%s/ 2>/dev/null
 ip route`
 	for network, reached := range map[executor.Network]bool{executor.NetworkSandbox: rootless, executor.NetworkHost: true} {
 		spec := Spec(t, fmt.Sprintf(ask, port))
