@@ -9,7 +9,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +31,7 @@ type Dir struct {
 	root  *os.Root
 	match *matcher
 	owner Owner
+	attrs attributes
 }
 
 // OpenDir opens the files of a directory that f wants. Sockets are left out, and
@@ -45,7 +45,9 @@ func OpenDir(name string, f Filter, owner Owner) (*Dir, error) {
 	if err == nil {
 		var m *matcher
 		if m, err = newMatcher(f, followed); err == nil {
-			return &Dir{root: root, match: m, owner: owner}, nil
+			d := &Dir{root: root, match: m, owner: owner}
+			d.attrs.keep = d.keepXattr
+			return d, nil
 		}
 	}
 	return nil, errors.Join(err, root.Close())
@@ -107,60 +109,71 @@ func (w *dirWalk) walk(dir *os.File, prefix string, parent verdict) error {
 		return fmt.Errorf("read directory %q: %w", "/"+prefix, err)
 	}
 	slices.Sort(names)
+	wanted := make([]named, 0, len(names))
 	for _, name := range names {
-		if w.ctx.Err() != nil {
-			return context.Cause(w.ctx)
-		}
-		p := path.Join(prefix, name)
-		v, err := w.dir.match.match(p, parent)
+		v, err := w.dir.match.match(path.Join(prefix, name), parent)
 		if err != nil {
 			return err
 		}
-		if !v.send && !v.descend {
-			continue
+		if v.send || v.descend {
+			wanted = append(wanted, named{name, v})
 		}
-		if err := w.entry(dir, name, p, v); err != nil {
-			return err
+	}
+	stop := make(chan struct{})
+	batches := w.dir.lookAhead(int(dir.Fd()), prefix, wanted, stop)
+	defer func() {
+		close(stop)
+		for range batches {
+			continue // so that dir is not looked at any more
+		}
+	}()
+	for batch := range batches {
+		for i := range batch {
+			if w.ctx.Err() != nil {
+				return context.Cause(w.ctx)
+			}
+			if err := w.entry(dir, &batch[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 // entry tells of one entry and what lies below it.
-func (w *dirWalk) entry(dir *os.File, name, p string, v verdict) error {
-	var raw unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), name, &raw, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it went away meanwhile
-	} else if err != nil {
-		return fmt.Errorf("stat %q: %w", p, err)
+func (w *dirWalk) entry(dir *os.File, l *looked) error {
+	if l.err != nil {
+		return fmt.Errorf("stat %q: %w", l.path, l.err)
 	}
-	isDir := raw.Mode&unix.S_IFMT == unix.S_IFDIR
-	if raw.Mode&unix.S_IFMT == unix.S_IFSOCK || !isDir && !v.send {
+	st := l.stat
+	if st == nil {
 		return nil
 	}
-	st, err := w.stat(dir, name, p, &raw)
-	if err != nil {
-		return fmt.Errorf("stat %q: %w", p, err)
+	if l.links {
+		if first, ok := w.links[l.inode]; ok {
+			st.Linkname = first
+		} else {
+			w.links[l.inode] = l.path
+		}
 	}
-	if v.send {
+	if l.verdict.send {
 		if err := w.tell(st); err != nil {
 			return err
 		}
 	}
-	if !isDir || !v.descend {
+	if !isDir(st) || !l.verdict.descend {
 		return nil
 	}
 	depth := len(w.pending)
-	if !v.send {
+	if !l.verdict.send {
 		w.pending = append(w.pending, st)
 	}
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(dir.Fd()), l.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open directory %q: %w", p, err)
+		return fmt.Errorf("open directory %q: %w", l.path, err)
 	}
-	sub := os.NewFile(uintptr(fd), p)
-	err = errors.Join(w.walk(sub, p, v), sub.Close())
+	sub := os.NewFile(uintptr(fd), l.path)
+	err = errors.Join(w.walk(sub, l.path, l.verdict), sub.Close())
 	w.pending = w.pending[:min(depth, len(w.pending))]
 	return err
 }
@@ -174,78 +187,6 @@ func (w *dirWalk) tell(st *fsutil.Stat) error {
 	}
 	w.pending = w.pending[:0]
 	return w.f(st)
-}
-
-// stat makes the protocol's record of an entry.
-func (w *dirWalk) stat(dir *os.File, name, p string, raw *unix.Stat_t) (*fsutil.Stat, error) {
-	st := &fsutil.Stat{Path: p, Mode: uint32(fileMode(raw.Mode)), ModTime: raw.Mtim.Nano()}
-	if w.dir.owner == OwnerKept {
-		st.Uid, st.Gid = raw.Uid, raw.Gid
-	}
-	switch raw.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		st.Size = raw.Size
-		if raw.Nlink > 1 {
-			id := inode{uint64(raw.Dev), raw.Ino}
-			if first, ok := w.links[id]; ok {
-				st.Linkname = first
-			} else {
-				w.links[id] = p
-			}
-		}
-	case unix.S_IFLNK:
-		buf := make([]byte, maxPath)
-		n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
-		if err != nil {
-			return nil, err
-		}
-		st.Linkname, st.Size = string(buf[:n]), int64(n)
-		return st, nil
-	case unix.S_IFBLK, unix.S_IFCHR:
-		st.Devmajor, st.Devminor = int64(unix.Major(uint64(raw.Rdev))), int64(unix.Minor(uint64(raw.Rdev)))
-	}
-	var err error
-	st.Xattrs, err = w.xattrs(dir, name)
-	return st, err
-}
-
-// xattrs reads the extended attributes that a tree keeps.
-func (w *dirWalk) xattrs(dir *os.File, name string) (map[string][]byte, error) {
-	p := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
-	var list [4096]byte
-	n, err := unix.Llistxattr(p, list[:])
-	if err != nil || n == 0 {
-		return nil, nil // none, or none to be had: they are extras
-	}
-	var out map[string][]byte
-	for _, key := range strings.Split(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
-		if !w.keepXattr(key) {
-			continue
-		}
-		value := make([]byte, 64<<10) // Linux's limit
-		n, err := unix.Lgetxattr(p, key, value)
-		if errors.Is(err, unix.ENODATA) {
-			continue
-		} else if err != nil {
-			return nil, fmt.Errorf("attribute %s: %w", key, err)
-		}
-		if out == nil {
-			out = map[string][]byte{}
-		}
-		out[key] = slices.Clone(value[:n])
-	}
-	return out, nil
-}
-
-func (w *dirWalk) keepXattr(key string) bool {
-	switch {
-	case strings.HasPrefix(key, "com.apple."), strings.HasPrefix(key, "trusted.overlay."),
-		strings.HasPrefix(key, "user.overlay."), key == "security.selinux":
-		return false
-	case strings.HasPrefix(key, "user."):
-		return w.dir.owner == OwnerKept
-	}
-	return true
 }
 
 // fileMode turns Linux's mode into Go's, whose bits the protocol uses.
