@@ -111,13 +111,24 @@ func (r *Root) openFile(name string, flags int, perm fs.FileMode) (*os.File, err
 }
 
 func (r *Root) createNew(name string, flags int, perm fs.FileMode) (*os.File, error) {
+	flags |= os.O_CREATE | os.O_EXCL | unix.O_NOFOLLOW
+	if rel, err := inside(name); err == nil && rel != "." && !r.walk.Load() {
+		// What keeps the kernel from resolving it all is met again below.
+		fd, err := r.openat2(rel, flags|unix.O_CLOEXEC, unixPerm(perm))
+		if err == nil {
+			return os.NewFile(uintptr(fd), clean(name)), nil
+		}
+		if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+			return nil, err
+		}
+	}
 	dir, base, err := r.parent(name)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.close()
 	fd, err := ignoreEINTR(func() (int, error) {
-		return unix.Openat(dir.fd, base, flags|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, unixPerm(perm))
+		return unix.Openat(dir.fd, base, flags|unix.O_CLOEXEC, unixPerm(perm))
 	})
 	if err != nil {
 		return nil, err

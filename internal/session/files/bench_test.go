@@ -54,3 +54,17 @@ func BenchmarkManyFiles(b *testing.B) {
 		})
 	})
 }
+
+func BenchmarkExport(b *testing.B) {
+	dir := b.TempDir()
+	for i := range 20000 {
+		write(b, dir, [2]string{fmt.Sprintf("small/d%03d/f%d", i/100, i), string(make([]byte, 600))})
+	}
+	n := 0
+	for b.Loop() {
+		if err := sendTo(b, openDir(b, dir), files.DirTarget{Name: filepath.Join(b.TempDir(), fmt.Sprint(n))}); err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+}

@@ -7,12 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/api/fsutil"
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // DirDestination writes a tree into a directory, by handles: nothing is written
@@ -20,9 +20,10 @@ import (
 // file that is there with the same size, time and mode is kept as it is; a
 // changed one is replaced in one step.
 type DirDestination struct {
-	root   *os.Root
+	root   *safepath.Root
 	remove bool
 
+	made  map[string]bool // directories that were not there, in which nothing is in the way
 	dirs  []*fsutil.Stat  // their times are set at the end
 	links []*fsutil.Stat  // hard links, made once their targets are whole
 	kept  map[string]bool // all paths, if the others are to be removed
@@ -34,11 +35,11 @@ func OpenDestination(name string, remove bool) (*DirDestination, error) {
 	if err := os.MkdirAll(name, 0o755); err != nil {
 		return nil, fmt.Errorf("make output directory: %w", err)
 	}
-	root, err := os.OpenRoot(name)
+	root, err := safepath.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("open output directory: %w", err)
 	}
-	d := &DirDestination{root: root, remove: remove}
+	d := &DirDestination{root: root, remove: remove, made: map[string]bool{}}
 	if remove {
 		d.kept = map[string]bool{}
 	}
@@ -53,8 +54,8 @@ func (d *DirDestination) Stat(st *fsutil.Stat) (want bool, err error) {
 	if d.remove {
 		d.kept[st.GetPath()] = true
 	}
-	old, err := d.root.Lstat(st.GetPath())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	old, err := d.there(st.GetPath())
+	if err != nil {
 		return false, err
 	}
 	mode := fs.FileMode(st.GetMode())
@@ -90,6 +91,18 @@ func (d *DirDestination) Stat(st *fsutil.Stat) (want bool, err error) {
 	}
 }
 
+// there returns what is in the place of name; nil if nothing is.
+func (d *DirDestination) there(name string) (fs.FileInfo, error) {
+	if d.made[path.Dir(name)] {
+		return nil, nil
+	}
+	old, err := d.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return old, err
+}
+
 // sameFile tells whether a file need not be sent again.
 func sameFile(old fs.FileInfo, st *fsutil.Stat) bool {
 	return old != nil && old.Mode() == fs.FileMode(st.GetMode()) &&
@@ -112,6 +125,7 @@ func (d *DirDestination) makeDir(st *fsutil.Stat, old fs.FileInfo) error {
 		if err := d.root.Mkdir(st.GetPath(), 0o700); err != nil {
 			return err
 		}
+		d.made[st.GetPath()] = true
 	}
 	d.dirs = append(d.dirs, st)
 	// Mode and time are set in the end: until then it must be writable.
@@ -173,12 +187,8 @@ func (c *fileContent) Commit() error {
 
 func (c *fileContent) commit() error {
 	setXattrs(c.file, c.stat)
-	err := errors.Join(c.file.Chmod(fs.FileMode(c.stat.GetMode())), c.file.Close())
+	err := errors.Join(c.file.Chmod(fs.FileMode(c.stat.GetMode())), SetTime(c.file, c.stat.GetModTime()), c.file.Close())
 	if err != nil {
-		return err
-	}
-	at := time.Unix(0, c.stat.GetModTime())
-	if err := c.dest.root.Chtimes(c.name, at, at); err != nil {
 		return err
 	}
 	if c.name == c.stat.GetPath() {
@@ -191,6 +201,21 @@ func (c *fileContent) Abort() {
 	// The transfer has failed already, and that is what is told.
 	_ = c.file.Close()
 	_ = c.dest.root.Remove(c.name)
+}
+
+// SetTime sets the access and modification time of an open file or directory,
+// in nanoseconds since 1970.
+func SetTime(f *os.File, nano int64) error {
+	at := unix.NsecToTimespec(nano)
+	err := unix.UtimesNanoAt(int(f.Fd()), "", []unix.Timespec{at, at}, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // before Linux 5.8
+		t := time.Unix(0, nano)
+		err = os.Chtimes(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), t, t)
+	}
+	if err != nil {
+		return fmt.Errorf("set time of %q: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // setXattrs sets the attributes that this user and file system allow.
@@ -227,8 +252,7 @@ func (d *DirDestination) finishDir(st *fsutil.Stat) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	setXattrs(f, st)
-	at := time.Unix(0, st.GetModTime())
-	if err := d.root.Chtimes(st.GetPath(), at, at); err != nil {
+	if err := SetTime(f, st.GetModTime()); err != nil {
 		return err
 	}
 	return f.Chmod(fs.FileMode(st.GetMode()))
@@ -236,23 +260,26 @@ func (d *DirDestination) finishDir(st *fsutil.Stat) (err error) {
 
 // removeOthers removes what was not sent.
 func (d *DirDestination) removeOthers() error {
-	var extra []string
-	err := fs.WalkDir(d.root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
-		if err != nil || p == "." || d.kept[p] {
-			return err
-		}
-		extra = append(extra, p)
-		if e.IsDir() {
-			return fs.SkipDir
-		}
-		return nil
-	})
+	return d.removeIn(".")
+}
+
+// removeIn removes what was not sent of a directory that was.
+func (d *DirDestination) removeIn(dir string) error {
+	entries, err := d.root.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("list output directory: %w", err)
 	}
-	for _, p := range extra {
-		if err := d.root.RemoveAll(p); err != nil {
-			return fmt.Errorf("remove %q from output directory: %w", strings.TrimPrefix(p, "./"), err)
+	for _, e := range entries {
+		p := path.Join(dir, e.Name())
+		switch {
+		case !d.kept[p]:
+			if err := d.root.RemoveAll(p); err != nil {
+				return fmt.Errorf("remove %q from output directory: %w", p, err)
+			}
+		case e.IsDir() && !d.made[p]:
+			if err := d.removeIn(p); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

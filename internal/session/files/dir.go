@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/api/fsutil"
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // Owner says what to tell of files' owners.
@@ -28,7 +29,7 @@ const (
 // Dir is a directory as a tree that can be sent. It is read by handles: no
 // symlink leads out of it. Close it after use.
 type Dir struct {
-	root  *os.Root
+	root  *safepath.Root
 	match *matcher
 	owner Owner
 	attrs attributes
@@ -37,7 +38,7 @@ type Dir struct {
 // OpenDir opens the files of a directory that f wants. Sockets are left out, and
 // with OwnerRoot extended attributes of the user's, as BuildKit's clients do.
 func OpenDir(name string, f Filter, owner Owner) (*Dir, error) {
-	root, err := os.OpenRoot(name)
+	root, err := safepath.Open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -58,14 +59,13 @@ func (d *Dir) Close() error { return d.root.Close() }
 
 // Open opens a regular file; it yields as many bytes as the file has now.
 func (d *Dir) Open(name string) (io.ReadCloser, error) {
-	f, err := d.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if err != nil {
+	f, err := d.root.OpenListed(name)
+	if errors.Is(err, safepath.ErrSpecial) || errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%q is no regular file any more", name)
+	} else if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%q is no regular file any more", name)
-	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

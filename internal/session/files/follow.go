@@ -3,10 +3,11 @@ package files
 import (
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // maxLinks is how many symlinks a follow-path may lead through, as in Linux.
@@ -15,7 +16,7 @@ const maxLinks = 40
 // follow returns the include patterns of the follow-paths: the paths, each
 // symlink met on the way and what it leads to. Links that leave the root are
 // taken as links from the root, as in a container.
-func follow(root *os.Root, paths []string) ([]string, error) {
+func follow(root *safepath.Root, paths []string) ([]string, error) {
 	f := &follower{root: root, seen: map[string]bool{}}
 	for _, p := range paths {
 		if err := f.walk(".", strings.Split(path.Clean("/" + p)[1:], "/"), 0); err != nil {
@@ -27,7 +28,7 @@ func follow(root *os.Root, paths []string) ([]string, error) {
 }
 
 type follower struct {
-	root  *os.Root
+	root  *safepath.Root
 	seen  map[string]bool
 	found []string // patterns
 }

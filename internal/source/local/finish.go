@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/safepath"
 	"github.com/kiln-build/kiln/internal/session/files"
 )
 
@@ -32,7 +33,7 @@ func (in *intake) begin() error {
 		return fmt.Errorf("mount layer: %w", err)
 	}
 	in.release = release
-	if in.root, err = os.OpenRoot(dir); err != nil {
+	if in.root, err = safepath.Open(dir); err != nil {
 		return fmt.Errorf("open layer: %w", err)
 	}
 	if flatten {
@@ -49,7 +50,7 @@ func (in *intake) flatten() error {
 		return fmt.Errorf("mount last state: %w", err)
 	}
 	defer release() //nolint:errcheck // it was only read from
-	from, err := os.OpenRoot(dir)
+	from, err := safepath.Open(dir)
 	if err != nil {
 		return fmt.Errorf("open last state: %w", err)
 	}
@@ -86,7 +87,7 @@ func (in *intake) flatten() error {
 }
 
 // copyFile copies a file of the last state.
-func (in *intake) copyFile(from *os.Root, e *entry) error {
+func (in *intake) copyFile(from *safepath.Root, e *entry) error {
 	src, err := from.Open(e.Path)
 	if err != nil {
 		return err

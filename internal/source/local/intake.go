@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -19,6 +18,7 @@ import (
 	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/safepath"
 	"github.com/kiln-build/kiln/internal/session/files"
 )
 
@@ -44,7 +44,7 @@ type intake struct {
 
 	mutable *layer.Mutable
 	release func() error
-	root    *os.Root
+	root    *safepath.Root
 	depth   int
 
 	mu   sync.Mutex
@@ -285,8 +285,8 @@ func (c *received) commit() error {
 			return fmt.Errorf("set attribute %s: %w", name, err)
 		}
 	}
-	if err := setTimeOf(c.f, c.st.GetModTime()); err != nil {
-		return fmt.Errorf("set time: %w", err)
+	if err := files.SetTime(c.f, c.st.GetModTime()); err != nil {
+		return err
 	}
 	if c.hash != nil {
 		d := contenthash.Sum(c.hash)
@@ -295,16 +295,6 @@ func (c *received) commit() error {
 		c.in.mu.Unlock()
 	}
 	return nil
-}
-
-// setTimeOf sets the time of an open file, through its handle.
-func setTimeOf(f *os.File, nano int64) error {
-	err := unix.UtimesNanoAt(int(f.Fd()), "", times(nano), unix.AT_EMPTY_PATH)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // before Linux 5.8
-		t := time.Unix(0, nano)
-		return os.Chtimes(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), t, t)
-	}
-	return err
 }
 
 // Abort leaves the file: the whole layer is discarded.
