@@ -7,6 +7,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cache/azblob"
 	localcache "github.com/kiln-build/kiln/internal/cache/local"
 	registrycache "github.com/kiln-build/kiln/internal/cache/registry"
 	"github.com/kiln-build/kiln/internal/cache/s3"
@@ -26,7 +27,7 @@ type remotes struct {
 func newRemotes(reg *registry.Client) *remotes {
 	return &remotes{
 		registry: reg, clients: localcache.Fetcher{Next: layoutsource.Fetcher{Next: reg}},
-		objects: map[string]*cache.ObjectPlace{"s3": s3.New(s3.Config{})},
+		objects: map[string]*cache.ObjectPlace{"s3": s3.New(s3.Config{}), "azblob": azblob.New(azblob.Config{})},
 	}
 }
 

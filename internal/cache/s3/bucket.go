@@ -22,6 +22,7 @@ import (
 	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/registry"
 )
 
@@ -109,23 +110,13 @@ func missing(err error) bool {
 
 // explain says what went wrong, and what to do.
 func (b *bucket) explain(verb, key string, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) {
-		return err
-	}
-	advice := "try again later"
-	switch status := statusOf(err); {
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		advice = "check the credentials (access_key_id, secret_access_key, or those of the machine) and what they allow"
-	case status == http.StatusNotFound:
-		advice = "check the bucket's name, the region and endpoint_url"
-	case status == 0:
-		advice = "check endpoint_url and the network"
-	}
+	r := cache.Refusal{Verb: verb, Key: key, Where: "the bucket " + b.name, Status: statusOf(err),
+		Login: "access_key_id and secret_access_key, or the credentials of the machine, and what they allow"}
 	var api smithy.APIError
 	if errors.As(err, &api) {
-		return fmt.Errorf("%s %s in the bucket %s: %s (status %d): %s: %w", verb, key, b.name, api.ErrorCode(), statusOf(err), advice, err)
+		r.Code = api.ErrorCode()
 	}
-	return fmt.Errorf("%s %s in the bucket %s: %s: %w", verb, key, b.name, advice, err)
+	return cache.Refused(r, err)
 }
 
 // Get returns a document.
