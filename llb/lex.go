@@ -69,7 +69,7 @@ func lex(text string) ([]token, error) {
 			}
 			t, n, err := lexWord(rest)
 			if err != nil {
-				return nil, fmt.Errorf("line %d: %w", line, err)
+				return nil, &LineError{line, err}
 			}
 			t.line = line
 			tokens = append(tokens, t)

@@ -1,6 +1,7 @@
 package llb
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,12 +12,21 @@ import (
 
 // ParseText reads what [Graph.Text] writes. Lines that begin with '#' are
 // comments; inside braces, line ends mean nothing. The graph is verified.
-func ParseText(text string) (*Graph, error) {
+func ParseText(text string) (*Graph, error) { return parseText(text, nil) }
+
+// ParseTextFile is [ParseText] for a build file: unless the text itself says where
+// its steps were written, it is in the lines of this file.
+func ParseTextFile(name string, data []byte) (*Graph, error) {
+	file := SourceFile{Name: name, Data: data, Language: "llb"}
+	return parseText(string(data), &file)
+}
+
+func parseText(text string, file *SourceFile) (*Graph, error) {
 	tokens, err := lex(text)
 	if err != nil {
 		return nil, err
 	}
-	p := parser{tokens: tokens, vertices: map[string]*Vertex{}, graph: &Graph{}}
+	p := parser{tokens: tokens, vertices: map[string]*Vertex{}, lines: map[*Vertex]Range{}, graph: &Graph{}}
 	for {
 		s, ok, err := p.next()
 		if err != nil {
@@ -26,7 +36,7 @@ func ParseText(text string) (*Graph, error) {
 			break
 		}
 		if err := p.statement(s); err != nil {
-			return nil, fmt.Errorf("line %d: %w", s.line, err)
+			return nil, &LineError{s.line, err}
 		}
 	}
 	if !p.returned {
@@ -35,12 +45,20 @@ func ParseText(text string) (*Graph, error) {
 	if err := p.graph.Verify(); err != nil {
 		return nil, err
 	}
+	if file != nil && len(p.graph.Sources.Files) == 0 {
+		p.graph.Sources = SourceIndex{Files: []SourceFile{*file}, Locations: map[digest.Digest][]Location{}}
+		for _, v := range p.graph.Vertices() {
+			d := v.Digest()
+			p.graph.Sources.Locations[d] = append(p.graph.Sources.Locations[d], Location{Ranges: []Range{p.lines[v]}})
+		}
+	}
 	return p.graph, nil
 }
 
 type parser struct {
 	tokens   []token
 	vertices map[string]*Vertex // by name, such as "%0"
+	lines    map[*Vertex]Range  // where they are in the text
 	graph    *Graph
 	returned bool
 }
@@ -73,7 +91,7 @@ func (p *parser) next() (*statement, bool, error) {
 		case t.mark == '}' && inside:
 			inside = false
 		case t.mark == '{' || t.mark == '}':
-			return nil, false, fmt.Errorf("line %d: unexpected %q", t.line, t.mark)
+			return nil, false, &LineError{t.line, fmt.Errorf("unexpected %q", t.mark)}
 		case t.mark == '\n' && !inside:
 			p.tokens = p.tokens[i+1:]
 			return s, true, nil
@@ -86,7 +104,7 @@ func (p *parser) next() (*statement, bool, error) {
 			s.head = append(s.head, t)
 		}
 	}
-	return nil, false, fmt.Errorf("line %d: no closing brace", s.line)
+	return nil, false, &LineError{s.line, errors.New("no closing brace")}
 }
 
 func (p *parser) statement(s *statement) error {
@@ -115,9 +133,21 @@ func (p *parser) statement(s *statement) error {
 			return fmt.Errorf("%s: %w", first.text, err)
 		}
 		p.vertices[first.text] = v
+		p.lines[v] = s.lines()
 		return nil
 	}
 	return fmt.Errorf(`%q begins no statement, expected "%%N = ...", "at", "source-file" or "return"`, first.text)
+}
+
+// lines are those that a statement takes.
+func (s *statement) lines() Range {
+	last := s.line
+	for _, part := range [][]token{s.head, s.body, s.tail} {
+		for _, t := range part {
+			last = max(last, t.line)
+		}
+	}
+	return Range{Start: Position{Line: s.line}, End: Position{Line: last}}
 }
 
 func (p *parser) edge(t token) (Edge, error) {

@@ -304,30 +304,32 @@ type pendingInputs struct {
 }
 
 func (d *decoder) add(data []byte, meta map[string]*pb.OpMetadata) error {
-	var op pb.Op
-	if err := proto.Unmarshal(data, &op); err != nil {
-		return err
-	}
 	dgst := digest.FromBytes(data)
 	if d.vertices[dgst] != nil {
 		return nil
 	}
-	v := &Vertex{
-		Platform: decodePlatform(op.Platform),
-		Workers:  op.GetConstraints().GetFilter(),
-		Meta:     decodeMeta(meta[string(dgst)]),
-	}
-	err := v.Meta.decodeTimeout()
+	v, inputs, err := decodeVertex(data, meta[string(dgst)])
 	if err != nil {
-		return err
-	}
-	if v.Op, err = decodeOp(&op); err != nil {
 		return err
 	}
 	v.wire.Store(&wireForm{bytes: data, digest: dgst})
 	d.vertices[dgst] = v
-	d.pending = append(d.pending, pendingInputs{v, op.Inputs})
+	d.pending = append(d.pending, pendingInputs{v, inputs})
 	return nil
+}
+
+// decodeVertex decodes an operation, but for what its inputs are.
+func decodeVertex(data []byte, meta *pb.OpMetadata) (*Vertex, []*pb.Input, error) {
+	var op pb.Op
+	if err := proto.Unmarshal(data, &op); err != nil {
+		return nil, nil, err
+	}
+	v := &Vertex{Platform: decodePlatform(op.Platform), Workers: op.GetConstraints().GetFilter(), Meta: decodeMeta(meta)}
+	err := v.Meta.decodeTimeout()
+	if err == nil {
+		v.Op, err = decodeOp(&op)
+	}
+	return v, op.Inputs, err
 }
 
 func (d *decoder) link() error {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/frontends/ickfile"
+	llbfile "github.com/kiln-build/kiln/frontends/llb"
 	"github.com/kiln-build/kiln/frontends/mockerfile"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
@@ -176,7 +177,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 // repositories of their images.
 func ownFrontends() map[string]frontend.Frontend {
 	return map[string]frontend.Frontend{
-		ickfile.Image: ickfile.New(), mockerfile.Image: mockerfile.New(),
+		ickfile.Image: ickfile.New(), llbfile.Image: llbfile.New(), mockerfile.Image: mockerfile.New(),
 	}
 }
 
