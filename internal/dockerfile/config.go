@@ -31,11 +31,19 @@ func (l *lowering) pairs(s *stage, h *syntax.Head, pairs []syntax.Pair) ([][2]st
 			return nil, err
 		}
 		if p.Legacy {
-			l.lint.remark(ruleLegacyKeyValue, h, h.Line, "%s key=value is better than %s key value", strings.ToUpper(h.Word.Value), strings.ToUpper(h.Word.Value))
+			l.lint.remarkFix(ruleLegacyKeyValue, h, h.Line, &fix{syntax.Span{Start: p.Key.Span.Start, End: p.Value.Span.End}, p.Key.Value + "=" + legacyValue(p.Value.Value)}, "%s key=value is better than %s key value", strings.ToUpper(h.Word.Value), strings.ToUpper(h.Word.Value))
 		}
 		out[i] = [2]string{key, value}
 	}
 	return out, nil
+}
+
+// legacyValue is what stands behind "key " as it stands behind "key=".
+func legacyValue(v string) string {
+	if strings.ContainsAny(v, " \t") && !strings.ContainsAny(v, `"'`) {
+		return `"` + v + `"`
+	}
+	return v
 }
 
 func (l *lowering) lowerEnv(s *stage, i *syntax.Env) error {
@@ -194,7 +202,11 @@ func (l *lowering) commandLine(s *stage, h *syntax.Head, c syntax.Command) []str
 		return c.Strings()
 	}
 	if len(s.config.Config.Shell) == 0 && h.Verb != syntax.VerbHealthcheck {
-		l.lint.remark(ruleJSONArgs, h, h.Line, "JSON form is recommended for %s, so that signals reach the command", strings.ToUpper(h.Word.Value))
+		var mend *fix
+		if list := execForm(strings.Join(c.Strings(), " ")); list != "" {
+			mend = &fix{c.Span, list}
+		}
+		l.lint.remarkFix(ruleJSONArgs, h, h.Line, mend, "JSON form is recommended for %s, so that signals reach the command", strings.ToUpper(h.Word.Value))
 	}
 	return s.config.shellCommand(c.Strings())
 }

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -384,8 +385,11 @@ func (l *lowering) lintIgnored(step *copyStep, n int) {
 		return // with exceptions, a file of an excluded directory may be there
 	}
 	src := strings.TrimPrefix(path.Clean(joinPath("/", step.sources[n])), "/")
+	if src == "" && !slices.ContainsFunc(l.mainUse.patterns, func(p string) bool { return p == "*" || p == "**" || p == "**/*" }) {
+		return // the root is never excluded itself
+	}
 	if src == "" {
-		return
+		src = "."
 	}
 	if ignored, err := m.MatchesOrParentMatches(src); err == nil && ignored {
 		l.lint.remark(ruleCopyIgnored, &step.Head, step.Line, "%q is excluded by .dockerignore", src)

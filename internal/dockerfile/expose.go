@@ -25,10 +25,10 @@ func (l *lowering) lowerExpose(s *stage, i *syntax.Expose) error {
 				return l.errorAt(p.Span, fmt.Sprintf("port %q: %v", word, err), "PORT, FIRST-LAST or either with /tcp, /udp or /sctp", "")
 			}
 			if spec.proto != strings.ToLower(spec.proto) {
-				l.lint.remark(ruleExposeCasing, &i.Head, i.Line, "protocol of %q is not in lower case", word)
+				l.lint.remarkFix(ruleExposeCasing, &i.Head, i.Line, &fix{p.Span, strings.ToLower(p.Value)}, "protocol of %q is not in lower case", word)
 			}
 			if spec.published {
-				l.lint.remark(ruleExposeFormat, &i.Head, i.Line, "%q has an address or host port, which EXPOSE cannot set", word)
+				l.lint.remarkFix(ruleExposeFormat, &i.Head, i.Line, &fix{p.Span, p.Value[strings.LastIndexByte(p.Value, ':')+1:]}, "%q has an address or host port, which EXPOSE cannot set", word)
 			}
 			all = append(all, spec.list()...)
 		}

@@ -86,11 +86,13 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	}
 	targets := d.targets(file)
 	lowered, err := d.lowerAll(ctx, targets)
+	if len(lowered) > 0 {
+		for _, r := range lowered[0].remarks {
+			gw.Warn(ctx, d.sourceVertex, r.Warning)
+		}
+	}
 	if err != nil {
 		return nil, sourceErrors(err)
-	}
-	for _, w := range lowered[0].warnings {
-		gw.Warn(ctx, d.sourceVertex, w)
 	}
 	res, err := d.result(targets, lowered)
 	if err != nil {
@@ -121,6 +123,8 @@ type driver struct {
 const maxRounds = 16
 
 // lowerAll lowers a file for all platforms, fetching what is needed for that.
+//
+// With an error come the remarks of the platform that has it.
 func (d *driver) lowerAll(ctx context.Context, targets []*input) ([]*lowered, error) {
 	for range maxRounds {
 		out := make([]*lowered, len(targets))
@@ -128,7 +132,7 @@ func (d *driver) lowerAll(ctx context.Context, targets []*input) ([]*lowered, er
 		for i, in := range targets {
 			l, n, err := lower(in, d.facts)
 			if err != nil {
-				return nil, err
+				return []*lowered{l}, err // of the others the remarks would be the same
 			}
 			missing.images = append(missing.images, n.images...)
 			missing.ignores = append(missing.ignores, n.ignores...)

@@ -12,7 +12,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -25,6 +24,7 @@ type input struct {
 	target   ocispecs.Platform // to build for
 	build    ocispecs.Platform // to build on
 	implicit bool              // nobody asked for the target platform
+	all      bool              // lower the stages that the target does not need, too
 	context  *llb.Edge         // the main context; nil is the client's directory
 	// contextOp is where the main context comes from; nil unless it is remote.
 	contextOp *llb.SourceOp
@@ -83,12 +83,12 @@ func (n *need) empty() bool { return len(n.images) == 0 && len(n.ignores) == 0 &
 
 // lowered is what a file becomes for one platform.
 type lowered struct {
-	graph    *llb.Graph
-	config   *imageConfig
-	base     *imageConfig
-	epoch    *time.Time
-	warnings []frontend.Warning
-	plan     *lowering // what it was made by, for who asks about the file
+	graph   *llb.Graph
+	config  *imageConfig
+	base    *imageConfig
+	epoch   *time.Time
+	remarks []remark
+	plan    *lowering // what it was made by, for who asks about the file
 }
 
 // lowering is one run of lower.
@@ -127,7 +127,8 @@ type place struct {
 	at     syntax.Span
 }
 
-// lower makes a Dockerfile a graph for one platform. It does no I/O: where it
+// lower makes a Dockerfile a graph for one platform. With an error come at least
+// the remarks that were made before. It does no I/O: where it
 // lacks facts, it returns what it needs instead, as much of it as can be known,
 // and is to be called again with it.
 func lower(in *input, f *facts) (*lowered, *need, error) {
@@ -136,14 +137,15 @@ func lower(in *input, f *facts) (*lowered, *need, error) {
 		proxy: in.opts.proxy(), secrets: newSecretName(),
 		sources: map[string]llb.Edge{}, consumed: map[string]bool{},
 	}
+	remarks := func() *lowered { return &lowered{remarks: l.lint.remarks} }
 	if in.target.OS == "windows" {
-		return nil, nil, fmt.Errorf("lower %s: images for Windows cannot be built yet", in.file.Source.Name)
+		return remarks(), nil, fmt.Errorf("lower %s: images for Windows cannot be built yet", in.file.Source.Name)
 	}
 	for _, step := range []func() error{
 		l.readChecks, l.globalArgs, l.readEpoch, l.planStages, l.planTarget, l.planCommands, l.resolveStages,
 	} {
 		if err := step(); err != nil {
-			return nil, nil, err
+			return remarks(), nil, err
 		}
 	}
 	l.expectContext()
@@ -152,11 +154,11 @@ func lower(in *input, f *facts) (*lowered, *need, error) {
 	}
 	l.openContext()
 	if err := l.lowerStages(); err != nil {
-		return nil, nil, err
+		return remarks(), nil, err
 	}
 	out, err := l.finish()
 	if err != nil || !l.need.empty() {
-		return nil, l.need, err
+		return remarks(), l.need, err
 	}
 	out.plan = l
 	return out, l.need, nil
@@ -375,7 +377,7 @@ func (l *lowering) finish() (*lowered, error) {
 	g := &llb.Graph{Root: l.target.state.edge}
 	g.Sources = l.sourceIndex()
 	return &lowered{
-		graph: g, config: l.finalConfig(), base: l.target.baseConfig, epoch: l.epoch, warnings: l.lint.warnings,
+		graph: g, config: l.finalConfig(), base: l.target.baseConfig, epoch: l.epoch, remarks: l.lint.remarks,
 	}, nil
 }
 

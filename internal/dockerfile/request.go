@@ -70,6 +70,9 @@ func answer(v any, text string) (*frontend.Result, error) {
 // serve answers a subrequest about a file.
 func (d *driver) serve(ctx context.Context, file *syntax.File) (*frontend.Result, error) {
 	targets := d.targets(file)
+	for _, in := range targets {
+		in.all = d.opts.request == requestLint && d.opts.target == ""
+	}
 	if d.opts.request == requestTargets {
 		return listTargets(file, d.opts.target)
 	}
@@ -180,60 +183,4 @@ func description(h *syntax.Head, name string) string {
 		}
 	}
 	return ""
-}
-
-// lintResult answers frontend.lint; an error of the file is part of the answer.
-func (d *driver) lintResult(lowered []*lowered, err error) (*frontend.Result, error) {
-	type warning struct {
-		Rule     string        `json:"ruleName"`
-		Text     string        `json:"description,omitempty"`
-		URL      string        `json:"url,omitempty"`
-		Detail   string        `json:"detail,omitempty"`
-		Location *wireLocation `json:"location,omitempty"`
-	}
-	type sourceFile struct {
-		Filename string `json:"filename,omitempty"`
-		Data     []byte `json:"data,omitempty"`
-		Language string `json:"language,omitempty"`
-	}
-	type buildError struct {
-		Message  string        `json:"message"`
-		Location *wireLocation `json:"location"`
-	}
-	file := d.source.LLB()
-	var out struct {
-		Warnings []warning    `json:"warnings"`
-		Sources  []sourceFile `json:"sources"`
-		Error    *buildError  `json:"buildError,omitempty"`
-	}
-	out.Warnings = []warning{}
-	out.Sources = []sourceFile{{file.Name, file.Data, file.Language}}
-	var text strings.Builder
-	status := "0"
-	if err != nil {
-		found := frontend.SourceErrorsIn(sourceErrors(err))
-		if len(found) == 0 {
-			return nil, err
-		}
-		status = "1"
-		out.Error = &buildError{found[0].Error(), locate(found[0].Ranges...)}
-		fmt.Fprintf(&text, "%s\n%s", out.Error.Message, found[0].Snippet())
-	} else {
-		for _, w := range lowered[0].warnings {
-			rule, short, _ := strings.Cut(w.Short, ": ")
-			out.Warnings = append(out.Warnings, warning{rule, strings.Join(w.Detail, "\n"), w.URL, short, locate(w.Ranges...)})
-			status = "1"
-			fmt.Fprintf(&text, "\nWARNING: %s", rule)
-			if w.URL != "" {
-				fmt.Fprintf(&text, " - %s", w.URL)
-			}
-			fmt.Fprintf(&text, "\n%s\n%s", short, frontend.Snippet(file, w.Ranges))
-		}
-	}
-	res, err := answer(out, text.String())
-	if err != nil {
-		return nil, err
-	}
-	res.Meta["result.statuscode"] = []byte(status)
-	return res, nil
 }

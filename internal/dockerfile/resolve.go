@@ -2,6 +2,7 @@ package dockerfile
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -37,6 +38,11 @@ func reachable(s *stage) map[*stage]bool {
 func (l *lowering) resolveStages() error {
 	for {
 		l.reached = reachable(l.target)
+		if l.in.all {
+			for _, s := range l.stages {
+				maps.Copy(l.reached, reachable(s))
+			}
+		}
 		again := false
 		for i := 0; i < len(l.stages); i++ { // triggers may append stages
 			s := l.stages[i]

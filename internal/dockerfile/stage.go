@@ -74,6 +74,7 @@ type dependency struct {
 
 // planStages makes the stages of the file.
 func (l *lowering) planStages() error {
+	l.lintDefaultArgs()
 	l.byName = map[string]*stage{}
 	for i, decl := range l.in.file.Stages {
 		s, err := l.planStage(decl)
@@ -159,7 +160,7 @@ func (l *lowering) planPlatform(s *stage, from *syntax.From) error {
 	target, _ := l.args.Get("TARGETPLATFORM")
 	switch {
 	case len(x.Used) == 1 && len(x.Unset) == 0 && x.Used[0] == "TARGETPLATFORM" && x.Text == target:
-		l.lint.remark(ruleRedundantPlatform, &from.Head, from.Line, "platform %s is the default", from.Platform.Value)
+		l.lint.remarkFix(ruleRedundantPlatform, &from.Head, from.Line, &fix{from.Flags[0].Span, ""}, "platform %s is the default", from.Platform.Value)
 	case len(x.Used)+len(x.Unset) == 0 && !strings.Contains(s.name, p.OS) && !strings.Contains(s.name, p.Architecture):
 		l.lint.remark(ruleConstPlatform, &from.Head, from.Line, "platform %q is constant", x.Text)
 	}
