@@ -286,6 +286,14 @@ func (o *SolveOpt) request(ctx context.Context, ref, sessionID string, attached 
 		EnableSessionExporter: o.SessionExporter != nil, ProxyNetwork: o.ProxyNetwork,
 		CompatibilityVersion: int64(o.CompatibilityVersion), Cache: &control.CacheOptions{},
 	}
+	for _, s := range o.Attach.Secrets {
+		if s.CacheKey {
+			if req.FrontendAttrs == nil {
+				req.FrontendAttrs = map[string]string{}
+			}
+			req.FrontendAttrs["secret-cache-key:"+s.ID] = "true"
+		}
+	}
 	if o.SourcePolicyVerifier != nil {
 		req.SourcePolicySession = sessionID
 	}

@@ -33,7 +33,9 @@ Examples:
    kiln build -o out .
       the files of the result in ./out; "-o -" writes them as a tar to standard output
    kiln build --secret id=token,src=token.txt .
-      for RUN --mount=type=secret,id=token; also id=token,env=VARIABLE
+      for RUN --mount=type=secret,id=token; also id=token,env=VARIABLE.
+      With cache-key=true, steps that use it run again when its value changes
+      (a keyed hash of it counts, whose key stays in the daemon)
    kiln build --ssh default .
       your ssh agent, for RUN --mount=type=ssh
    kiln build --build-context base=docker-image://alpine:3.20 .
@@ -85,7 +87,7 @@ func buildFlags() []cli.Flag {
 		flag("pull", "look for newer images even if there is one"),
 		list("cache-from", "take cache from `type=registry,ref=NAME`; may be repeated"),
 		list("cache-to", "write cache to `type=registry,ref=NAME`; may be repeated"),
-		list("secret", "a secret for RUN: `id=NAME[,src=FILE|,env=VARIABLE]`; may be repeated"),
+		list("secret", "a secret for RUN: `id=NAME[,src=FILE|,env=VARIABLE][,cache-key=true]`; may be repeated"),
 		list("ssh", "an ssh agent for RUN: `default|NAME=SOCKET`; may be repeated"),
 		list("add-host", "a line of /etc/hosts for RUN: `HOST=IP`; may be repeated"),
 		text("network", "network of RUN: default, none or host"),

@@ -179,6 +179,10 @@ func secretSource(word string) (client.Secret, error) {
 			s.File = v
 		case "env":
 			s.Env = v
+		case "cache-key": // Kiln's own
+			if s.CacheKey, err = strconv.ParseBool(v); err != nil {
+				return s, fmt.Errorf("invalid value %q of cache-key: want true or false", v)
+			}
 		default:
 			return s, fmt.Errorf("unexpected key '%s' in '%s'", k, f)
 		}

@@ -140,12 +140,13 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
+	ledger := history.NewLedger(db)
 	builder := &build.Builder{
 		Solver: solver.New(caches.Own), Caches: caches,
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
-			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{},
+			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{}, Listed: listFiles(ledger), SecretHash: folders.hash,
 		},
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
 			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
@@ -166,7 +167,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{folders.mounts}, folders.repos}},
-		History:   past, Spans: spans,
+		History:   past, Ledger: ledger, Spans: spans,
 		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
 	})
 	images.Attach(server)
@@ -199,6 +200,7 @@ type folders struct {
 	mounts  *cachemount.Mounts
 	repos   *gitsource.Repos
 	scratch string // of runs, emptied
+	hash    op.SecretHash
 }
 
 func openFolders(root string) (f folders, err error) {
@@ -208,6 +210,9 @@ func openFolders(root string) (f folders, err error) {
 	f.scratch = filepath.Join(root, "tmp", "runs")
 	if err := errors.Join(os.RemoveAll(f.scratch), os.MkdirAll(f.scratch, 0o700)); err != nil {
 		return f, fmt.Errorf("make folder for runs: %w", err)
+	}
+	if f.hash, err = secretHash(root); err != nil {
+		return f, err
 	}
 	f.repos, err = gitsource.OpenRepos(filepath.Join(root, "git"))
 	return f, err

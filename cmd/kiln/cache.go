@@ -15,12 +15,10 @@ import (
 // cacheCommand is all about caches, our own and those for others.
 func cacheCommand(e *env) *cli.Command {
 	return &cli.Command{
-		Name:  "cache",
-		Usage: "look into the cache, and see what is written for others",
-		Commands: []*cli.Command{
-			cacheStatusCommand(e),
-			cacheIdentityCommand(e),
-		},
+		Name:        "cache",
+		Usage:       "look into the cache, and see what is written for others",
+		Description: cacheDescription,
+		Commands:    append(cacheLookCommands(e), cacheStatusCommand(e), cacheIdentityCommand(e)),
 	}
 }
 

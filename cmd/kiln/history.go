@@ -256,7 +256,15 @@ func inspectBuild(ctx context.Context, e *env, cmd *cli.Command, c *client.Clien
 		}
 		return p.print(historyEventOf(client.HistoryEvent{Type: client.HistoryComplete, Record: r}).Record)
 	}
-	return writeBuild(e.stdout, r)
+	if err := writeBuild(e.stdout, r); err != nil {
+		return err
+	}
+	x, err := c.Why(ctx, r.Ref)
+	if err != nil || r.Completed.IsZero() {
+		return nil //nolint:nilerr // a daemon that is not Kiln's has no more to tell
+	}
+	_, err = fmt.Fprintf(e.stdout, "Cache:      %s\n", statsText(x.Cache))
+	return err
 }
 
 func writeBuild(out io.Writer, r *client.BuildRecord) error {

@@ -187,6 +187,7 @@ Examples:
    kiln build -o out .               put the files of the result into ./out
    kiln build --push -t HOST/NAME .  build and push
    kiln history ls                   builds of the past
+   kiln why                          why steps ran and were not cached
    kiln du                           what takes space
    kiln prune                        give space back
 
@@ -210,6 +211,8 @@ func commands(e *env) []*cli.Command {
 		pruneCommand(e),
 		cacheCommand(e),
 		historyCommand(e),
+		whyCommand(e),
+		cacheCommand(e),
 		workersCommand(e),
 		daemonCommand(e),
 		dockerfileCommand(e),

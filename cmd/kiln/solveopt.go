@@ -269,8 +269,14 @@ func parseSecret(s string) (client.Secret, error) {
 				return out, fmt.Errorf("%q: unknown type %q: want file or env", s, v)
 			}
 			kind = v
+		case "cache-key":
+			yes, err := strconv.ParseBool(v)
+			if err != nil {
+				return out, fmt.Errorf("%q: cache-key is %q: want true or false", s, v)
+			}
+			out.CacheKey = yes
 		default:
-			return out, fmt.Errorf("%q: unknown key %q: want id, src, env or type", s, k)
+			return out, fmt.Errorf("%q: unknown key %q: want id, src, env, type or cache-key", s, k)
 		}
 	}
 	if out.ID == "" {

@@ -79,6 +79,10 @@ type Request struct {
 	Exported func(exporter int, response map[string]string)
 	// Keep takes the documents of images, see [exporter.Target]; concurrently, too.
 	Keep func(d ocispecs.Descriptor, document []byte)
+	// Missed is told beside the work of each step that is to run, and may say why
+	// in its progress. It finds other steps of the build by their keys. Nil for
+	// nobody.
+	Missed func(s Step, to *progress.Step, other func(Key) (Step, bool))
 	// Stepped is told at the end what the cache had of each step. Nil for nobody.
 	Stepped func([]Step)
 	// Attested is told the whole provenance of each result, a predicate of SLSA,
@@ -93,6 +97,9 @@ type Request struct {
 
 // Step is what became of a step.
 type Step = solver.Step
+
+// Key identifies what a step makes.
+type Key = solver.Key
 
 // Export is one thing to make of the result.
 type Export struct {
@@ -171,7 +178,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 	}
 	job := &op.Job{
 		Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil || req.Frontend == ImageFrontendName,
-		WritableFiles: req.CompatibilityVersion == exporter.Compat013,
+		WritableFiles: req.CompatibilityVersion == exporter.Compat013, KeyedSecrets: keyedSecrets(req.Opts),
 	}
 	id := ""
 	if req.Session != nil {
@@ -183,7 +190,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
 		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
-	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended})
+	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended, Missed: req.Missed})
 	im.br.records.producers = &b.producers
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
 	job.Proxy = im.br.proxyNetwork()

@@ -54,7 +54,8 @@ type running struct {
 	mu   sync.Mutex
 	refs map[string]*gatewayRef
 
-	phase gatewayPhase
+	phase   gatewayPhase
+	reasons reasons
 }
 
 // gatewayRef is a result that a client may refer to by id.

@@ -84,6 +84,7 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 		Exported: func(exporter int, response map[string]string) { s.noteImage(run, exporter, response) },
 		Keep:     func(d ocispecs.Descriptor, document []byte) { s.keepDocument(run, d, document) },
 		Stepped:  func(steps []build.Step) { s.noteSteps(run, steps) },
+		Missed:   s.explainer(run, r.FrontendAttrs),
 	}
 	switch {
 	case r.Definition != nil && len(r.Definition.Def) > 0 && r.Frontend != "":

@@ -41,6 +41,7 @@ type Config struct {
 	Exports   ExportClient // asks clients how to bring out results
 	Collector *gc.Collector
 	History   *history.History
+	Ledger    *history.Ledger // knows why steps run
 	// Spans takes the spans of builds and clients on their way to a collector,
 	// see [NewSpanCollector]; nil for nobody.
 	Spans     sdktrace.SpanProcessor
@@ -76,6 +77,7 @@ func New(c Config) *Server {
 	s.grpc = grpc.NewServer(append(session.ServerOptions(),
 		grpc.ChainUnaryInterceptor(s.metrics.unary, recoverUnary), grpc.ChainStreamInterceptor(s.metrics.stream, recoverStream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
+	kiln.RegisterKilnServer(s.grpc, &kilnService{Server: s})
 	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
 	kiln.RegisterCachesServer(s.grpc, &cachesService{Server: s})
 	contentpb.RegisterContentServer(s.grpc, &contentService{Server: s})

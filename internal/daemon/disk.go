@@ -37,7 +37,7 @@ func (s *controlService) DiskUsage(ctx context.Context, r *control.DiskUsageRequ
 // Prune deletes what nobody uses and returns when the bytes are free.
 func (s *controlService) Prune(r *control.PruneRequest, stream grpc.ServerStreamingServer[control.UsageRecord]) error {
 	p := gc.Policy{
-		All: r.All, Filters: r.Filter, KeepFor: time.Duration(r.KeepDuration),
+		By: "by a prune", All: r.All, Filters: r.Filter, KeepFor: time.Duration(r.KeepDuration),
 		MaxUsed: r.MaxUsedSpace, Reserved: r.ReservedSpace, MinFree: r.MinFreeSpace,
 	}
 	for name, n := range map[string]int64{

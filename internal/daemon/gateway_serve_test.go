@@ -25,6 +25,7 @@ import (
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/executor/fake"
 	"github.com/kiln-build/kiln/internal/gc"
+	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/op"
 	"github.com/kiln-build/kiln/internal/session"
@@ -87,7 +88,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFront
 			Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: frontends,
 			Worker: &op.Worker{Platforms: platform, Executor: ex, Layers: layers, CacheMounts: mounts, Scratch: scratch},
 		},
-		Sessions: session.NewManager(), History: openHistory(t), Platforms: platform,
+		Sessions: session.NewManager(), History: openHistory(t), Ledger: history.NewLedger(db), Platforms: platform,
 		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
 	})
 	if images != nil {

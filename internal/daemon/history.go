@@ -21,7 +21,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/history"
 )
 
@@ -106,25 +105,6 @@ func (s *Server) keepDocument(run *running, d ocispecs.Descriptor, document []by
 	err := s.config.History.AttachDocument(run.ref, history.Blob{MediaType: d.MediaType, Data: document})
 	if err != nil {
 		slog.Error("record image", "ref", run.ref, "blob", d.Digest, "error", err)
-	}
-}
-
-// noteSteps has the record say why steps were not cached.
-func (s *Server) noteSteps(run *running, steps []build.Step) {
-	if !run.record.Recorded() {
-		return
-	}
-	var all []history.Step
-	for _, st := range steps {
-		out := history.Step{Name: st.Name, Key: string(st.Key), Operation: st.Recipe.Digest, Ran: st.Ran, Fresh: st.Fresh, Local: st.Recipe.Local}
-		for _, in := range st.Recipe.Inputs {
-			out.Inputs = append(out.Inputs, history.StepInput{Key: string(in.Key), Selector: in.Selector, Content: in.Content})
-		}
-		all = append(all, out)
-	}
-	slices.SortFunc(all, func(a, b history.Step) int { return strings.Compare(a.Name, b.Name) })
-	if err := s.config.History.RecordSteps(run.ref, all); err != nil {
-		slog.Error("record steps", "ref", run.ref, "error", err)
 	}
 }
 

@@ -78,7 +78,7 @@ func TestContent(t *testing.T) {
 	b.end(t)
 	logs := recordOf(t, g.conn, "build").Logs
 	reasons, err := readBlob(t, g.conn, logs.Annotations["kiln.cache-reasons"], 0, 0)
-	if err != nil || !bytes.Contains(reasons, []byte("no build of late has a step of this name")) {
+	if err != nil || !bytes.Contains(reasons, []byte("no earlier build had a step like it")) {
 		t.Errorf("why a step ran: %s (%v)", reasons, err)
 	}
 	all, err := readBlob(t, g.conn, logs.Digest, 0, 0)

@@ -25,6 +25,7 @@ type metrics struct {
 	mu        sync.Mutex
 	builds    map[string]int64 // by labels
 	steps     history.Steps
+	cache     history.CacheStats
 	durations histogram
 	calls     map[call]*histogram
 }
@@ -74,6 +75,26 @@ func (m *metrics) built(s history.Steps, took time.Duration, err error) {
 	m.steps.Total += s.Total
 	m.steps.Warnings += s.Warnings
 	m.durations.add(took)
+}
+
+// cached notes what the cache was worth to a build.
+func (m *metrics) cached(c history.CacheStats) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cache.Steps += c.Steps
+	m.cache.Hits += c.Hits
+	m.cache.SavedBytes += c.SavedBytes
+	m.cache.SavedTime += c.SavedTime
+}
+
+// writeCache adds what the cache was worth.
+func (m *metrics) writeCache(b *bytes.Buffer) {
+	family(b, "kiln_cache_steps_total", "counter", "Steps that a cache can have, by whether it had them.")
+	fmt.Fprintf(b, "kiln_cache_steps_total{result=\"hit\"} %d\nkiln_cache_steps_total{result=\"miss\"} %d\n", m.cache.Hits, m.cache.Steps-m.cache.Hits)
+	family(b, "kiln_cache_saved_bytes_total", "counter", "Bytes of files that the cache had.")
+	fmt.Fprintf(b, "kiln_cache_saved_bytes_total %d\n", m.cache.SavedBytes)
+	family(b, "kiln_cache_saved_seconds_total", "counter", "Time that steps which the cache had took when they ran.")
+	fmt.Fprintf(b, "kiln_cache_saved_seconds_total %g\n", m.cache.SavedTime.Seconds())
 }
 
 func (m *metrics) called(method string, began time.Time, err error) {
@@ -137,6 +158,7 @@ func (m *metrics) write(b *bytes.Buffer) {
 	}{{"cached", m.steps.Cached}, {"completed", m.steps.Completed}, {"total", m.steps.Total}, {"warnings", m.steps.Warnings}} {
 		fmt.Fprintf(b, "buildkit_builds_steps_total{kind=%q} %d\n", k.kind, k.n)
 	}
+	m.writeCache(b)
 	family(b, "buildkit_build_duration_seconds", "histogram", "How long builds took.")
 	m.durations.write(b, "buildkit_build_duration_seconds", "")
 	family(b, "rpc_server_duration_seconds", "histogram", "How long calls took.")

@@ -1,6 +1,7 @@
 package gc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -40,10 +41,11 @@ func (c *Collector) Run(ctx context.Context, policies []Policy, report func(laye
 	if report == nil {
 		report = func(layer.Usage) {}
 	}
-	layers := 0
+	layers, why := 0, "by garbage collection"
 	for _, p := range policies {
 		n, err := c.apply(ctx, p, report)
 		layers += n
+		why = cmp.Or(p.By, why)
 		if err != nil {
 			return fmt.Errorf("collect garbage: %w", err)
 		}
@@ -51,7 +53,7 @@ func (c *Collector) Run(ctx context.Context, policies []Policy, report func(laye
 	if layers == 0 {
 		return nil
 	}
-	return c.forgetResults(ctx)
+	return c.forgetResults(ctx, why)
 }
 
 // apply applies one policy and returns how many layers it removed.
@@ -179,7 +181,7 @@ func (c *Collector) disk(layers, others []layer.Usage) (Disk, error) {
 
 // forgetResults drops results that have lost a layer. Loading one would be a
 // miss anyway; this keeps the database small.
-func (c *Collector) forgetResults(ctx context.Context) error {
+func (c *Collector) forgetResults(ctx context.Context, why string) error {
 	start := time.Now() // a layer made meanwhile must not count as lost
 	usage, err := c.Layers.DiskUsage(ctx)
 	if err != nil {
@@ -189,7 +191,7 @@ func (c *Collector) forgetResults(ctx context.Context) error {
 	for _, u := range usage {
 		kept[u.ID] = true
 	}
-	return c.Store.ForgetResults(func(r store.Result) bool {
+	return c.Store.EvictResults(why, func(r store.Result) bool {
 		return r.SavedAt.Before(start) && slices.ContainsFunc(r.Outputs, func(o store.Output) bool { return !kept[o.Layer] })
 	})
 }

@@ -24,6 +24,7 @@ type Policy struct {
 	All     bool          // also internal layers and frontend images
 	Filters []string      // one must hold, see [ParseFilters]
 	KeepFor time.Duration // 0 spares nothing
+	By      string        // who wants it, for people: "by a prune"; "" is the daemon
 	// Limits in bytes, 0 for none. With none set, everything goes that may.
 	MaxUsed  int64 // the cache should take no more
 	Reserved int64 // the cache may always take this much

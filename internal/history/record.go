@@ -48,9 +48,10 @@ type Record struct {
 	Result           *Result               `json:"result,omitempty"`  // of the build as a whole
 	Results          map[string]Result     `json:"results,omitempty"` // per platform, by its ID
 
-	Generation int   `json:"generation,omitempty"` // how often the record was changed after the build
-	Pinned     bool  `json:"pinned,omitempty"`     // to be kept whatever its age
-	Steps      Steps `json:"steps,omitzero"`
+	Generation int        `json:"generation,omitempty"` // how often the record was changed after the build
+	Pinned     bool       `json:"pinned,omitempty"`     // to be kept whatever its age
+	Steps      Steps      `json:"steps,omitzero"`
+	Cache      CacheStats `json:"cache,omitzero"`
 
 	// Live is the file that the log of a running build is written to.
 	Live string `json:"live,omitempty"`

@@ -83,3 +83,18 @@ func (c *treeCache) putLocked(id string, tree *contenthash.Tree) {
 		c.recent.Remove(last)
 	}
 }
+
+// List tells what sels select of r. It costs little after [Store.Checksum] of
+// the same.
+func (s *Store) List(ctx context.Context, r *Ref, sels []contenthash.Selector) ([]contenthash.Listed, error) {
+	tree := s.trees.get(r.ID())
+	dir, release, err := s.Mount(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("list files: %w", err)
+	}
+	l, err := tree.List(ctx, dir, sels)
+	if err = errors.Join(err, release()); err != nil {
+		return nil, fmt.Errorf("list files: %w", err)
+	}
+	return l, nil
+}

@@ -35,8 +35,10 @@ const (
 type execOp struct {
 	base
 	op      *llb.ExecOp
-	devices []string // that the run gets, by their full names
-	proxied bool     // the network is the proxy's
+	proxied bool          // the network is the proxy's
+	devices []string      // that the run gets, by their full names
+	keyed   []string      // ids of secrets whose values count, see [Job.KeyedSecrets]
+	secrets []keyedSecret // set by CacheMap
 }
 
 func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
@@ -54,18 +56,24 @@ func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
 		return nil, err
 	}
 	e := &execOp{base: b, op: o, proxied: job.proxied(o.Network)}
+	if job != nil {
+		e.keyed = job.KeyedSecrets
+	}
 	var err error
 	e.devices, err = b.worker.devices(o, b.vertex.Name(), job)
 	return e, err
 }
 
-func (o *execOp) CacheMap(context.Context) (solver.CacheMap, error) {
+func (o *execOp) CacheMap(ctx context.Context) (solver.CacheMap, error) {
 	d, err := execDigest(o.op, o.platform())
 	if err != nil {
 		return solver.CacheMap{}, err
 	}
 	if o.proxied {
 		d = saltProxied(d)
+	}
+	if d, err = o.withSecrets(ctx, d); err != nil {
+		return solver.CacheMap{}, err
 	}
 	cm := solver.CacheMap{Digest: d, Deps: make([]solver.Dep, len(o.vertex.Inputs))}
 	for i := range cm.Deps {
@@ -190,6 +198,9 @@ func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []con
 	}
 	if err != nil {
 		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: None, Input: i}
+	}
+	if w.Listed != nil && ref != nil {
+		w.Listed(string(d), func() ([]contenthash.Listed, error) { return w.Layers.List(withSessions(ctx), ref, sels) })
 	}
 	return string(d), nil
 }

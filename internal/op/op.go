@@ -17,6 +17,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cachemount"
+	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -36,9 +37,13 @@ type Worker struct {
 	CacheMounts *cachemount.Mounts
 	Devices     Devices // nil: there is no support for devices
 	Secrets     Secrets
+	SecretHash  SecretHash // nil: values of secrets never count
 	SSH         SSH
 	Scratch     string       // a directory for files of one run
 	Proxy       *proxy.Proxy // nil: there is no proxy network
+	// Listed is told of content that was digested for a key, and may ask for the
+	// files that it is of before it returns. Nil is nobody.
+	Listed func(content string, files func() ([]contenthash.Listed, error))
 
 	// Slots bounds the file operations that are carried out at a time; nil
 	// sets no bound. Containers are not bounded.
@@ -57,6 +62,10 @@ type Secrets interface {
 	Secret(ctx context.Context, id string) ([]byte, error)
 }
 
+// SecretHash is a keyed hash of a secret's value. Who does not have the key
+// cannot tell values by it.
+type SecretHash func(id string, value []byte) string
+
 // SSH offers the clients' ssh agents to containers.
 type SSH interface {
 	// Listen makes a unix socket at path that leads to the agent id, until
@@ -73,6 +82,9 @@ type Job struct {
 	Entitlements []string
 	// Mode says whether images are looked up anew: "default", "pull", "local".
 	Mode string
+	// KeyedSecrets are the ids of secrets whose values count: a step that uses one
+	// runs again when its value is another.
+	KeyedSecrets []string
 	// KeepFailed keeps what failed steps left until Close, see [Failure].
 	KeepFailed bool
 	// Build makes what a graph is of that a step of the job wrote.

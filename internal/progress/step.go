@@ -76,6 +76,12 @@ func (s *Step) Warn(w Warning) {
 	}
 }
 
+// Note tells of something about the step in a line of its own.
+func (s *Step) Note(text string) {
+	now := time.Now()
+	s.emit(Event{Status: &Status{ID: text, Vertex: s.Vertex(), Timestamp: now, Started: &now, Completed: &now}})
+}
+
 // Task begins a part of the step, shown by name id. total may be 0 for
 // unknown. The caller must call Done.
 func (s *Step) Task(id string, total int64) *Task {

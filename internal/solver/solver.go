@@ -57,6 +57,9 @@ type JobOptions struct {
 	// Ended is told of each remembered result as soon as there is one, however it
 	// was come by. It must not wait for anything. Nil for nobody.
 	Ended func(j *Job, k Key, out []Result)
+	// Missed is told beside the work of each step that is to run. It finds other
+	// steps of the job by their keys. Nil for nobody.
+	Missed func(s Step, to *progress.Step, other func(Key) (Step, bool))
 }
 
 // A Job is one build: a graph as one client first resolved it. The job is the
@@ -71,12 +74,17 @@ type Job struct {
 	ended   func(*Job, Key, []Result)
 	nodes   table[*node]
 	recipes table[Recipe] // by key
+
+	onMiss     func(Step, *progress.Step, func(Key) (Step, bool))
+	explaining sync.WaitGroup // calls of onMiss
+	missing    sync.Mutex     // guards settled
+	settled    bool           // there are no more calls of onMiss
 }
 
 // NewJob starts an empty job, to be closed by the caller.
 func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
-	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports, ended: opt.Ended}
+	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports, ended: opt.Ended, onMiss: opt.Missed}
 	if j.sink == nil {
 		j.sink = progress.Discard()
 	}
@@ -86,6 +94,7 @@ func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 // Close abandons whatever the job still has under way, and tells the sink so.
 func (j *Job) Close() {
 	j.cancel()
+	j.settle()
 	for _, n := range j.nodes.all() {
 		n.report.abandon()
 	}
@@ -135,6 +144,7 @@ type node struct {
 	mu     sync.Mutex
 	needed map[int]bool // outputs that somebody wants
 	known  *identity    // what identity holds, once it does
+	found  bool         // a result was remembered
 }
 
 // identity is what a node would produce. It is fresh if nothing remembered
@@ -296,6 +306,9 @@ func (n *node) evaluate() ([]Result, error) {
 	}
 	if !errors.Is(err, ErrNotFound) {
 		if err == nil {
+			n.mu.Lock()
+			n.found = true
+			n.mu.Unlock()
 			n.report.cached()
 			n.tellEnded(id, out)
 		}
@@ -310,6 +323,9 @@ func (n *node) make() ([]Result, error) {
 	id, err := n.identity.get(ctx, n.identify)
 	if err != nil {
 		return nil, err
+	}
+	if id.keep == KeepAlways {
+		n.missed()
 	}
 	// The inputs come first, so that the flight below is a leaf.
 	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })

@@ -1,6 +1,13 @@
 package solver
 
-import digest "github.com/opencontainers/go-digest"
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+)
 
 // Step is what became of a vertex, for those who explain it to people.
 type Step struct {
@@ -8,26 +15,111 @@ type Step struct {
 	Name   string
 	Key    Key
 	Recipe Recipe // what Key was made of
+	Parts  []Part // what Recipe.Digest was made of, as far as the operation tells
 	Ran    bool   // it was executed, not remembered
+	Cached bool   // it counts as remembered, perhaps because what it is for was
+	Made   bool   // there was a result of it: it ran well, or one was found
 	Fresh  bool   // nothing remembered was wanted
+	Took   time.Duration
 }
 
-// Steps returns what the job has identified so far, in no order.
+// Part is a part of what an operation's digest is made of.
+type Part struct {
+	Kind  string // such as "env"
+	Name  string // such as that of a variable; "" where there is one of the kind only
+	Value string // for people; equal if and only if the part is
+}
+
+// Explained is an operation that can tell what its digest is made of. It is
+// asked after its CacheMap only.
+type Explained interface{ Parts() []Part }
+
+// Steps returns what the job has identified, each after its inputs. From now on
+// nobody is told of steps that are to run.
 func (j *Job) Steps() (steps []Step) {
-	for _, n := range j.nodes.all() {
-		n.mu.Lock()
-		id := n.known
-		n.mu.Unlock()
-		if id == nil {
-			continue
+	j.settle()
+	seen := map[*node]bool{}
+	var visit func(n *node)
+	visit = func(n *node) {
+		if seen[n] {
+			return
 		}
-		recipe, _ := j.Recipe(id.key)
-		n.report.mu.Lock()
-		steps = append(steps, Step{
-			Vertex: n.report.vertex.Digest, Name: n.report.vertex.Name, Key: id.key, Recipe: recipe,
-			Ran: n.report.running, Fresh: id.fresh,
-		})
-		n.report.mu.Unlock()
+		seen[n] = true
+		for _, in := range n.inputs {
+			visit(in.node)
+		}
+		if s, ok := n.step(); ok {
+			steps = append(steps, s)
+		}
+	}
+	all := j.nodes.all()
+	slices.SortFunc(all, func(a, b *node) int {
+		return cmp.Or(strings.Compare(a.report.vertex.Name, b.report.vertex.Name), strings.Compare(string(a.report.vertex.Digest), string(b.report.vertex.Digest)))
+	})
+	for _, n := range all {
+		visit(n)
 	}
 	return steps
+}
+
+// step describes the node, if it is identified.
+func (n *node) step() (Step, bool) {
+	n.mu.Lock()
+	id, found := n.known, n.found
+	n.mu.Unlock()
+	if id == nil {
+		return Step{}, false
+	}
+	recipe, _ := n.job.Recipe(id.key)
+	s := Step{Key: id.key, Recipe: recipe, Fresh: id.fresh}
+	if e, ok := n.op.(Explained); ok {
+		s.Parts = e.Parts()
+	}
+	n.report.mu.Lock()
+	defer n.report.mu.Unlock()
+	v := &n.report.vertex
+	s.Vertex, s.Name, s.Ran, s.Cached = v.Digest, v.Name, n.report.running, v.Cached
+	s.Made = found || s.Ran && v.Completed != nil && v.Error == ""
+	if s.Ran && v.Started != nil && v.Completed != nil {
+		s.Took = v.Completed.Sub(*v.Started)
+	}
+	return s, true
+}
+
+// missed tells whoever wants to know that the node is about to run.
+func (n *node) missed() {
+	j := n.job
+	if j.onMiss == nil {
+		return
+	}
+	s, ok := n.step()
+	if !ok {
+		return
+	}
+	j.missing.Lock()
+	defer j.missing.Unlock()
+	if !j.settled {
+		j.explaining.Go(func() { j.onMiss(s, n.report.step(), j.stepOf) })
+	}
+}
+
+// settle waits until those who were told of steps that are to run are done.
+func (j *Job) settle() {
+	j.missing.Lock()
+	j.settled = true
+	j.missing.Unlock()
+	j.explaining.Wait()
+}
+
+// stepOf finds a step by its key.
+func (j *Job) stepOf(k Key) (Step, bool) {
+	for _, n := range j.nodes.all() {
+		n.mu.Lock()
+		found := n.known != nil && n.known.key == k
+		n.mu.Unlock()
+		if found {
+			return n.step()
+		}
+	}
+	return Step{}, false
 }

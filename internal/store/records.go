@@ -88,21 +88,6 @@ func (s *Store) Results(f func(solver.Key, Result) error) error {
 	})
 }
 
-// ForgetResults forgets the results that stale is true for.
-func (s *Store) ForgetResults(stale func(Result) bool) error {
-	var keys []solver.Key
-	err := s.Results(func(key solver.Key, r Result) error {
-		if stale(r) {
-			keys = append(keys, key)
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("list results: %w", err)
-	}
-	return s.DeleteResults(keys...)
-}
-
 // Digest returns the content digest kept for part, a piece of a key as the
 // solver names it.
 func (s *Store) Digest(part string) (string, bool) {

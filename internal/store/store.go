@@ -50,9 +50,11 @@ const (
 	bucketImages  = "images"
 	bucketValues  = "values"
 	bucketHistory = "history"
+	bucketSteps   = "steps"
+	bucketFiles   = "files"
 )
 
-var buckets = [...]string{bucketMeta, bucketLayers, bucketResults, bucketDigests, bucketImages, bucketValues, bucketHistory}
+var buckets = [...]string{bucketMeta, bucketLayers, bucketResults, bucketDigests, bucketImages, bucketValues, bucketHistory, bucketSteps, bucketFiles}
 
 // Store is an opened database. Its methods may be called concurrently.
 type Store struct {

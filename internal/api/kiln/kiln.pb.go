@@ -27,10 +27,12 @@ const (
 type Outcome int32
 
 const (
-	Outcome_UNKNOWN    Outcome = 0 // the build ended before
-	Outcome_CACHED     Outcome = 1
-	Outcome_RAN        Outcome = 2
-	Outcome_NOT_NEEDED Outcome = 3
+	Outcome_UNKNOWN     Outcome = 0 // the build ended before
+	Outcome_CACHED      Outcome = 1
+	Outcome_RAN         Outcome = 2
+	Outcome_NOT_NEEDED  Outcome = 3
+	Outcome_FAILED      Outcome = 4
+	Outcome_EVERY_BUILD Outcome = 5 // it is looked at in every build, such as a client's folder
 )
 
 // Enum value maps for Outcome.
@@ -40,12 +42,16 @@ var (
 		1: "CACHED",
 		2: "RAN",
 		3: "NOT_NEEDED",
+		4: "FAILED",
+		5: "EVERY_BUILD",
 	}
 	Outcome_value = map[string]int32{
-		"UNKNOWN":    0,
-		"CACHED":     1,
-		"RAN":        2,
-		"NOT_NEEDED": 3,
+		"UNKNOWN":     0,
+		"CACHED":      1,
+		"RAN":         2,
+		"NOT_NEEDED":  3,
+		"FAILED":      4,
+		"EVERY_BUILD": 5,
 	}
 )
 
@@ -78,8 +84,7 @@ func (Outcome) EnumDescriptor() ([]byte, []int) {
 
 type WhyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`   // of a build; may be cut short; "" is the last one that ended
-	Step          string                 `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"` // part of a name, or a number as the response has it; "" is all
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // of a build; "" is the last one that ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -121,19 +126,11 @@ func (x *WhyRequest) GetRef() string {
 	return ""
 }
 
-func (x *WhyRequest) GetStep() string {
-	if x != nil {
-		return x.Step
-	}
-	return ""
-}
-
 type WhyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	Steps         []*Step                `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"` // in the order in which they depend on each other
 	Stats         *CacheStats            `protobuf:"bytes,3,opt,name=stats,proto3" json:"stats,omitempty"`
-	Total         int32                  `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"` // steps of the build; steps may be a choice of them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,13 +184,6 @@ func (x *WhyResponse) GetStats() *CacheStats {
 		return x.Stats
 	}
 	return nil
-}
-
-func (x *WhyResponse) GetTotal() int32 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
 }
 
 // CacheStats is what the cache was worth to a build.
@@ -368,11 +358,12 @@ func (x *Step) GetNanoseconds() int64 {
 // Difference is one part of a key that is not as it was.
 type Difference struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // such as "file" or "build-arg"
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // such as a path; "" where there is only one of the kind
-	Was           string                 `protobuf:"bytes,3,opt,name=was,proto3" json:"was,omitempty"`   // "" if there was none
-	Now           string                 `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`   // "" if there is none
-	Step          string                 `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"` // name of the step whose part it is, where that is one below
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`         // such as "file" or "build-arg"
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`         // such as a path; "" where there is only one of the kind
+	Was           string                 `protobuf:"bytes,3,opt,name=was,proto3" json:"was,omitempty"`           // "" if there was none
+	Now           string                 `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`           // "" if there is none
+	Step          string                 `protobuf:"bytes,5,opt,name=step,proto3" json:"step,omitempty"`         // name of the step whose part it is, where that is one below
+	Sentence      string                 `protobuf:"bytes,6,opt,name=sentence,proto3" json:"sentence,omitempty"` // the same in words
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -438,6 +429,13 @@ func (x *Difference) GetNow() string {
 func (x *Difference) GetStep() string {
 	if x != nil {
 		return x.Step
+	}
+	return ""
+}
+
+func (x *Difference) GetSentence() string {
+	if x != nil {
+		return x.Sentence
 	}
 	return ""
 }
@@ -1409,16 +1407,14 @@ var File_internal_api_kiln_kiln_proto protoreflect.FileDescriptor
 
 const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"\n" +
-	"\x1cinternal/api/kiln/kiln.proto\x12\akiln.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\x1cinternal/api/kiln/kiln.proto\x12\akiln.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1e\n" +
 	"\n" +
 	"WhyRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
-	"\x04step\x18\x02 \x01(\tR\x04step\"\x85\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"o\n" +
 	"\vWhyResponse\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12#\n" +
 	"\x05steps\x18\x02 \x03(\v2\r.kiln.v1.StepR\x05steps\x12)\n" +
-	"\x05stats\x18\x03 \x01(\v2\x13.kiln.v1.CacheStatsR\x05stats\x12\x14\n" +
-	"\x05total\x18\x04 \x01(\x05R\x05total\"\x84\x01\n" +
+	"\x05stats\x18\x03 \x01(\v2\x13.kiln.v1.CacheStatsR\x05stats\"\x84\x01\n" +
 	"\n" +
 	"CacheStats\x12\x14\n" +
 	"\x05steps\x18\x01 \x01(\x03R\x05steps\x12\x12\n" +
@@ -1434,14 +1430,15 @@ const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x125\n" +
 	"\vdifferences\x18\x06 \x03(\v2\x13.kiln.v1.DifferenceR\vdifferences\x12#\n" +
 	"\rcompared_with\x18\a \x01(\tR\fcomparedWith\x12 \n" +
-	"\vnanoseconds\x18\b \x01(\x03R\vnanoseconds\"l\n" +
+	"\vnanoseconds\x18\b \x01(\x03R\vnanoseconds\"\x88\x01\n" +
 	"\n" +
 	"Difference\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03was\x18\x03 \x01(\tR\x03was\x12\x10\n" +
 	"\x03now\x18\x04 \x01(\tR\x03now\x12\x12\n" +
-	"\x04step\x18\x05 \x01(\tR\x04step\"*\n" +
+	"\x04step\x18\x05 \x01(\tR\x04step\x12\x1a\n" +
+	"\bsentence\x18\x06 \x01(\tR\bsentence\"*\n" +
 	"\x10ListCacheRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\"$\n" +
 	"\x10ShowCacheRequest\x12\x10\n" +
@@ -1510,14 +1507,17 @@ const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"F\n" +
 	"\x14RemoveImagesResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x03(\tR\aremoved\x12\x14\n" +
-	"\x05freed\x18\x02 \x01(\x03R\x05freed*;\n" +
+	"\x05freed\x18\x02 \x01(\x03R\x05freed*X\n" +
 	"\aOutcome\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\n" +
 	"\n" +
 	"\x06CACHED\x10\x01\x12\a\n" +
 	"\x03RAN\x10\x02\x12\x0e\n" +
 	"\n" +
-	"NOT_NEEDED\x10\x032\xd2\x03\n" +
+	"NOT_NEEDED\x10\x03\x12\n" +
+	"\n" +
+	"\x06FAILED\x10\x04\x12\x0f\n" +
+	"\vEVERY_BUILD\x10\x052\xd2\x03\n" +
 	"\x04Kiln\x120\n" +
 	"\x03Why\x12\x13.kiln.v1.WhyRequest\x1a\x14.kiln.v1.WhyResponse\x12>\n" +
 	"\tListCache\x12\x19.kiln.v1.ListCacheRequest\x1a\x14.kiln.v1.CacheRecord0\x01\x12<\n" +

@@ -30,6 +30,9 @@ type Source struct {
 	// EmptyIfUnset says that a variable that is not set is an empty secret, as for
 	// BuildKit's programs, and no mistake.
 	EmptyIfUnset bool
+	// CacheKey has steps that use the secret run again when its value is another.
+	// A daemon that is not Kiln's passes over it.
+	CacheKey bool
 }
 
 // Provider serves a client's secrets. It is a [session.Attachable].

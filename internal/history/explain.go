@@ -1,0 +1,223 @@
+package history
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/store"
+)
+
+// Reason is why a step runs though one like it ran before.
+type Reason struct {
+	Differences []Difference // at least one
+	Near        string       // ref of the build that had the step it was compared with
+}
+
+// Sentence is the reason in one line.
+func (r *Reason) Sentence() string { return reason(r.Differences) }
+
+// Explain tells why a step runs and was not found in the cache: all of its key
+// that differs from the nearest step that any build had, the first part first.
+// What it is built on is looked through down to the step that has changed
+// itself. other finds steps of the same build by their keys. It is nil for a
+// step that is new, and for one that no other build could have had.
+func (l *Ledger) Explain(s Step, other func(key string) (Step, bool)) *Reason {
+	if s.Local {
+		return nil
+	}
+	if old, ok := l.Get(s.Key); ok && old.Made {
+		return &Reason{Differences: []Difference{l.lost(s, old)}, Near: old.Build}
+	}
+	key, ok := l.nearest(s)
+	if !ok {
+		return nil
+	}
+	near, ok := l.Get(key)
+	if !ok {
+		return nil
+	}
+	c := comparison{ledger: l, other: other, seen: map[[2]string]bool{}}
+	ds := c.steps(s, near, "")
+	if s.Fresh {
+		ds = append([]Difference{{Kind: KindNoCache}}, ds...)
+	}
+	if len(ds) == 0 {
+		ds = []Difference{{Kind: KindUnnamed}}
+	}
+	return &Reason{Differences: ds, Near: near.Build}
+}
+
+// Compare tells in what the key of one known step differs from that of another.
+func (l *Ledger) Compare(a, b string) []Difference {
+	now, ok := l.Get(b)
+	near, also := l.Get(a)
+	if !ok || !also || a == b {
+		return nil
+	}
+	c := comparison{ledger: l, other: func(string) (Step, bool) { return Step{}, false }, seen: map[[2]string]bool{}}
+	ds := c.steps(stepOf(b, now), near, "")
+	if len(ds) == 0 {
+		ds = []Difference{{Kind: KindUnnamed}}
+	}
+	return ds
+}
+
+// lost tells why a result that was there cannot be used.
+func (l *Ledger) lost(s Step, old store.Step) Difference {
+	switch {
+	case s.Fresh:
+		return Difference{Kind: KindNoCache}
+	case !old.EvictedAt.IsZero():
+		return Difference{Kind: KindEvicted, Name: old.EvictedBy, Was: old.EvictedAt.Local().Format(time.DateTime)}
+	}
+	return Difference{Kind: KindResult}
+}
+
+func stepOf(key string, st store.Step) Step {
+	return Step{
+		Name: st.Name, Key: key, Operation: st.Operation, Parts: st.Parts, Args: st.Args, Inputs: st.Inputs, Made: st.Made, Took: st.Took,
+	}
+}
+
+// comparison is of a step, and all below it, with one of an earlier build.
+type comparison struct {
+	ledger *Ledger
+	other  func(key string) (Step, bool)
+	seen   map[[2]string]bool // pairs of keys
+}
+
+// find returns the step with a key, of this build or of another.
+func (c *comparison) find(key string) (Step, bool) {
+	if s, ok := c.other(key); ok {
+		return s, true
+	}
+	if st, ok := c.ledger.Get(key); ok {
+		return stepOf(key, st), true
+	}
+	return Step{}, false
+}
+
+// steps compares; below is the name of s if it is below the step in question.
+func (c *comparison) steps(s Step, near store.Step, below string) (out []Difference) {
+	if s.Operation != near.Operation {
+		out = c.parts(s, near)
+		for i := range out {
+			out[i].Step = below
+		}
+	}
+	if len(s.Inputs) != len(near.Inputs) {
+		return append(out, Difference{
+			Kind: KindInput, Name: "other steps than before", Step: below,
+			Was: fmt.Sprint(len(near.Inputs)), Now: fmt.Sprint(len(s.Inputs)),
+		})
+	}
+	for i, in := range s.Inputs {
+		out = append(out, c.input(in, near.Inputs[i], below)...)
+	}
+	return out
+}
+
+// parts compares what two steps do.
+func (c *comparison) parts(s Step, near store.Step) (out []Difference) {
+	was, now := byName(near.Parts), byName(s.Parts)
+	ids := make([][2]string, 0, len(s.Parts)+len(near.Parts))
+	for _, p := range append(slices.Clone(s.Parts), near.Parts...) { // in the order of the key
+		if id := partID(p); !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	for _, id := range ids {
+		a, b := was[id], now[id]
+		if a.Value == b.Value && a.Name == b.Name {
+			continue
+		}
+		d := Difference{Kind: id[0], Name: cmp.Or(b.Name, a.Name), Was: a.Value, Now: b.Value}
+		if id[0] == KindEnv && (a.Kind == KindBuildArg || b.Kind == KindBuildArg) {
+			d.Kind = KindBuildArg
+		}
+		if id[0] == KindImage && a.Name != b.Name && a.Name != "" {
+			d.Was = a.Name + "@" + a.Value
+		}
+		out = append(out, d)
+	}
+	return append(argsIn(out, s.Args, near.Args), out...)
+}
+
+// partID names a part across builds.
+func partID(p Part) [2]string {
+	switch p.Kind {
+	case KindBuildArg:
+		return [2]string{KindEnv, p.Name} // in one build given, in the other as the file has it
+	case KindImage:
+		return [2]string{p.Kind, ""} // there is one, whose name may change
+	}
+	return [2]string{p.Kind, p.Name}
+}
+
+func byName(parts []Part) map[[2]string]Part {
+	m := make(map[[2]string]Part, len(parts))
+	for _, p := range parts {
+		m[partID(p)] = p
+	}
+	return m
+}
+
+// argsIn are the build arguments that differ and that differences come from:
+// their values are in what was and in what is.
+func argsIn(ds []Difference, now, was map[string]string) (out []Difference) {
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		before, ok := was[name]
+		if !ok || before == now[name] {
+			continue
+		}
+		if slices.ContainsFunc(ds, func(d Difference) bool {
+			return d.Kind != KindBuildArg && strings.Contains(d.Now, now[name]) && strings.Contains(d.Was, before)
+		}) {
+			out = append(out, Difference{Kind: KindBuildArg, Name: name, Was: before, Now: now[name]})
+		}
+	}
+	return out
+}
+
+// input compares what is read.
+func (c *comparison) input(in, was StepInput, below string) []Difference {
+	name := "an input"
+	s, known := c.find(in.Key)
+	if known {
+		name = s.Name
+	}
+	if in.Content != "" && was.Content != "" {
+		if in.Content == was.Content {
+			return nil
+		}
+		ds := c.ledger.changedFiles(was.Content, in.Content)
+		if len(ds) == 0 {
+			ds = []Difference{{Kind: KindFiles, Name: name, Was: was.Content, Now: in.Content}}
+		}
+		for i := range ds {
+			ds[i].Step = below
+		}
+		return ds
+	}
+	if in.Key == was.Key {
+		if in.Selector != was.Selector {
+			return []Difference{{Kind: "mount", Name: "of a part of " + name, Was: was.Selector, Now: in.Selector, Step: below}}
+		}
+		return nil
+	}
+	before, also := c.ledger.Get(was.Key)
+	pair := [2]string{was.Key, in.Key}
+	if known && also && !c.seen[pair] {
+		c.seen[pair] = true
+		if ds := c.steps(s, before, s.Name); len(ds) > 0 {
+			return ds
+		}
+	} else if c.seen[pair] {
+		return nil // told already
+	}
+	return []Difference{{Kind: KindInput, Name: name, Was: was.Key, Now: in.Key, Step: below}}
+}
