@@ -32,6 +32,10 @@ Examples:
       an image for two platforms, as an archive
    kiln build -o out .
       the files of the result in ./out; "-o -" writes them as a tar to standard output
+   kiln build --check .
+      look for mistakes in the Dockerfile; the exit code is 1 if there are any
+   kiln build --call outline .
+      what the build takes: arguments, secrets and agents; "targets" lists the stages
    kiln build --secret id=token,src=token.txt .
       for RUN --mount=type=secret,id=token; also id=token,env=VARIABLE.
       With cache-key=true, steps that use it run again when its value changes
@@ -102,6 +106,8 @@ func buildFlags() []cli.Flag {
 		list("local", "let LLB or a frontend read a directory: `NAME=DIR`; may be repeated"),
 		list("oci-layout", "let LLB or a frontend read an OCI layout: `NAME=DIR`; may be repeated"),
 		text("source-policy-file", "rules about sources in `FILE`, as JSON"),
+		flag("check", "look for mistakes in the Dockerfile, and do not build"),
+		text("call", "ask about the Dockerfile: `build|check|outline|targets[,format=json][,ignorestatus=true]`"),
 		text("progress", "how progress is shown: auto, tty, plain, rawjson or quiet"),
 		flag("quiet", "show nothing but the image's digest", "q"),
 		text("iidfile", "write the image's id to `FILE`"),
@@ -115,6 +121,10 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	asked, err := parseCall(cmd)
+	if err != nil {
+		return err
+	}
 	opt, err := awaitOptions(ctx, e, cmd)
 	if err != nil {
 		return err
@@ -123,10 +133,18 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err != nil {
 		return usagef(cmd, "%v", err)
 	}
+	finish := func(err error) error {
+		if finishErr := display.Finish(failureOf(ctx, err)); finishErr != nil && err == nil {
+			return fmt.Errorf("show progress: %w", finishErr)
+		}
+		return nil
+	}
+	if asked != nil {
+		return runCall(ctx, e, cmd, asked, opt, display, finish)
+	}
 	result, err := solve(ctx, e, cmd, opt, display)
-	failure := failureOf(ctx, err)
-	if finishErr := display.Finish(failure); finishErr != nil && err == nil {
-		err = fmt.Errorf("show progress: %w", finishErr)
+	if finishErr := finish(err); err == nil {
+		err = finishErr
 	}
 	if err != nil {
 		return err
