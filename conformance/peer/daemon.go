@@ -19,7 +19,9 @@ import (
 type Daemon struct {
 	Name string // "kiln" or "buildkit"
 	Dir  string // root, socket and log
-	args []string
+	// Config is the text of its buildkitd.toml.
+	Config string
+	args   []string
 	// client returns the command line that builds, with the client of its own kind.
 	client func(Build) []string
 	cmd    *exec.Cmd
@@ -36,7 +38,7 @@ type Build struct {
 // NewKiln describes a Kiln daemon, to be started.
 func NewKiln(program string, base Base, dir string) *Daemon {
 	d := &Daemon{Name: "kiln", Dir: dir}
-	d.args = []string{program, "daemon", "--root", filepath.Join(dir, "root"), "--addr", d.Addr()}
+	d.args = []string{program, "daemon", "--root", filepath.Join(dir, "root"), "--addr", d.Addr(), "--config", filepath.Join(dir, "buildkitd.toml")}
 	d.client = func(b Build) []string {
 		args := []string{program, "build", "--progress=plain", "--build-context", "base=oci-layout://" + base.Dir}
 		for _, a := range b.Args {
@@ -109,7 +111,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	if err := os.MkdirAll(d.Dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(d.Dir, "buildkitd.toml"), nil, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(d.Dir, "buildkitd.toml"), []byte(d.Config), 0o644); err != nil {
 		return err
 	}
 	log, err := os.OpenFile(filepath.Join(d.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

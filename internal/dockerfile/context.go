@@ -91,9 +91,6 @@ func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.P
 		}
 	}
 	s.platform = &platform
-	if s.context == nil && s.decl != nil {
-		s.steps-- // the base has no step of its own
-	}
 	s.done = s.decl == nil || s.context != nil
 	return nil
 }

@@ -101,10 +101,8 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 		c.trigger, c.foreign = true, t.foreign
 		triggers[i] = c
 		more = more || len(c.sources) > 0
-		if isStep(t.Instruction) {
-			s.steps++
-		}
 	}
+	s.steps += len(triggers) // of all kinds, as BuildKit numbers them
 	s.commands = append(triggers, s.commands...)
 	return more, nil
 }

@@ -217,9 +217,6 @@ func (l *lowering) findTarget() (*stage, error) {
 	if s, ok := l.byName[strings.ToLower(name)]; ok {
 		return s, nil
 	}
-	if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < len(l.in.file.Stages) {
-		return l.stages[n], nil
-	}
 	expected := "the name of a stage, but no stage has one"
 	if names := l.stageNames(); len(names) > 0 {
 		expected = "one of " + strings.Join(names, ", ")

@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -68,9 +68,7 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 	if created == nil {
 		created = lastTime(history, epoch)
 	}
-	if created = clamp(created, epoch); created != nil {
-		set["created"] = created
-	}
+	set["created"] = clamp(created, epoch) // null if nothing tells a time
 	set["history"], set["rootfs"] = history, rootFS(layers)
 	if result.Cache != nil {
 		set["moby.buildkit.cache.v0"] = result.Cache
@@ -86,7 +84,7 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 }
 
 func rootFS(layers []layer.Blob) ocispecs.RootFS {
-	fs := ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
+	fs := ocispecs.RootFS{Type: "layers"}
 	for _, l := range layers {
 		fs.DiffIDs = append(fs.DiffIDs, l.DiffID)
 	}
@@ -103,9 +101,13 @@ func defaultConfig() []byte {
 	return b
 }
 
+// exporterComment marks entries of history that the build gave none for, with
+// the words by which they are known.
+const exporterComment = "buildkit.exporter.image.v0"
+
 // mergeHistory makes as many entries tell of layers as there are layers.
 func mergeHistory(history []ocispecs.History, layers []layer.Blob) []ocispecs.History {
-	out := append([]ocispecs.History{}, history...)
+	out := slices.Clone(history) // without any it stays nil, which is written as null
 	told := 0
 	for _, h := range out {
 		if !h.EmptyLayer {
@@ -121,7 +123,7 @@ func mergeHistory(history []ocispecs.History, layers []layer.Blob) []ocispecs.Hi
 	}
 	for _, l := range layers[told:] {
 		by := recordOf(l).Description
-		out = append(out, ocispecs.History{CreatedBy: by, Comment: "kiln.exporter"})
+		out = append(out, ocispecs.History{CreatedBy: by, Comment: exporterComment})
 	}
 	return out
 }

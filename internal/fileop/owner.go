@@ -81,7 +81,7 @@ func checkOwner(o *llb.Owner) error {
 
 func named(o *llb.Owner, open func(int) (*safepath.Root, error), file string, parse func([]string) (account, bool)) ([]account, error) {
 	if o.Input == llb.None {
-		return nil, nil // an empty file system has no users
+		return nil, fmt.Errorf("invalid user index -1: %q is looked up in %s, but the step starts from an empty file system (scratch, or a copy of its own layer with --link): expected a numeric id", o.Name, file)
 	}
 	root, err := open(o.Input)
 	if err != nil {

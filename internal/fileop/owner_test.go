@@ -148,12 +148,15 @@ func TestResolveOwner(t *testing.T) {
 		{&llb.Ownership{User: byName("www")}, &Owner{33, 34}},
 		{&llb.Ownership{User: byName("www"), Group: byName("audio")}, &Owner{33, 29}},
 		{&llb.Ownership{User: byName("nobody"), Group: byName("none")}, &Owner{0, 0}},
-		{&llb.Ownership{User: &llb.Owner{Name: "www", Input: llb.None}}, &Owner{0, 0}},
 	} {
 		got, err := ResolveOwner(c.own, open)
 		if err != nil || (got == nil) != (c.want == nil) || got != nil && *got != *c.want {
 			t.Errorf("%+v is %v, %v; want %v", c.own, got, err, c.want)
 		}
+	}
+	nowhere := &llb.Ownership{User: &llb.Owner{Name: "www", Input: llb.None}}
+	if got, err := ResolveOwner(nowhere, open); err == nil || !strings.Contains(err.Error(), `"www" is looked up in /etc/passwd`) {
+		t.Errorf("a name in an empty file system is %v, %v", got, err)
 	}
 	if asked != 5 {
 		t.Errorf("the input was opened %d times", asked)

@@ -13,7 +13,8 @@ import (
 // dropUnchanged removes from an upper directory what is the same in the layers
 // below. The kernel copies up what is merely opened to be written, or gets the
 // owner that it has, and each folder in which a mount point was made; a layer,
-// and a diff, must hold only what the step changed.
+// and a diff, must hold only what the step changed. The time of a folder in which
+// nothing is left counts as nothing.
 func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string) error {
 	root, err := openRoot(upper)
 	if err != nil {
@@ -99,7 +100,7 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 	if err != nil || !empty {
 		return false, 0, err
 	}
-	if changed, err := differ(fd(parent), was, fd(dir), now, name); err != nil || changed || now.Mtim != was.Mtim {
+	if changed, err := differ(fd(parent), was, fd(dir), now, name); err != nil || changed {
 		return false, 0, err
 	}
 	equal, err := sameXattrs(sub, covered[0])

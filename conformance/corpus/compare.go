@@ -1,0 +1,151 @@
+package corpus
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Compare says in what Kiln's outcomes of a case, of its first build and the one
+// after it, differ from BuildKit's. Nothing means that they are equal.
+func Compare(c *Case, kiln, buildkit [2]*Outcome) []string {
+	k, b := kiln[0], buildkit[0]
+	var diffs []string
+	differ := func(format string, args ...any) { diffs = append(diffs, fmt.Sprintf(format, args...)) }
+	switch {
+	case c.Fails == "" && b.Err != nil:
+		differ("BuildKit fails, which the case did not expect: %v", b.Err)
+	case c.Fails != "" && b.Err == nil:
+		differ("BuildKit builds it, but was to say %q", c.Fails)
+	case c.Fails != "" && !strings.Contains(b.Err.Error(), c.Fails):
+		differ("BuildKit was to say %q, but says: %v", c.Fails, b.Err)
+	}
+	if (k.Err == nil) != (b.Err == nil) {
+		differ("errors: Kiln's %v, BuildKit's %v", k.Err, b.Err)
+		return diffs
+	}
+	if b.Err != nil {
+		if len(b.ErrLines) > 0 && !slices.ContainsFunc(k.ErrLines, func(l string) bool { return slices.Contains(b.ErrLines, l) }) {
+			differ("error at: Kiln's %v, BuildKit's %v (%v; %v)", k.ErrLines, b.ErrLines, k.Err, b.Err)
+		}
+		return diffs
+	}
+	diffs = append(diffs, compareGraphs(k.Graphs, b.Graphs)...)
+	diffs = append(diffs, compareMaps("first build, step", k.Steps, b.Steps, true)...)
+	diffs = append(diffs, compareMaps("second build, step", kiln[1].Steps, buildkit[1].Steps, false)...)
+	slices.Sort(k.Warnings)
+	slices.Sort(b.Warnings)
+	if !slices.Equal(k.Warnings, b.Warnings) {
+		differ("warnings: Kiln's %q, BuildKit's %q", k.Warnings, b.Warnings)
+	}
+	return append(diffs, compareArchives(k.Archive, b.Archive)...)
+}
+
+func compareArchives(kiln, buildkit []byte) []string {
+	k, err := ReadImages(kiln)
+	if err != nil {
+		return []string{fmt.Sprintf("Kiln's image: %v", err)}
+	}
+	b, err := ReadImages(buildkit)
+	if err != nil {
+		return []string{fmt.Sprintf("BuildKit's image: %v", err)}
+	}
+	if len(k) != len(b) {
+		return []string{fmt.Sprintf("images: Kiln's %d, BuildKit's %d", len(k), len(b))}
+	}
+	var diffs []string
+	for i := range k {
+		diffs = append(diffs, compareImages(k[i], b[i])...)
+	}
+	return diffs
+}
+
+func compareImages(k, b Image) []string {
+	var diffs []string
+	if k.Platform != b.Platform {
+		diffs = append(diffs, fmt.Sprintf("platform: Kiln's %s, BuildKit's %s", k.Platform, b.Platform))
+	}
+	if k.Config != b.Config {
+		diffs = append(diffs, "config:\n"+lineDiff(strings.Split(k.Config, "\n"), strings.Split(b.Config, "\n")))
+	}
+	if len(k.Files) != len(b.Files) {
+		return append(diffs, fmt.Sprintf("layers: Kiln's %d, BuildKit's %d", len(k.Files), len(b.Files)))
+	}
+	for i := range k.Files {
+		if k.Layers[i] != b.Layers[i] {
+			diffs = append(diffs, compareLayers(fmt.Sprintf("layer %d", i), k.Files[i], b.Files[i])...)
+		}
+	}
+	return diffs
+}
+
+// compareLayers wants all to be equal but for two things in which BuildKit is
+// the worse: it dates folders by the build where Kiln keeps a time that the next
+// build has, too, and it loses user attributes.
+func compareLayers(layer string, kiln, buildkit map[string]File) []string {
+	all := maps.Clone(kiln)
+	maps.Copy(all, buildkit)
+	var diffs []string
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		k, b := kiln[name], buildkit[name]
+		if b.Time == "now" {
+			k.Time = b.Time
+		}
+		if b.User == "" {
+			k.User = ""
+		}
+		if k != b {
+			diffs = append(diffs, fmt.Sprintf("%s, %q:\n    Kiln:     %s\n    BuildKit: %s", layer, name, kiln[name], b))
+		}
+	}
+	return diffs
+}
+
+func compareGraphs(kiln, buildkit map[string]Graph) []string {
+	all := maps.Clone(kiln)
+	maps.Copy(all, buildkit)
+	var diffs []string
+	for _, platform := range slices.Sorted(maps.Keys(all)) {
+		k, inKiln := kiln[platform]
+		b, inBuildKit := buildkit[platform]
+		if inKiln != inBuildKit || !slices.Equal(k, b) {
+			diffs = append(diffs, fmt.Sprintf("LLB %s:\n%s", platform, lineDiff(k, b)))
+		}
+	}
+	return diffs
+}
+
+// compareMaps compares texts by name, or the names alone.
+func compareMaps(what string, kiln, buildkit map[string]string, namesOnly bool) []string {
+	all := maps.Clone(kiln)
+	maps.Copy(all, buildkit)
+	var diffs []string
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		k, inKiln := kiln[name]
+		b, inBuildKit := buildkit[name]
+		if inKiln != inBuildKit || (!namesOnly && k != b) {
+			diffs = append(diffs, fmt.Sprintf("%s %q:\n    Kiln:     %s\n    BuildKit: %s", what, name, k, b))
+		}
+	}
+	return diffs
+}
+
+// lineDiff shows the lines that one side alone has.
+func lineDiff(kiln, buildkit []string) string {
+	var out []string
+	for _, l := range kiln {
+		if !slices.Contains(buildkit, l) {
+			out = append(out, "    Kiln:     "+l)
+		}
+	}
+	for _, l := range buildkit {
+		if !slices.Contains(kiln, l) {
+			out = append(out, "    BuildKit: "+l)
+		}
+	}
+	if out == nil {
+		out = append(out, "    the same lines in another order")
+	}
+	return strings.Join(out, "\n")
+}

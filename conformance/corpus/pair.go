@@ -1,0 +1,176 @@
+package corpus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kiln-build/kiln/conformance/peer"
+)
+
+// Paths are where things are.
+type Paths struct {
+	Kiln, Runtime string // programs
+	Peers         string // a folder for BuildKit's programs
+	Conformance   string // the folder of the conformance tests
+	Dir           string // for what is made
+}
+
+// Pair is a daemon of each kind, with the corpus and all that it needs.
+type Pair struct {
+	Cases          []*Case
+	Kiln, BuildKit *Builder
+	closers        []func()
+}
+
+// Close ends what Start started.
+func (p *Pair) Close() {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		p.closers[i]()
+	}
+}
+
+// Start reads the corpus and starts both daemons.
+func Start(ctx context.Context, paths Paths) (pair *Pair, err error) {
+	p := &Pair{}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	tools, err := peer.BuildTools(ctx, paths.Conformance, paths.Peers)
+	if err != nil {
+		return nil, err
+	}
+	bases, err := MakeBases(filepath.Join(paths.Dir, "bases"))
+	if err != nil {
+		return nil, err
+	}
+	facts, err := p.serve(ctx, paths, bases)
+	if err != nil {
+		return nil, err
+	}
+	testdata := filepath.Join(paths.Conformance, "testdata")
+	if p.Cases, err = Read(filepath.Join(testdata, "corpus"), filepath.Join(paths.Dir, "cases"), facts); err != nil {
+		return nil, err
+	}
+	base, err := peer.MakeBase(filepath.Join(paths.Dir, "base"))
+	if err != nil {
+		return nil, err
+	}
+	devices := filepath.Join(paths.Dir, "cdi")
+	if err := peer.WriteFiles(devices, map[string]string{"corpus.json": device}); err != nil {
+		return nil, err
+	}
+	config := fmt.Sprintf("insecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]\n[cdi]\nspecDirs = [%q]\n", devices)
+	kiln := peer.NewKiln(paths.Kiln, base, filepath.Join(paths.Dir, "kiln"))
+	buildkit := peer.NewBuildKit(tools, paths.Runtime, base, filepath.Join(paths.Dir, "buildkit"))
+	kiln.Config, buildkit.Config = config, config
+	if p.Kiln, err = p.start(ctx, kiln, bases, paths.Dir); err != nil {
+		return nil, err
+	}
+	p.BuildKit, err = p.start(ctx, buildkit, bases, paths.Dir)
+	return p, err
+}
+
+// device is a device in the form of the Container Device Interface.
+const device = `{"cdiVersion": "0.6.0", "kind": "corpus.example/device", "devices": [{"name": "one",
+	"annotations": {"org.mobyproject.buildkit.device.autoallow": "true"},
+	"containerEdits": {"env": ["DEVICE=one"]}}]}`
+
+func (p *Pair) serve(ctx context.Context, paths Paths, bases *Bases) (map[string]string, error) {
+	dir := filepath.Join(paths.Dir, "site")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	script, err := filepath.Abs(filepath.Join(paths.Conformance, "testdata", "site.sh"))
+	if err != nil {
+		return nil, err
+	}
+	site, err := NewSite(ctx, dir, script, bases)
+	if err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, site.Close)
+	var l net.Listener
+	if l, err = ServeAgent(agentSocket(paths.Dir)); err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, func() { _ = l.Close() })
+	return site.Facts, nil
+}
+
+func agentSocket(dir string) string { return filepath.Join(dir, "agent") }
+
+func (p *Pair) start(ctx context.Context, d *peer.Daemon, bases *Bases, dir string) (*Builder, error) {
+	if err := d.Start(ctx); err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, d.Stop)
+	b, err := NewBuilder(ctx, d.Addr(), bases, agentSocket(dir))
+	if err != nil {
+		return nil, err
+	}
+	p.closers = append(p.closers, func() { _ = b.Close() })
+	return b, nil
+}
+
+// Verdict is in what the daemons differ about a case.
+type Verdict struct {
+	Diffs []string
+	Err   error // the case could not be judged
+}
+
+// Judge builds cases on both daemons, twice each, and sends a verdict for each
+// in their order. Neither daemon builds two at once: steps that builds share
+// at the same time would be told of under either's names.
+func (p *Pair) Judge(ctx context.Context, cases []*Case) <-chan Verdict {
+	type made struct {
+		outcomes [2]*Outcome
+		err      error
+	}
+	build := func(b *Builder) <-chan made {
+		out := make(chan made, len(cases))
+		go func() {
+			defer close(out)
+			for _, c := range cases {
+				outcomes, err := b.twice(ctx, c)
+				out <- made{outcomes, err}
+			}
+		}()
+		return out
+	}
+	verdicts := make(chan Verdict)
+	go func() {
+		defer close(verdicts)
+		theirs := build(p.BuildKit)
+		ours := build(p.Kiln)
+		for _, c := range cases {
+			k, b := <-ours, <-theirs
+			v := Verdict{Err: errors.Join(k.err, b.err)}
+			if v.Err == nil {
+				v.Diffs = Compare(c, k.outcomes, b.outcomes)
+			}
+			verdicts <- v
+		}
+	}()
+	return verdicts
+}
+
+func (b *Builder) twice(ctx context.Context, c *Case) (outcomes [2]*Outcome, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for i := range outcomes {
+		if outcomes[i], err = b.Build(ctx, c, i == 0); err != nil {
+			return outcomes, err
+		}
+		if i == 0 && outcomes[0].Err != nil {
+			return outcomes, nil
+		}
+	}
+	return outcomes, outcomes[1].Err
+}
