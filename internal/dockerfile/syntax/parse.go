@@ -119,7 +119,7 @@ func (p *parser) complete() {
 	if len(p.file.Global) == 0 {
 		message = "file has no instructions"
 	}
-	end := len(p.file.Source.Data)
+	end := len(bytes.TrimRight(p.file.Source.Data, "\r\n"))
 	p.fail(Span{end, end}, message, p.words.Name(VerbFrom)+" with a base image", "")
 }
 

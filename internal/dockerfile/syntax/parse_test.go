@@ -231,7 +231,7 @@ func TestDetectSyntax(t *testing.T) {
 func TestErrors(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"", "1:0-0 file has no instructions: expected FROM with a base image"},
-		{"ARG a\n", "2:0-0 dockerfile contains no stages to build: expected FROM with a base image"},
+		{"ARG a\n", "1:5-5 dockerfile contains no stages to build: expected FROM with a base image"},
 		{"RUN x\nRUN y\nFROM z", "1:0-3 RUN stands above the first FROM: expected FROM or ARG"},
 		{"FROM a b", `1:7-8 "b" stands behind the image: expected AS and a name, or nothing`},
 		{"FROM a as", "1:7-9 no name stands behind AS: expected the name of the stage"},
