@@ -100,7 +100,9 @@ func (b *Builder) Build(ctx context.Context, c *Case, export bool) (*Outcome, er
 		}
 		for _, s := range errdefs.Sources(err) {
 			for _, r := range s.Ranges {
-				out.ErrLines = append(out.ErrLines, fmt.Sprintf("%s:%d-%d", s.Info.GetFilename(), r.Start.Line, r.End.Line))
+				for line := r.Start.Line; line <= r.End.Line; line++ {
+					out.ErrLines = append(out.ErrLines, fmt.Sprintf("%s:%d", s.Info.GetFilename(), line))
+				}
 			}
 		}
 	}
@@ -294,7 +296,12 @@ func (w *watcher) end() (steps map[string]string, warnings []string, log string)
 		case v.Started == nil:
 			how = "not started"
 		}
-		steps[v.Name] = how
+		if before := steps[v.Name]; before != "" && how != "source" && before != "source" && before != how {
+			how = before + " and " + how
+		}
+		if steps[v.Name] == "" || how != "source" { // an ADD and the source that it adds have one name
+			steps[v.Name] = how
+		}
 	}
 	return steps, w.warnings, w.log.String()
 }

@@ -28,6 +28,14 @@ func newGraph(def *pb.Definition) (Graph, error) {
 		}
 		ops[digest.FromBytes(data).String()] = op
 	}
+	// A tmpfs has BuildKit transfer the whole context, Kiln what is used of it.
+	for _, op := range ops {
+		for _, m := range op.GetExec().GetMounts() {
+			if m.MountType == pb.MountType_TMPFS {
+				forgetPaths(ops)
+			}
+		}
+	}
 	g := grapher{ops, map[string]string{}, map[string]bool{}}
 	for d := range ops {
 		if _, err := g.text(d); err != nil {
@@ -35,6 +43,14 @@ func newGraph(def *pb.Definition) (Graph, error) {
 		}
 	}
 	return slices.Sorted(maps.Keys(g.texts)), nil
+}
+
+func forgetPaths(ops map[string]*pb.Op) {
+	for _, op := range ops {
+		if s := op.GetSource(); s != nil {
+			delete(s.Attrs, pb.AttrFollowPaths)
+		}
+	}
 }
 
 type grapher struct {

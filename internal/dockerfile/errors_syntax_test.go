@@ -42,7 +42,6 @@ func syntaxErrorExamples() []errorExample {
 		{"FROM: word behind the image", "", "FROM alpine as base please\n", nil},
 		{"FROM: no name behind AS", "", "FROM alpine AS\n", nil},
 		{"FROM: stage name", "Names begin with a letter, so that they differ from the numbers of stages.", "FROM alpine AS 2nd\n", nil},
-		{"RUN without a command", "", "FROM alpine\nRUN --network=none\n", nil},
 		{"RUN with an empty list", "", "FROM alpine\nRUN []\n", nil},
 		{"JSON list without an end", "", "FROM alpine\nRUN [\"make\", \"all\"\n", nil},
 		{"JSON list in single quotes", "JSON knows double quotes only.", "FROM alpine\nCOPY ['a b', '/']\n", nil},

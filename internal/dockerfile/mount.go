@@ -205,9 +205,7 @@ func (m *mount) check() (problem, expected string) {
 		return "has the key sharing", "it with cache only"
 	case (m.mode != nil || m.uid != nil || m.gid != nil) && !secret && !ssh && !cache:
 		return "has the keys mode, uid or gid", "them with cache, secret and ssh only"
-	case m.env != nil && !secret:
-		return "has the key env", "it with secret only"
-	case (secret || ssh || m.kind == "tmpfs") && m.from != "":
+	case secret && m.from != "":
 		return "has the key from", "it with bind and cache only"
 	case secret && m.source == "" && m.target == "" && m.id == "":
 		return "has no id", "id, source or target"

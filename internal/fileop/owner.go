@@ -93,7 +93,7 @@ func named(o *llb.Owner, open func(int) (*safepath.Root, error), file string, pa
 
 // LookupUser finds whom "user[:group]" means in a root file system; each side
 // is a number or a name. Nothing at all means root, with what can be found out of
-// its groups. groups are the supplementary groups of a user given without group. Only digits are always a
+// its groups; no user before the colon means root, and nothing behind it no group. groups are the supplementary groups of a user given without group. Only digits are always a
 // number, never a name, so that no entry of an image can turn one user into
 // another; numbers go up to 4294967294.
 func LookupUser(root *safepath.Root, name string) (uid, gid uint32, groups []uint32, err error) {
@@ -103,9 +103,10 @@ func LookupUser(root *safepath.Root, name string) (uid, gid uint32, groups []uin
 		}
 		return uid, gid, groups, nil
 	}
-	user, group, hasGroup := strings.Cut(name, ":")
-	if user == "" || hasGroup && group == "" {
-		return 0, 0, nil, fmt.Errorf("user %q: want user or user:group, by name or number", name)
+	user, group, _ := strings.Cut(name, ":")
+	hasGroup := group != ""
+	if user == "" {
+		user = "0"
 	}
 	uid, byID, err := number(user)
 	if err != nil {

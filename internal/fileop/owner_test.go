@@ -59,9 +59,10 @@ func TestLookupUser(t *testing.T) {
 		{"worse", 0, 0, nil, "unable to find user worse"},
 		{"big", 0, 0, nil, "unable to find user big"},
 		{"www:none", 0, 0, nil, "unable to find group none"},
-		{":", 0, 0, nil, "want user or user:group"},
-		{"www:", 0, 0, nil, "want user or user:group"},
-		{":www", 0, 0, nil, "want user or user:group"},
+		{":", 0, 0, []uint32{10}, ""},
+		{"www:", 33, 34, []uint32{10, 29}, ""},
+		{":audio", 0, 29, nil, ""},
+		{":9", 0, 9, nil, ""},
 	} {
 		uid, gid, groups, err := LookupUser(r, c.user)
 		if c.err != "" {

@@ -69,7 +69,7 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 		return false, 0, err
 	}
 	was, parent, err := topmost(below, name)
-	if err != nil || was == nil {
+	if err != nil || was == nil && !isDir(now) {
 		return false, 0, err
 	}
 	if !isDir(now) {
@@ -84,7 +84,8 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 		return false, 0, err
 	}
 	defer sub.Close()
-	if opaque, err := s.marks.isOpaque(fd(sub)); err != nil || opaque || !isDir(was) {
+	opaque, err := s.marks.isOpaque(fd(sub))
+	if err != nil || !opaque && (was == nil || !isDir(was)) {
 		return false, 0, err
 	}
 	covered, err := s.folders(below, name)
@@ -93,7 +94,10 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 			f.Close()
 		}
 	}()
-	if err != nil {
+	if err == nil && opaque {
+		err = s.spellOut(sub, covered)
+	}
+	if err != nil || was == nil || !isDir(was) {
 		return false, 0, err
 	}
 	empty, err := s.dropIn(ctx, sub, covered, at)
@@ -105,6 +109,63 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 	}
 	equal, err := sameXattrs(sub, covered[0])
 	return equal, unix.AT_REMOVEDIR, err
+}
+
+// spellOut takes the mark off a folder that hides all that was in its place, and
+// marks each name that is gone instead: layers of images should tell removed
+// files one by one, says the OCI specification, and BuildKit's do.
+func (s *Store) spellOut(dir *os.File, covered []*os.File) error {
+	var before unix.Stat_t
+	if err := unix.Fstat(fd(dir), &before); err != nil {
+		return err
+	}
+	for _, c := range covered {
+		names, err := readNames(c)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := s.spellOutName(dir, covered, name); err != nil {
+				return fmt.Errorf("mark %s as removed: %w", name, err)
+			}
+		}
+	}
+	if err := unix.Fremovexattr(fd(dir), s.marks.opaqueXattr); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("remove attribute %s: %w", s.marks.opaqueXattr, err)
+	}
+	return setTimes(fd(dir), "", before.Mtim)
+}
+
+func (s *Store) spellOutName(dir *os.File, covered []*os.File, name string) error {
+	now, err := lstat(fd(dir), name)
+	if err != nil {
+		return err
+	}
+	was, _, err := topmost(covered, name)
+	switch {
+	case err != nil || was == nil:
+		return err
+	case now == nil:
+		return makeWhiteout(fd(dir), name)
+	case !isDir(now) || !isDir(was):
+		return nil
+	}
+	// A folder in a hidden folder's place hides as much, without a mark.
+	sub, err := openDir(fd(dir), name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	below, err := s.folders(covered, name)
+	defer func() {
+		for _, f := range below {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	return s.spellOut(sub, below)
 }
 
 // topmost finds a name in folders that cover each other; st is nil if it is not there.

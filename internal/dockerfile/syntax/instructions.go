@@ -115,11 +115,10 @@ func (s *statement) parseRun() Instruction {
 		Network: s.flag("network"), Security: s.flag("security"),
 		Timeout: s.flag("timeout"), Memory: s.flag("memory"), CPUs: s.flag("cpus"),
 	}
-	if s.args == "" {
-		s.fail(s.Line, s.name()+" has no command", usage(VerbRun), "")
-		return nil
-	}
 	r.Command = s.command(0)
+	if s.args == "" { // the shell gets it, and has nothing to do
+		r.Command.Args = []Text{{Span: r.Command.Span}}
+	}
 	if r.Command.JSON && len(r.Command.Args) == 0 {
 		s.fail(r.Command.Span, s.name()+" has an empty command", usage(VerbRun), "")
 	}
