@@ -169,7 +169,6 @@ type imageConfig struct {
 	layers   []string
 	platform v1.Platform // the zero value is this machine's
 	config   v1.Config
-	onBuild  []string
 }
 
 // configs are the images by name.

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +32,6 @@ type Case struct {
 	secrets, inputs map[string]string
 	allow           []string // entitlements
 	agents          []string // ids of ssh agents
-	ignored         []string // digests and the like that no two runs share
 }
 
 // family is an archive, unpacked.
@@ -179,13 +177,4 @@ func (c *Case) Dockerfile() ([]byte, error) {
 
 func (c *Case) file() string {
 	return strings.TrimPrefix(c.Name, c.family.name+"/") + ".Dockerfile"
-}
-
-// Families are the names of the archives that cases come from.
-func Families(cases []*Case) []string {
-	var names []string
-	for _, c := range cases {
-		names = append(names, c.family.name)
-	}
-	return slices.Compact(names)
 }

@@ -1,5 +1,6 @@
 // Command tally reads what "go test -json" prints, shows the packages and what failed,
-// and closes with how many tests passed and failed. Those that have tests of
+// passes on lines such as "corpus: 3 equal of 4", and closes with how many tests
+// passed and failed. Those that have tests of
 // their own below them do not count. It fails unless something passed, nothing
 // failed and nothing was skipped.
 package main
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -33,6 +35,7 @@ func run(in io.Reader, out io.Writer) error {
 	ended := map[test]string{}
 	printed := map[test]*strings.Builder{}
 	broken := 0 // packages that failed otherwise than by a test
+	counts := regexp.MustCompile(`^\w+: \d+ equal of \d+\n$`)
 	lines := json.NewDecoder(in)
 	for {
 		var e event
@@ -50,7 +53,11 @@ func run(in io.Reader, out io.Writer) error {
 			if printed[t] == nil {
 				printed[t] = &strings.Builder{}
 			}
-			printed[t].WriteString(e.Output)
+			if counts.MatchString(e.Output) {
+				fmt.Fprint(out, e.Output)
+			} else {
+				printed[t].WriteString(e.Output)
+			}
 		case "pass", "fail", "skip":
 			if e.Test == "" {
 				fmt.Fprintf(out, "%-4s %s %.1fs\n", e.Action, e.Package, e.Elapsed)

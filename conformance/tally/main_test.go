@@ -10,6 +10,8 @@ func TestTally(t *testing.T) {
 		{"pass", `{"Action":"pass","Package":"p","Test":"A/x"}
 {"Action":"pass","Package":"p","Test":"A"}
 {"Action":"pass","Package":"p","Elapsed":1.5}`, "1 passed, 0 failed", ""},
+		{"counts", `{"Action":"output","Package":"p","Test":"A","Output":"kinds: 3 equal of 4\n"}
+{"Action":"pass","Package":"p","Test":"A"}`, "1 passed, 0 failed", ""},
 		{"fail", `{"Action":"output","Package":"p","Test":"A/x","Output":"why\n"}
 {"Action":"fail","Package":"p","Test":"A/x"}
 {"Action":"fail","Package":"p","Test":"A"}
@@ -32,6 +34,9 @@ func TestTally(t *testing.T) {
 			lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 			if last := lines[len(lines)-1]; last != c.last {
 				t.Errorf("the last line is %q, want %q", last, c.last)
+			}
+			if c.name == "counts" && !strings.Contains(out.String(), "kinds: 3 equal of 4\n") {
+				t.Errorf("no counts in %q", out.String())
 			}
 			if c.name == "fail" && !strings.Contains(out.String(), "why") {
 				t.Errorf("no output of what failed in %q", out.String())
