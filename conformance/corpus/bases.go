@@ -59,8 +59,11 @@ func MakeBases(dir string) (*Bases, error) {
 		}
 		b.images[name] = img
 	}
-	b.images["multi"] = indexOf(b.images, "multi-amd64", "multi-arm64", "multi-armv7")
-	b.images["windows"] = indexOf(b.images, "windows-one")
+	for name, parts := range map[string][]string{"multi": {"multi-amd64", "multi-arm64", "multi-armv7"}, "windows": {"windows-one"}} {
+		if b.images[name], err = b.index(parts); err != nil {
+			return nil, fmt.Errorf("make image %s: %w", name, err)
+		}
+	}
 	return b, b.write()
 }
 
@@ -236,17 +239,20 @@ func imageOf(c imageConfig, layers map[string]v1.Layer) (v1.Image, error) {
 	return mutate.ConfigFile(img, config)
 }
 
-func indexOf(images map[string]mutate.Appendable, names ...string) v1.ImageIndex {
+func (b *Bases) index(names []string) (v1.ImageIndex, error) {
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, name := range names {
-		img := images[name].(v1.Image) //nolint:forcetypeassert // made above
+		img, ok := b.images[name].(v1.Image)
+		if !ok {
+			return nil, fmt.Errorf("%s is no image", name)
+		}
 		config, err := img.ConfigFile()
 		if err != nil {
-			panic(err) // of an image in memory
+			return nil, err
 		}
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{
 			Platform: &v1.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant},
 		}})
 	}
-	return index
+	return index, nil
 }

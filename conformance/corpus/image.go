@@ -35,6 +35,7 @@ type File struct {
 	User string
 }
 
+// String is all that is known of the file.
 func (f File) String() string { return f.What + " at " + f.Time + f.User }
 
 // recent says of a time that it is of this run, and so one that no two builds share.
