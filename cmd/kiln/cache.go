@@ -18,7 +18,7 @@ func cacheCommand(e *env) *cli.Command {
 		Name:        "cache",
 		Usage:       "look into the cache, and see what is written for others",
 		Description: cacheDescription,
-		Commands:    append(cacheLookCommands(e), cacheStatusCommand(e), cacheIdentityCommand(e)),
+		Commands:    append(cacheLookCommands(e), cacheMountsCommand(e), cacheStatusCommand(e), cacheIdentityCommand(e)),
 	}
 }
 

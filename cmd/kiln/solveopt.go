@@ -326,19 +326,25 @@ func cacheEntries(cmd *cli.Command, flag string) ([]client.CacheEntry, error) {
 	return out, nil
 }
 
-// attributes reads "KEY=VALUE,...".
+// attributes reads "KEY=VALUE,...". What has no key after "mounts=ID" is a
+// further id.
 func attributes(s string) (map[string]string, error) {
 	fields, err := csvFields(s)
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]string{}
+	last := ""
 	for _, f := range fields {
 		k, v, ok := strings.Cut(f, "=")
+		if !ok && last == "mounts" && f != "" {
+			out[last] += "," + f
+			continue
+		}
 		if k = strings.ToLower(strings.TrimSpace(k)); !ok || k == "" {
 			return nil, fmt.Errorf("%q: want KEY=VALUE, not %q", s, f)
 		}
-		out[k] = v
+		out[k], last = v, k
 	}
 	return out, nil
 }

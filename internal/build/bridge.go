@@ -43,9 +43,10 @@ type Bridge struct {
 	finished   sync.Once
 	finishedAt time.Time
 
-	mu     sync.Mutex
-	graphs []*llb.Graph // what was solved, to find where steps were written
-	mounts mounts       // of results that were read
+	mu       sync.Mutex
+	graphs   []*llb.Graph // what was solved, to find where steps were written
+	mountIDs []string     // cache mounts that steps of it use
+	mounts   mounts       // of results that were read
 }
 
 func (br *Bridge) close() {
@@ -116,7 +117,7 @@ func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	if g.Root.Vertex == nil {
 		return solver.Edge{}, nil
 	}
-	if err := br.builder.Worker.RenewCacheMounts(g); err != nil {
+	if err := br.prepareMounts(g); err != nil {
 		return solver.Edge{}, err
 	}
 	return br.builder.Worker.Edge(g, br.values, op.BuildsAround(ctx)...)

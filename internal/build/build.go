@@ -249,6 +249,9 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err := br.exportAll(ctx, append(exports, more...), append(slices.Clone(req.Exports), chosen...), in, out); err != nil {
 		return nil, err
 	}
+	if err := br.imports.replaced(); err != nil {
+		return nil, err
+	}
 	// After the exports, so that the layers that they made are used again.
 	made, err := br.exportCaches(ctx, caches, res, in)
 	if err != nil {

@@ -26,6 +26,8 @@ type Caches struct {
 	// Identity signs records; nil signs none.
 	Identity *cache.Identity
 	Trust    cache.Trust // whose records count
+	// Fetcher gets the blobs of caches by key.
+	Fetcher layer.Fetcher
 	// Later carries on with exports that builds do not wait for; nil has all wait.
 	Later *Later
 	// Remember returns a context for work that goes on when the client has left.

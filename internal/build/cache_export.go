@@ -29,6 +29,7 @@ type cacheExport struct {
 	records bool        // write records by key
 	index   bool        // write what BuildKit reads
 	later   bool        // the build does not wait for it
+	mounts  mountChoice // cache mounts that go with it
 	upload  *upload     // while the build goes on; nil if there is nothing to
 }
 
@@ -76,6 +77,9 @@ func (e *cacheExport) settle(trust cache.Trust) error {
 		e.index = false
 	default:
 		return fmt.Errorf("format=%q: expected kiln for records by key, v0 for BuildKit's format, or nothing for both", f)
+	}
+	if e.mounts = mountsOf(e.Attrs); len(e.mounts) > 0 && (!e.records || e.place == nil) {
+		return errMountsByKey
 	}
 	if scope := cache.Scope(e.Attrs); !trust.Writes(scope) {
 		return fmt.Errorf("scope %q: the daemon's configuration (cache.trust) lets builds write only %q", scope, trust.WriteScopes)
@@ -180,6 +184,9 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 		return "", err
 	}
 	if err := e.upload.wait(); err != nil {
+		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
+	}
+	if err := br.exportMounts(ctx, e); err != nil {
 		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
 	}
 	if !e.index {

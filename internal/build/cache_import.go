@@ -26,9 +26,12 @@ type imports struct {
 	ctx    context.Context // of those that are being fetched
 	cancel context.CancelFunc
 
-	mu    sync.Mutex
-	known map[string]bool
-	list  []*imported
+	mounts sync.WaitGroup // those on their way
+
+	mu      sync.Mutex
+	known   map[string]bool
+	list    []*imported
+	failure error // of a mount that was asked for by name
 }
 
 func newImports(ctx context.Context) *imports {
@@ -40,6 +43,7 @@ func newImports(ctx context.Context) *imports {
 // close ends what nobody has waited for.
 func (im *imports) close() {
 	im.cancel()
+	im.mounts.Wait()
 	for _, one := range im.all() {
 		<-one.done
 		<-one.opened
@@ -92,6 +96,7 @@ func (br *Bridge) ImportCaches(opts []CacheOption) {
 		im.list = append(im.list, one)
 		im.mu.Unlock()
 		go one.open()
+		one.replaceMounts()
 	}
 }
 

@@ -122,10 +122,13 @@ func (u *upload) open(shelves cache.Shelves) {
 	u.up = cache.NewUploader(u.ctx, cache.UploaderConfig{
 		Shelf: shelf, Scope: cache.Scope(u.export.Attrs), Trust: b.Caches.Trust, Identity: b.Caches.Identity,
 		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records,
-		Warn: func(err error) {
-			u.emit(progress.Event{Warning: &progress.Warning{Vertex: u.vertex, Level: 1, Short: []byte("cache for others: " + err.Error())}})
-		},
+		Warn: u.warn,
 	})
+}
+
+// warn tells what is left out.
+func (u *upload) warn(err error) {
+	u.emit(progress.Event{Warning: &progress.Warning{Vertex: u.vertex, Level: 1, Short: []byte("cache for others: " + err.Error())}})
 }
 
 // step has one step written; it does not wait.

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -83,6 +84,16 @@ func (f *Finder) Content(ctx context.Context, of solver.Ingredient) (string, err
 		return "", err
 	}
 	return r.Content, nil
+}
+
+// Mount returns the snapshot of the cache mount of an id, or
+// [solver.ErrNotFound].
+func (f *Finder) Mount(ctx context.Context, id string) (json.RawMessage, error) {
+	r, err := f.find(ctx, MountSubject(id))
+	if err != nil {
+		return nil, err
+	}
+	return r.Mount, nil
 }
 
 // About tells whether anybody has written records that count.

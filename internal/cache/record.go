@@ -27,8 +27,10 @@ type Record struct {
 	Scope   string         `json:"scope,omitempty"`   // who shares it, such as a branch; "" is everybody
 	Outputs []RecordOutput `json:"outputs,omitempty"` // of a step
 	Content string         `json:"content,omitempty"` // digest of a part of a result
-	SavedAt time.Time      `json:"savedAt"`
-	Writer  string         `json:"writer,omitempty"` // the public key that signed it, see [Identity.Public]
+	// Mount is the snapshot of a cache mount; who wrote it knows how to read it.
+	Mount   json.RawMessage `json:"mount,omitempty"`
+	SavedAt time.Time       `json:"savedAt"`
+	Writer  string          `json:"writer,omitempty"` // the public key that signed it, see [Identity.Public]
 }
 
 // RecordOutput is one result of a step: layers base first, a value, or, with
@@ -67,6 +69,11 @@ func ResultSubject(k solver.Key) string { return "result:" + string(k) }
 func ContentSubject(of solver.Ingredient) string {
 	return fmt.Sprintf("content:%s@%d:%s", of.Key, of.Index, of.Selector)
 }
+
+// MountSubject is what the snapshot of the cache mount of an id is kept under.
+func MountSubject(id string) string { return mountPrefix + id }
+
+const mountPrefix = "mount:"
 
 // aboutSubject is the subject of a record that says that there are others.
 const aboutSubject = "about:"
@@ -108,6 +115,13 @@ func (r *Record) check() error {
 			return fmt.Errorf("record about a cache has %d results, expected none", len(r.Outputs))
 		}
 		return nil
+	case strings.HasPrefix(r.Subject, mountPrefix):
+		if len(r.Outputs) > 0 || r.Content != "" || len(r.Mount) == 0 {
+			return fmt.Errorf("record of a cache mount has %d results and a snapshot of %d bytes, expected a snapshot alone", len(r.Outputs), len(r.Mount))
+		}
+		return nil
+	case len(r.Mount) > 0:
+		return fmt.Errorf("record of %.40q has the snapshot of a cache mount", r.Subject)
 	case strings.HasPrefix(r.Subject, "content:"):
 		if len(r.Outputs) > 0 || digest.Digest(r.Content).Validate() != nil {
 			return fmt.Errorf("record of a content digest has %d results and digest %q, expected none and sha256:<64 hex digits>", len(r.Outputs), r.Content)

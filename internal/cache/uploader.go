@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -112,6 +113,15 @@ func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
 		u.start(ResultSubject(k), func() error { return u.result(k, out) })
 	}
 }
+
+// Mount writes the snapshot of the cache mount of an id in place of an earlier
+// one. The blobs that it needs are there.
+func (u *Uploader) Mount(id string, snapshot json.RawMessage, needs []ocispecs.Descriptor) error {
+	return u.put(Record{Subject: MountSubject(id), Mount: snapshot}, needs, true)
+}
+
+// Shelf is where the cache is.
+func (u *Uploader) Shelf() Shelf { return u.c.Shelf }
 
 // Wait returns when all is written that was to be.
 func (u *Uploader) Wait() error {

@@ -25,6 +25,9 @@ import (
 // ErrNone says that there is no cache mount of an id.
 var ErrNone = errors.New("no such cache mount")
 
+// ErrInUse says that steps have used a cache mount for too long.
+var ErrInUse = errors.New("steps use it all the time")
+
 // Blobs is where chunks are kept.
 type Blobs interface {
 	// Missing returns which of blobs are not kept.
@@ -42,18 +45,19 @@ type Uploaded struct {
 const uploadsAtOnce = 8
 
 // Export sends what blobs do not have yet of the mount that was last used of an
-// id, and returns its snapshot. It waits for who works in the mount, and lets
-// nobody in while the changed files are read, but does while they are sent.
-func (m *Mounts) Export(ctx context.Context, id string, blobs Blobs) (*Snapshot, Uploaded, error) {
-	s, sent, err := m.export(ctx, id, blobs)
+// id, and returns its snapshot. It waits for who works in the mount, but no
+// longer than patience, and lets nobody in while the changed files are read;
+// while they are sent, it does.
+func (m *Mounts) Export(ctx context.Context, id string, patience time.Duration, blobs Blobs) (*Snapshot, Uploaded, error) {
+	s, sent, err := m.export(ctx, id, patience, blobs)
 	if err != nil {
-		err = fmt.Errorf("export cache mount %q: %w", id, err)
+		err = fmt.Errorf("export cache mount %q: %w", Name(id), err)
 	}
 	return s, sent, err
 }
 
-func (m *Mounts) export(ctx context.Context, id string, blobs Blobs) (*Snapshot, Uploaded, error) {
-	name, release, err := m.enter(ctx, id)
+func (m *Mounts) export(ctx context.Context, id string, patience time.Duration, blobs Blobs) (*Snapshot, Uploaded, error) {
+	name, release, err := m.enter(ctx, id, patience)
 	if err != nil {
 		return nil, Uploaded{}, err
 	}
@@ -66,7 +70,7 @@ func (m *Mounts) export(ctx context.Context, id string, blobs Blobs) (*Snapshot,
 	if err != nil {
 		return nil, Uploaded{}, err
 	}
-	if name, release, err = m.enter(ctx, id); err != nil {
+	if name, release, err = m.enter(ctx, id, patience); err != nil {
 		return nil, Uploaded{}, err
 	}
 	sp, err := newSpool(m.dir)
@@ -84,7 +88,9 @@ func (m *Mounts) export(ctx context.Context, id string, blobs Blobs) (*Snapshot,
 }
 
 // enter takes the mount of an id that was last used, alone.
-func (m *Mounts) enter(ctx context.Context, id string) (name string, release func() error, err error) {
+func (m *Mounts) enter(ctx context.Context, id string, patience time.Duration) (name string, release func() error, err error) {
+	tooLong := time.NewTimer(patience)
+	defer tooLong.Stop()
 	for {
 		m.mu.Lock()
 		freed := m.freed
@@ -100,6 +106,8 @@ func (m *Mounts) enter(ctx context.Context, id string) (name string, release fun
 		}
 		select {
 		case <-freed:
+		case <-tooLong.C:
+			return "", nil, fmt.Errorf("%w, for %s by now", ErrInUse, patience)
 		case <-ctx.Done():
 			return "", nil, fmt.Errorf("wait for the steps that use it: %w", ctx.Err())
 		}
@@ -436,13 +444,13 @@ func (s *spool) send(ctx context.Context, blobs Blobs) (sent Uploaded, err error
 
 // WriteArchive writes the files of the mount that was last used of an id as a
 // tar archive. Nobody may use the mount meanwhile.
-func (m *Mounts) WriteArchive(ctx context.Context, id string, w io.Writer) (err error) {
+func (m *Mounts) WriteArchive(ctx context.Context, id string, patience time.Duration, w io.Writer) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("export cache mount %q: %w", id, err)
+			err = fmt.Errorf("export cache mount %q: %w", Name(id), err)
 		}
 	}()
-	name, release, err := m.enter(ctx, id)
+	name, release, err := m.enter(ctx, id, patience)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (m *Mounts) Expect(id string) (done func(), needed bool) {
 // there are. Chunks that these have are not fetched.
 func (m *Mounts) Import(ctx context.Context, s *Snapshot, fetch Fetch) (got Received, err error) {
 	if err := s.check(); err != nil {
-		return got, fmt.Errorf("import cache mount %q: %w", s.ID, err)
+		return got, fmt.Errorf("import cache mount %q: %w", Name(s.ID), err)
 	}
 	in := &importer{fetch: fetch}
 	err = m.replace(ctx, s.ID, s.Chunks, func(own *memo, root *safepath.Root) io.ReadCloser {
@@ -80,7 +80,7 @@ func (m *Mounts) ReadArchive(ctx context.Context, id string, archive io.Reader) 
 func (m *Mounts) replace(ctx context.Context, id string, known []Chunk, open func(own *memo, root *safepath.Root) io.ReadCloser) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("import cache mount %q: %w", id, err)
+			err = fmt.Errorf("import cache mount %q: %w", Name(id), err)
 		}
 	}()
 	name, release, err := m.enterOrMake(ctx, id)

@@ -77,6 +77,19 @@ type Mounts struct {
 	overlay func() *overlay // nil where folders cannot be forked
 }
 
+// Named is the id that people mean by a name. Dockerfiles put a namespace, which
+// is empty as a rule, and a slash before theirs: "npm" is the mount of that
+// very id if there is one, and else "/npm".
+func (m *Mounts) Named(name string) (id string) {
+	if m.Has(name) {
+		return name
+	}
+	return "/" + name
+}
+
+// Name is what people call the mount of an id.
+func Name(id string) string { return strings.TrimPrefix(id, "/") }
+
 // slot is a folder that somebody uses.
 type slot struct {
 	opening   sync.Mutex // held while the folder is made, or found made

@@ -100,7 +100,7 @@ func fillLarge(t *testing.T, dir string) {
 
 func export(t *testing.T, m *Mounts, id string, to Blobs) (*Snapshot, Uploaded) {
 	t.Helper()
-	s, sent, err := m.Export(t.Context(), id, to)
+	s, sent, err := m.Export(t.Context(), id, time.Minute, to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func compare(t *testing.T, a, b *Mounts, id string) {
 	t.Helper()
 	var trees [2]bytes.Buffer
 	for i, m := range []*Mounts{a, b} {
-		if err := m.WriteArchive(t.Context(), id, &trees[i]); err != nil {
+		if err := m.WriteArchive(t.Context(), id, time.Minute, &trees[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -276,7 +276,7 @@ func TestImportRefuses(t *testing.T) {
 			giveBack(t, u, true)
 		})
 	}
-	if _, _, err := here.Export(t.Context(), "nothing", remote); !errors.Is(err, ErrNone) {
+	if _, _, err := here.Export(t.Context(), "nothing", time.Minute, remote); !errors.Is(err, ErrNone) {
 		t.Errorf("exporting nothing: %v", err)
 	}
 }
@@ -320,7 +320,7 @@ func TestArchive(t *testing.T) {
 	write(t, u.Dir, map[string]string{"lists/a": "1", "b": "2"})
 	giveBack(t, u, true)
 	var archive bytes.Buffer
-	if err := here.WriteArchive(t.Context(), "apt", &archive); err != nil {
+	if err := here.WriteArchive(t.Context(), "apt", time.Minute, &archive); err != nil {
 		t.Fatal(err)
 	}
 	if err := there.ReadArchive(t.Context(), "other", bytes.NewReader(archive.Bytes())); err != nil {
@@ -354,4 +354,23 @@ func FuzzDecodeSnapshot(f *testing.F) {
 			}
 		}
 	})
+}
+
+// An export does not wait for ever for a mount that is always in use, and takes
+// it as soon as it is free.
+func TestExportWaits(t *testing.T) {
+	m := open(t, t.TempDir())
+	u := use(t, m, "go", Shared)
+	if _, _, err := m.Export(t.Context(), "go", time.Millisecond, newMemory()); !errors.Is(err, ErrInUse) {
+		t.Errorf("got %v, want that it is in use", err)
+	}
+	got := make(chan error)
+	go func() {
+		_, _, err := m.Export(t.Context(), "go", time.Minute, newMemory())
+		got <- err
+	}()
+	giveBack(t, u, true)
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
 }

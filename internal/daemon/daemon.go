@@ -80,6 +80,7 @@ func New(c Config) *Server {
 	kiln.RegisterKilnServer(s.grpc, &kilnService{Server: s})
 	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
 	kiln.RegisterCachesServer(s.grpc, &cachesService{Server: s})
+	kiln.RegisterCacheMountsServer(s.grpc, &mountsService{Server: s})
 	contentpb.RegisterContentServer(s.grpc, &contentService{Server: s})
 	collectorpb.RegisterTraceServiceServer(s.grpc, &traceService{Server: s})
 	healthpb.RegisterHealthServer(s.grpc, health.NewServer())

@@ -36,18 +36,6 @@ func CacheMountIDs(g *llb.Graph) (used, renewed []string) {
 	return used, renewed
 }
 
-// RenewCacheMounts empties the cache mounts of a graph's steps that ignore
-// the cache, once for all of them, as BuildKit does when a graph is loaded.
-func (w *Worker) RenewCacheMounts(g *llb.Graph) error {
-	_, renewed := CacheMountIDs(g)
-	for _, id := range renewed {
-		if err := w.CacheMounts.Renew(id); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // cacheID is what a mount's cache is known by.
 func cacheID(m llb.Mount) string {
 	if m.CacheID == "" {
