@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -100,13 +102,18 @@ func executorConfig(s settings, ns namespace.Info, stateDir string) oci.Config {
 	w := s.config.Workers.OCI
 	return oci.Config{
 		StateDir: stateDir, Binary: w.Binary, Rootless: ns.Rootless || w.Rootless, CgroupParent: w.CgroupParent,
-		AppArmor: w.AppArmor, SharedProcesses: w.NoProcessSandbox,
+		TraceSocket: traceSocket(s.config, s.root), AppArmor: w.AppArmor, SharedProcesses: w.NoProcessSandbox,
 		DNS: oci.DNS{
 			Nameservers: s.config.DNS.Nameservers, Search: s.config.DNS.SearchDomains, Options: s.config.DNS.Options,
 		},
 		Network: oci.NetworkConfig{Pool: w.Subnet(), Ready: w.CNIPoolSize, Host: w.Mode == "host"},
 		Logger:  slog.Default(),
 	}
+}
+
+// traceSocket is where steps send their spans.
+func traceSocket(c *config.Config, root string) string {
+	return cmp.Or(c.OTEL.SocketPath, filepath.Join(root, "run", "otel-grpc.sock"))
 }
 
 // platformsMaxAge is how long the list of emulators holds.

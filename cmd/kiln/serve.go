@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/kiln-build/kiln/internal/config"
+	"github.com/kiln-build/kiln/internal/daemon"
 	"github.com/kiln-build/kiln/internal/namespace"
 )
 
@@ -43,6 +44,7 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) (err err
 	if err != nil {
 		return fail(err)
 	}
+	defer takeSpans(s, traceSocket(o.config, o.config.Root))()
 	for _, l := range ls {
 		slog.Info("serving", "address", shownAddress(l), "root", o.config.Root)
 	}
@@ -50,6 +52,19 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) (err err
 	stopped := context.AfterFunc(ctx, func() { notify(ns, "STOPPING=1") })
 	defer stopped()
 	return s.Serve(ctx, ls...)
+}
+
+// takeSpans takes the spans of steps until it is told to stop. A daemon works
+// without them: another one may have the socket, or its path be too long.
+func takeSpans(s *daemon.Server, path string) (stop func()) {
+	own := socketOwner{uid: os.Getuid(), gid: os.Getgid(), mode: 0o666} // of any user in a container
+	l, err := listenUnix(path, own)
+	if err != nil {
+		slog.Warn("steps can not send their OpenTelemetry spans", "reason", err)
+		return func() {}
+	}
+	go s.ServeSteps(l)
+	return func() { _ = l.Close() } // which removes it
 }
 
 // shownAddress is where clients connect to.

@@ -91,6 +91,8 @@ type Request struct {
 	// CompatibilityVersion is the version of behaviour that the client asks for
 	// (see package exporter); 0 is the current one.
 	CompatibilityVersion int
+	// Trace gives the span of a step, see [op.Job]. Nil for none.
+	Trace func(vertex digest.Digest) string
 	// ProxyNetwork has steps reach the network through the worker's proxy alone.
 	ProxyNetwork bool
 }
@@ -195,6 +197,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
 	job.Proxy = im.br.proxyNetwork()
 	im.br.records.proxy = job.Proxy.On
+	job.Trace = req.Trace
 	job.Pinned, job.Build = im.br.records.pinned, im.br.solve
 	im.br.ImportCaches(req.CacheImports)
 	return im.br, nil

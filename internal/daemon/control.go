@@ -53,6 +53,7 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 	if err != nil {
 		return nil, err
 	}
+	req.Trace = run.events.trace.parent
 	if req.Session != nil { // a client that is gone wants nothing any more
 		defer req.Session.Settle(ctx)
 		var cancel context.CancelCauseFunc

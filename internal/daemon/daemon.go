@@ -66,6 +66,7 @@ type Server struct {
 	traces  *traces
 	grpc    *grpc.Server
 	metrics *metrics
+	steps   *grpc.Server // for the spans of steps, and for nothing else
 
 	mu      sync.Mutex
 	clients int // open sessions
@@ -85,7 +86,17 @@ func New(c Config) *Server {
 	collectorpb.RegisterTraceServiceServer(s.grpc, &traceService{Server: s})
 	healthpb.RegisterHealthServer(s.grpc, health.NewServer())
 	reflection.Register(s.grpc)
+	s.steps = grpc.NewServer(grpc.UnaryInterceptor(recoverUnary))
+	collectorpb.RegisterTraceServiceServer(s.steps, &traceService{Server: s})
 	return s
+}
+
+// ServeSteps takes the spans of steps on a listener, until the daemon ends. It
+// is a step's way to the daemon: whoever runs there may do nothing else.
+func (s *Server) ServeSteps(l net.Listener) {
+	if err := s.steps.Serve(l); err != nil {
+		slog.Warn("take the spans of steps", "error", err)
+	}
 }
 
 // Serve answers on listeners until ctx ends or the daemon has been idle for
@@ -112,6 +123,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		s.drain(listeners)
 	}
 	s.grpc.Stop()
+	s.steps.Stop()
 	closing, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
 	if err := s.traces.close(closing); err != nil {

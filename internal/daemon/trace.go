@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -104,9 +107,33 @@ func incomingTrace(ctx context.Context) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, carrier)
 }
 
+// step is the span of a step. Its id follows from the step, so that the step's
+// process can be told of it before it has begun.
+func (b *buildTrace) step(vertex digest.Digest) trace.SpanContext {
+	sum := sha256.Sum256([]byte(b.id.String() + b.root.SpanContext.SpanID().String() + string(vertex)))
+	return b.span(trace.SpanID(sum[:8]))
+}
+
+// parent is the span that the spans of a step's process are part of, as
+// traceparent; a process of no step is part of the build itself.
+func (b *buildTrace) parent(vertex digest.Digest) string {
+	if b == nil {
+		return ""
+	}
+	of := b.root.SpanContext
+	if vertex != "" {
+		of = b.step(vertex)
+	}
+	return fmt.Sprintf("00-%s-%s-%s", of.TraceID(), of.SpanID(), of.TraceFlags())
+}
+
 func (b *buildTrace) newSpan() trace.SpanContext {
 	var id trace.SpanID
 	_, _ = rand.Read(id[:]) // never fails
+	return b.span(id)
+}
+
+func (b *buildTrace) span(id trace.SpanID) trace.SpanContext {
 	return trace.NewSpanContext(trace.SpanContextConfig{TraceID: b.id, SpanID: id, TraceFlags: trace.FlagsSampled})
 }
 
@@ -116,7 +143,7 @@ func (b *buildTrace) vertex(v *progress.Vertex) {
 		return
 	}
 	s := tracetest.SpanStub{
-		Name: v.Name, SpanKind: trace.SpanKindInternal, SpanContext: b.newSpan(), Parent: b.root.SpanContext,
+		Name: v.Name, SpanKind: trace.SpanKindInternal, SpanContext: b.step(v.Digest), Parent: b.root.SpanContext,
 		StartTime: *v.Completed, EndTime: *v.Completed, Resource: b.root.Resource, InstrumentationScope: b.root.InstrumentationScope,
 		Attributes: []attribute.KeyValue{attribute.String("vertex", string(v.Digest)), attribute.Bool("cached", v.Cached)},
 	}

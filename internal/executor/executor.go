@@ -52,8 +52,9 @@ type Spec struct {
 	Hostname     string  // "" for a default
 	Hosts        []Host  // further lines of /etc/hosts
 	Network      Network
-	Proxy        Proxy // the only way out of the container, to where Network leads; nil if it is free
-	Insecure     bool  // all capabilities, no seccomp; the caller has checked the entitlement
+	Proxy        Proxy  // the only way out of the container, to where Network leads; nil if it is free
+	Trace        string // what the first process's own spans are part of, as W3C's traceparent; "" for nothing
+	Insecure     bool   // all capabilities, no seccomp; the caller has checked the entitlement
 	CgroupParent string
 	Limits       Limits
 	Devices      []string // CDI names, "vendor/class=name"; the caller has checked that they are allowed

@@ -39,6 +39,7 @@ type execOp struct {
 	devices []string      // that the run gets, by their full names
 	keyed   []string      // ids of secrets whose values count, see [Job.KeyedSecrets]
 	secrets []keyedSecret // set by CacheMap
+	trace   string        // what spans of the process are part of
 }
 
 func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
@@ -55,7 +56,7 @@ func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
 	if err := checkContentCache(o); err != nil {
 		return nil, err
 	}
-	e := &execOp{base: b, op: o, proxied: job.proxied(o.Network)}
+	e := &execOp{base: b, op: o, proxied: job.proxied(o.Network), trace: job.trace(b.vertex.Digest())}
 	if job != nil {
 		e.keyed = job.KeyedSecrets
 	}
@@ -302,7 +303,7 @@ func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) 
 	spec := executor.Spec{
 		ID: newID(), Process: p, Root: ms.root, ReadOnlyRoot: ms.rootReadOnly, Mounts: ms.binds,
 		Hostname: o.op.Hostname, Insecure: o.op.Security == llb.SecurityInsecure, CgroupParent: o.op.CgroupParent,
-		Devices: o.devices,
+		Devices: o.devices, Trace: o.trace,
 	}
 	if spec.Network, err = network(o.op.Network); err != nil {
 		return executor.Spec{}, err

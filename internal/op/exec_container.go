@@ -132,7 +132,7 @@ func (c *Container) launch(ctx context.Context, p ContainerProcess, process exec
 	}
 	spec := executor.Spec{
 		ID: newID(), Process: process, Root: c.mounts.root, ReadOnlyRoot: c.mounts.rootReadOnly, Mounts: c.mounts.binds,
-		Hostname: c.spec.Hostname, Insecure: p.Security == llb.SecurityInsecure,
+		Hostname: c.spec.Hostname, Insecure: p.Security == llb.SecurityInsecure, Trace: c.job.trace(""),
 	}
 	var err error
 	if spec.Network, err = network(c.spec.Network); err != nil {

@@ -93,12 +93,22 @@ type Job struct {
 	WritableFiles bool
 	// Proxy is what the job wants of the network of its steps.
 	Proxy ProxyNetwork
+	// Trace gives a step's span for its process's own spans to be part of, by the
+	// step's vertex, as W3C's traceparent. Nil or "" is none.
+	Trace func(vertex digest.Digest) string
 	// Pinned is told what a source turned out to be. Nil for nobody.
 	Pinned func(*llb.Vertex, *source.Pin)
 
 	mu     sync.Mutex
 	closed bool
 	failed []*State
+}
+
+func (j *Job) trace(vertex digest.Digest) string {
+	if j == nil || j.Trace == nil {
+		return ""
+	}
+	return j.Trace(vertex)
 }
 
 func (j *Job) allows(entitlement string) error {

@@ -60,6 +60,9 @@ type Config struct {
 	DNS DNS
 	// Network is how sandboxed containers are connected.
 	Network NetworkConfig
+	// TraceSocket is where the OpenTelemetry spans of containers are taken, which
+	// they are told of if it is there; "" for nowhere.
+	TraceSocket string
 	// Devices are those that containers can ask for; nil for none.
 	Devices *Devices
 	// Logger hears of what the machine lacks. Nil is silent.

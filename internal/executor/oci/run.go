@@ -114,6 +114,7 @@ func (c *container) prepare(io executor.IO) (err error) {
 	if err != nil {
 		return err
 	}
+	e.traced(s, config)
 	own := slices.Clone(config.Mounts)
 	if err := e.cfg.Devices.inject(config, s.Devices); err != nil {
 		return err
