@@ -133,12 +133,18 @@ func (l *lowering) lowerWorkdir(s *stage, c command, i *syntax.Workdir) error {
 	if err != nil {
 		return err
 	}
+	if p, err = imagePath(s.platform.OS, p); err != nil {
+		return l.errorAt(i.Path.Span, err.Error(), "", "")
+	}
 	if !s.workdirSet && !path.IsAbs(p) {
 		l.lint.remark(ruleWorkdirRelative, &i.Head, i.Line, "path %q is relative to the base image's working directory", p)
 	}
 	s.workdirSet = true
-	dir := joinPath(s.config.Config.WorkingDir, p)
-	s.config.Config.WorkingDir, s.state.dir = dir, dir
+	dir := joinPath(s.workingDir(), p)
+	if s.platform.OS == windows {
+		dir = path.Clean(dir)
+	}
+	s.config.Config.WorkingDir, s.state.dir = configPath(s.platform.OS, dir), dir
 	if dir == "/" {
 		s.config.commit("WORKDIR /", false, l.epoch)
 		return nil
@@ -149,6 +155,15 @@ func (l *lowering) lowerWorkdir(s *stage, c command, i *syntax.Workdir) error {
 	s.state.edge = llb.Edge{Vertex: l.place(s, &i.Head, c, llb.BuildFile(s.state.edge, llb.FileStepFrom{Do: do}), name)}
 	s.config.commit("WORKDIR "+dir, true, l.epoch)
 	return nil
+}
+
+// workingDir is the config's working directory with slashes.
+func (s *stage) workingDir() string {
+	dir := s.config.Config.WorkingDir
+	if s.platform.OS == windows {
+		dir = strings.ReplaceAll(dir, `\`, "/")
+	}
+	return dir
 }
 
 func (l *lowering) lowerUser(s *stage, i *syntax.User) error {

@@ -22,6 +22,8 @@ type copyStep struct {
 	command  command
 	add      bool
 	sources  []string
+	paths    []string // of the sources that are paths
+	names    []string // of the heredocs
 	dest     string
 	written  string // the destination as the history has it
 	chown    string
@@ -63,12 +65,12 @@ func (l *lowering) lowerCopy(s *stage, c command, i *syntax.Copy) error {
 		}
 		copies = append(copies, one)
 	}
-	for n, doc := range i.Heredocs {
-		do, err := step.copyDo(path.Clean("/" + doc.Name.Value))
+	for n := range i.Heredocs {
+		do, err := step.copyDo(path.Clean("/" + step.names[n]))
 		if err != nil {
 			return l.errorAt(i.Chmod.Span, err.Error(), "", "")
 		}
-		copies = append(copies, llb.FileStepFrom{Do: do, From: l.inlineFile(doc.Name.Value, []byte(step.contents[n]), 0o644)})
+		copies = append(copies, llb.FileStepFrom{Do: do, From: l.inlineFile(step.names[n], []byte(step.contents[n]), 0o644)})
 	}
 	v := l.place(s, &i.Head, c, llb.BuildFile(onto, copies...), name)
 	v.Meta.IgnoreCache = s.ignoreCache
@@ -126,8 +128,34 @@ func (l *lowering) expandCopy(s *stage, c command, i *syntax.Copy) (step *copySt
 		}
 		step.contents = append(step.contents, content)
 	}
-	step.dest = destination(s.state.dir, step.written)
-	return step, nil
+	return step, l.placePaths(s, step)
+}
+
+// placePaths finds where in the images the sources and the destination are.
+func (l *lowering) placePaths(s *stage, step *copyStep) error {
+	system := s.platform.OS
+	dest, err := imagePath(system, step.written)
+	if err != nil {
+		return l.errorAt(step.Dest.Span, err.Error(), "", "")
+	}
+	step.dest = destination(s.state.dir, dest)
+	step.paths = make([]string, len(step.sources))
+	for n, src := range step.sources {
+		if isHTTP(src) || isGitURL(src) {
+			continue
+		}
+		if step.paths[n], err = sourcePath(system, src, step.Parents); err != nil {
+			return l.errorAt(step.Copy.Sources[n].Span, err.Error(), "", "")
+		}
+	}
+	for _, doc := range step.Heredocs {
+		name, err := imagePath(system, doc.Name.Value)
+		if err != nil {
+			return l.errorAt(doc.Word, err.Error(), "", "")
+		}
+		step.names = append(step.names, name)
+	}
+	return nil
 }
 
 // destination is where a copy goes. A slash at the end means "into".
@@ -198,7 +226,7 @@ func (l *lowering) copyOne(step *copyStep, n int, name string) (out llb.FileStep
 		}
 	default:
 		l.lintIgnored(step, n)
-		do, err = step.localDo(src)
+		do, err = step.localDo(step.paths[n])
 	}
 	if err != nil {
 		return out, l.errorAt(step.Chmod.Span, err.Error(), "", "")
@@ -342,8 +370,8 @@ func (l *lowering) inlineFile(name string, content []byte, mode int) llb.Edge {
 
 // notePaths notes which paths of the context or stage are read.
 func (l *lowering) notePaths(c command, step *copyStep) {
-	for _, src := range step.sources {
-		switch p := path.Join("/", src); {
+	for n, src := range step.sources {
+		switch p := path.Join("/", step.paths[n]); {
 		case isHTTP(src) || step.add && isGitURL(src):
 		case len(c.sources) > 0:
 			c.sources[0].paths[p] = true
@@ -384,7 +412,7 @@ func (l *lowering) lintIgnored(step *copyStep, n int) {
 	if err != nil || m.Exclusions() {
 		return // with exceptions, a file of an excluded directory may be there
 	}
-	src := strings.TrimPrefix(path.Clean(joinPath("/", step.sources[n])), "/")
+	src := strings.TrimPrefix(path.Clean(joinPath("/", step.paths[n])), "/")
 	if src == "" && !slices.ContainsFunc(l.mainUse.patterns, func(p string) bool { return p == "*" || p == "**" || p == "**/*" }) {
 		return // the root is never excluded itself
 	}

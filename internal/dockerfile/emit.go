@@ -120,7 +120,7 @@ func (s *stage) initialize() {
 
 // inherit starts a stage with the settings of its base's config.
 func (s *stage) inherit() {
-	if !s.config.hasEnv("PATH") {
+	if !s.config.hasEnv("PATH") && s.platform.OS != windows {
 		s.config.Config.Env = append(s.config.Config.Env, "PATH="+defaultPath)
 	}
 	for _, kv := range s.config.Config.Env {
@@ -128,8 +128,11 @@ func (s *stage) inherit() {
 		s.state.env.set(k, v)
 	}
 	if dir := s.config.Config.WorkingDir; dir != "" {
-		s.config.Config.WorkingDir = joinPath("/", dir)
-		s.state.dir = s.config.Config.WorkingDir
+		if clean, err := imagePath(s.platform.OS, dir); err == nil { // else it stays as it is
+			dir = clean
+		}
+		s.state.dir = joinPath("/", dir)
+		s.config.Config.WorkingDir = configPath(s.platform.OS, s.state.dir)
 	}
 	if user := s.config.Config.User; user != "" {
 		s.state.user = user

@@ -61,7 +61,9 @@ func emptyConfig(p ocispecs.Platform) *imageConfig {
 	c.OSFeatures = slices.Clone(p.OSFeatures)
 	c.RootFS.Type = "layers"
 	c.Config.WorkingDir = "/"
-	c.Config.Env = []string{"PATH=" + defaultPath}
+	if p.OS != windows { // which has a PATH of its own
+		c.Config.Env = []string{"PATH=" + defaultPath}
+	}
 	return c
 }
 
@@ -125,7 +127,7 @@ func (c *imageConfig) withoutFiles() bool {
 func (c *imageConfig) shellCommand(args []string) []string {
 	shell := c.Config.Shell
 	if len(shell) == 0 {
-		shell = []string{"/bin/sh", "-c"}
+		shell = defaultShell(c.OS)
 	}
 	return append(slices.Clone(shell), strings.Join(args, " "))
 }

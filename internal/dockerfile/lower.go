@@ -138,9 +138,6 @@ func lower(in *input, f *facts) (*lowered, *need, error) {
 		sources: map[string]llb.Edge{}, consumed: map[string]bool{},
 	}
 	remarks := func() *lowered { return &lowered{remarks: l.lint.remarks} }
-	if in.target.OS == "windows" {
-		return remarks(), nil, fmt.Errorf("lower %s: images for Windows cannot be built yet", in.file.Source.Name)
-	}
 	for _, step := range []func() error{
 		l.readChecks, l.globalArgs, l.readEpoch, l.planStages, l.planTarget, l.planCommands, l.resolveStages,
 	} {

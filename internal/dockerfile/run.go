@@ -84,7 +84,7 @@ func (l *lowering) runArgs(s *stage, r *run, i *syntax.Run) (args []string, summ
 		if doc.Chomp {
 			line = syntax.ChompTabs(line)
 		}
-		if strings.HasPrefix(line, "#!") {
+		if strings.HasPrefix(line, "#!") && s.config.OS != windows {
 			const dir = "/dev/pipes/"
 			r.mounts = append(r.mounts, llb.MountFrom{
 				Mount: llb.Mount{Dest: dir, Selector: "/", ReadOnly: true},
@@ -118,6 +118,11 @@ func (l *lowering) addMount(s *stage, r *run, h *syntax.Head, t syntax.Text, src
 	}
 	switch m.kind {
 	case "secret":
+		if s.platform.OS == windows {
+			if err := m.windowsSecret(); err != nil {
+				return l.errorAt(t.Span, err.Error(), "", "")
+			}
+		}
 		m.secretInto(r)
 	case "ssh":
 		m.sshInto(r)
