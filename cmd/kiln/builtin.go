@@ -113,7 +113,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	folders, err := openFolders(s.root)
+	folders, err := openFolders(s)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,18 +203,22 @@ type folders struct {
 	hash    op.SecretHash
 }
 
-func openFolders(root string) (f folders, err error) {
-	if f.mounts, err = cachemount.Open(filepath.Join(root, "cachemounts")); err != nil {
+func openFolders(s settings) (f folders, err error) {
+	limits, err := mountLimits(s.config, s.root)
+	if err != nil {
 		return f, err
 	}
-	f.scratch = filepath.Join(root, "tmp", "runs")
+	if f.mounts, err = cachemount.Open(filepath.Join(s.root, "cachemounts"), limits...); err != nil {
+		return f, err
+	}
+	f.scratch = filepath.Join(s.root, "tmp", "runs")
 	if err := errors.Join(os.RemoveAll(f.scratch), os.MkdirAll(f.scratch, 0o700)); err != nil {
 		return f, fmt.Errorf("make folder for runs: %w", err)
 	}
-	if f.hash, err = secretHash(root); err != nil {
+	if f.hash, err = secretHash(s.root); err != nil {
 		return f, err
 	}
-	f.repos, err = gitsource.OpenRepos(filepath.Join(root, "git"))
+	f.repos, err = gitsource.OpenRepos(filepath.Join(s.root, "git"))
 	return f, err
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/config"
 	"github.com/kiln-build/kiln/internal/executor/binfmt"
 	"github.com/kiln-build/kiln/internal/executor/oci"
@@ -79,6 +80,24 @@ func diskSize(dir string) (int64, error) {
 		return 0, fmt.Errorf("size of the disk at %s: %w", dir, err)
 	}
 	return int64(fs.Blocks) * fs.Bsize, nil
+}
+
+// mountLimits are how large and how old cache mounts may become.
+func mountLimits(c *config.Config, root string) (out []cachemount.Limit, err error) {
+	if len(c.Cache.Mounts) == 0 {
+		return nil, nil
+	}
+	total, err := diskSize(root)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range c.Cache.Mounts {
+		if m.ID == "" {
+			return nil, fmt.Errorf("cache.mount %d has no id: expected that of a RUN --mount=type=cache, or a pattern such as \"*\"", i+1)
+		}
+		out = append(out, cachemount.Limit{Name: m.ID, MaxSize: m.MaxSize.On(total), MaxAge: m.MaxAge.Duration})
+	}
+	return out, nil
 }
 
 // retention says how long builds are remembered.

@@ -96,7 +96,7 @@ func (m *Mounts) enter(ctx context.Context, id string, patience time.Duration) (
 		freed := m.freed
 		name, err := m.latest(id)
 		if err == nil && m.slots[name] == nil && m.incoming[id] == 0 {
-			m.slots[name] = &slot{writers: 1, exclusive: true}
+			m.slots[name] = &slot{writers: 1, closed: true}
 			m.mu.Unlock()
 			return name, func() error { return m.leave(name, false) }, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -158,31 +159,30 @@ func TestForksAndWriters(t *testing.T) {
 	giveBack(t, shared, true)
 }
 
-// A chain of forks that overlap never grows beyond what an overlay can stack.
+// Forks that overlap all the time never stack more than an overlay can take, and
+// none begins with less than was kept before.
 func TestForksOverlap(t *testing.T) {
 	m := open(t, t.TempDir())
 	forkable(t, m)
-	last := use(t, m, "go", Private)
-	for i := range maxLayers {
-		next := use(t, m, "go", Private)
-		write(t, last.Dir, map[string]string{string(rune('a' + i)): "1"})
-		giveBack(t, last, true)
-		last = next
+	first := use(t, m, "go", Private)
+	write(t, first.Dir, map[string]string{"first": "1"})
+	giveBack(t, first, true)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 2 * maxLayers {
+				u := use(t, m, "go", Private)
+				if got := files(t, u.Dir)["first"]; got != "1" {
+					t.Error("a fork begins without what was kept")
+				}
+				giveBack(t, u, true)
+			}
+		})
 	}
-	waiting := make(chan *Use)
-	go func() {
-		u, err := m.Acquire(t.Context(), Key{ID: "go"}, Private, empty)
-		if err != nil {
-			t.Error(err)
-		}
-		waiting <- u
-	}()
-	giveBack(t, last, false)
-	u := <-waiting
-	if len(files(t, u.Dir)) == 0 {
-		t.Error("nothing is kept of the forks")
+	all.Wait()
+	if names, err := m.named("go"); err != nil || len(names) != 1 {
+		t.Errorf("the mount has become %d folders: %v", len(names), err)
 	}
-	giveBack(t, u, true)
 }
 
 // A crash in the middle of a fold, at each of its steps, leaves a mount that is
@@ -249,7 +249,7 @@ func TestFoldSurvivesCrashes(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	m := open(t, t.TempDir(), Limit{ID: "small-*", MaxSize: 64 << 10}, Limit{ID: "*", MaxAge: 1})
+	m := open(t, t.TempDir(), Limit{Name: "small-*", MaxSize: 64 << 10}, Limit{Name: "*", MaxAge: 1})
 	for _, id := range []string{"small-a", "large"} {
 		u := use(t, m, id, Shared)
 		write(t, u.Dir, map[string]string{"file": strings.Repeat("x", 100<<10)})
@@ -277,7 +277,7 @@ func TestLimits(t *testing.T) {
 	if err := m.Expire(at.Add(10)); err != nil || len(names()) != 0 {
 		t.Errorf("an old mount is still there: %v", err)
 	}
-	if _, err := Open(t.TempDir(), Limit{ID: "[x"}); err == nil {
+	if _, err := Open(t.TempDir(), Limit{Name: "[x"}); err == nil {
 		t.Error("a limit with a broken pattern is taken")
 	}
 }

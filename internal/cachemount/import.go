@@ -183,7 +183,7 @@ func (m *Mounts) enterOrMake(ctx context.Context, id string) (name string, relea
 			name = found
 		}
 		if m.slots[name] == nil {
-			m.slots[name] = &slot{writers: 1, exclusive: true}
+			m.slots[name] = &slot{writers: 1, closed: true}
 			m.mu.Unlock()
 			return name, func() error { return m.leave(name, false) }, nil
 		}

@@ -58,7 +58,7 @@ func hashed(name string) string {
 
 // Limit is how large and how old cache mounts may become.
 type Limit struct {
-	ID      string        // as in the build file; a pattern as path.Match has it
+	Name    string        // see [Name]; a pattern as filepath.Match has it, or "*", which is all
 	MaxSize int64         // bytes on disk; 0: no limit
 	MaxAge  time.Duration // since it was last used; 0: no limit
 }
@@ -95,6 +95,7 @@ type slot struct {
 	opening   sync.Mutex // held while the folder is made, or found made
 	writers   int        // who work in the folder itself
 	exclusive bool       // the writer wants to be alone
+	closed    bool       // the writer is no step, and soon ends: all wait for it
 	forks     int        // who work in forks of it
 	layers    []string   // forks that ended well, which new ones are based on; the last first
 	made      int        // forks so far
@@ -133,15 +134,15 @@ type Usage struct {
 }
 
 // Open keeps cache mounts below dir, which it makes. Of limits, the first that
-// an id matches holds for it. What a crash has left half done is finished or
+// a mount's name matches holds for it. What a crash has left half done is finished or
 // undone.
 func Open(dir string, limits ...Limit) (*Mounts, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of cache mounts: %w", err)
 	}
 	for _, l := range limits {
-		if _, err := filepath.Match(l.ID, ""); err != nil {
-			return nil, fmt.Errorf("limit of cache mounts %q: %w", l.ID, err)
+		if _, err := filepath.Match(l.Name, ""); err != nil {
+			return nil, fmt.Errorf("limit of cache mounts %q: %w", l.Name, err)
 		}
 	}
 	m := &Mounts{
@@ -221,6 +222,8 @@ func (m *Mounts) pick(prefix string, sharing Sharing) (name string, ok bool) {
 			m.slots[name] = s
 		}
 		switch {
+		case s.closed:
+			return "", false
 		case s.outdated:
 		case m.forking(sharing) && s.writers == 0:
 			if len(s.layers) >= maxLayers {
@@ -254,7 +257,7 @@ func (m *Mounts) leave(name string, fork bool) (err error) {
 		return nil
 	}
 	// Nobody else can come while this one tidies up.
-	s.writers, s.exclusive = 1, true
+	s.writers, s.exclusive, s.closed = 1, true, true
 	layers, outdated := s.layers, s.outdated
 	m.mu.Unlock()
 	if !outdated {
@@ -301,7 +304,7 @@ func (m *Mounts) outgrown(name string) bool {
 
 func (m *Mounts) limit(id string) Limit {
 	for _, l := range m.limits {
-		if ok, err := filepath.Match(l.ID, id); err == nil && ok {
+		if ok, err := filepath.Match(l.Name, Name(id)); err == nil && ok || l.Name == "*" || l.Name == Name(id) {
 			return l
 		}
 	}
@@ -426,8 +429,11 @@ func (m *Mounts) list() (map[string]info, error) {
 	return all, nil
 }
 
-// Usage tells of all cache mounts.
+// Usage tells of all cache mounts, once it has removed those that have expired.
 func (m *Mounts) Usage() (all []Usage, err error) {
+	if err := m.Expire(time.Now()); err != nil {
+		return nil, err
+	}
 	known, err := m.list()
 	if err != nil {
 		return nil, err
@@ -454,7 +460,7 @@ func (m *Mounts) Remove(name string) (removed bool, err error) {
 	}
 	_, err = m.info(name)
 	found := err == nil
-	m.slots[name] = &slot{writers: 1, exclusive: true, outdated: found}
+	m.slots[name] = &slot{writers: 1, closed: true, outdated: found}
 	m.mu.Unlock()
 	return found, m.leave(name, false)
 }

@@ -206,11 +206,20 @@ type Frontend struct {
 
 // Cache is of caches for others, and of the one that GitHub Actions offers.
 type Cache struct {
-	Trust CacheTrust `toml:"trust"`
-	GHA   struct {
+	Trust  CacheTrust        `toml:"trust"`
+	Mounts []CacheMountLimit `toml:"mount"` // the first that matches counts
+	GHA    struct {
 		Sign   map[string]any `toml:"sign"`
 		Verify map[string]any `toml:"verify"`
 	} `toml:"gha"`
+}
+
+// CacheMountLimit is how large and how old folders of RUN --mount=type=cache may
+// become; then they begin empty again.
+type CacheMountLimit struct {
+	ID      string    `toml:"id"`      // as in the build file; may be a pattern
+	MaxSize DiskSpace `toml:"maxSize"` // none: no limit
+	MaxAge  Duration  `toml:"maxAge"`  // since it was last used; none: no limit
 }
 
 // CacheTrust says whose records of caches by key count, and who this daemon is.
