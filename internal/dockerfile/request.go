@@ -22,12 +22,13 @@ const (
 	requestOutline  = "frontend.outline"
 	requestTargets  = "frontend.targets"
 	requestLint     = "frontend.lint"
+	requestConvert  = "frontend.convertllb"
 
 	requestVersion = "1.0.0" // of each of them
 )
 
 func isRequest(id string) bool {
-	return slices.Contains([]string{requestDescribe, requestOutline, requestTargets, requestLint}, id)
+	return slices.Contains([]string{requestDescribe, requestOutline, requestTargets, requestLint, requestConvert}, id)
 }
 
 // wirePosition, wireRange and wireLocation are places in the JSON of answers.
@@ -83,7 +84,22 @@ func (d *driver) serve(ctx context.Context, file *syntax.File) (*frontend.Result
 	case err != nil:
 		return nil, sourceErrors(err)
 	}
+	if d.opts.request == requestConvert {
+		return convertResult(lowered[0].graph)
+	}
 	return lowered[0].plan.outline(d.source)
+}
+
+// convertVersion is the version of frontend.convertllb.
+const convertVersion = "0.1.0"
+
+// convertResult answers frontend.convertllb: the graph itself, as JSON.
+func convertResult(g *llb.Graph) (*frontend.Result, error) {
+	data, err := g.JSON()
+	if err != nil {
+		return nil, err
+	}
+	return &frontend.Result{Meta: map[string][]byte{"result.json": data, "version": []byte(convertVersion)}}, nil
 }
 
 // column writes a row of a table.
@@ -111,6 +127,7 @@ func describeRequests() (*frontend.Result, error) {
 		{Name: requestOutline, Text: "Tell what the target takes: arguments, secrets and agents", Opts: []named{{"target", "The stage to be built"}}},
 		{Name: requestTargets, Text: "List the stages that can be built"},
 		{Name: requestLint, Text: "Check the Dockerfile without building it"},
+		{Name: requestConvert, Text: "Show the graph that the Dockerfile becomes, as JSON", Version: convertVersion},
 		{Name: requestDescribe, Text: "List what can be asked"},
 	}
 	var text bytes.Buffer
@@ -118,8 +135,14 @@ func describeRequests() (*frontend.Result, error) {
 	column(w, "NAME", "VERSION", "DESCRIPTION")
 	for i := range all {
 		r := &all[i]
-		r.Version, r.Type = requestVersion, "rpc"
-		r.Metadata = []named{{Name: "result.json"}, {Name: "result.txt"}}
+		r.Type, r.Metadata = "rpc", []named{{Name: "result.json"}}
+		if r.Version == "" {
+			r.Version = requestVersion
+			r.Metadata = append(r.Metadata, named{Name: "result.txt"})
+		}
+		if r.Name == requestLint {
+			r.Metadata = append(r.Metadata, named{Name: "result.statuscode"})
+		}
 		column(w, strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Text)
 	}
 	if err := w.Flush(); err != nil {

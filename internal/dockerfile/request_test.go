@@ -39,10 +39,53 @@ func TestDescribeRequest(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	for _, want := range []string{"frontend.outline", "frontend.targets", "frontend.lint", "frontend.subrequests.describe"} {
+	for _, want := range []string{"frontend.outline", "frontend.targets", "frontend.lint", "frontend.convertllb", "frontend.subrequests.describe"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("%s is not listed in %q", want, names)
 		}
+	}
+}
+
+// TestConvertRequest checks that the graph is told as BuildKit tells it.
+func TestConvertRequest(t *testing.T) {
+	var out struct {
+		Def map[string]struct {
+			Inputs []struct{ Digest string }
+			Exec   *struct{ Meta struct{ Args []string } }
+			Source *struct{ Identifier string }
+		}
+		Metadata map[string]struct {
+			Description map[string]string
+			Caps        map[string]bool
+		}
+		Source struct {
+			Locations map[string]any
+			Infos     []struct{ Filename string }
+		}
+	}
+	res, err := build(t, newFakeGateway(map[string]string{"dockerfile/Dockerfile": "FROM alpine\nRUN make\n"}), map[string]string{"requestid": "frontend.convertllb"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(res.Meta["result.json"], &out); err != nil || string(res.Meta["version"]) != "0.1.0" {
+		t.Fatalf("%v, version %s: %s", err, res.Meta["version"], res.Meta["result.json"])
+	}
+	if len(out.Def) != 3 || len(out.Source.Infos) != 1 || len(out.Source.Locations) == 0 {
+		t.Errorf("%d operations: %s", len(out.Def), res.Meta["result.json"])
+	}
+	runs := 0
+	for id, op := range out.Def {
+		if op.Exec == nil {
+			continue
+		}
+		runs++
+		m := out.Metadata[id]
+		if op.Exec.Meta.Args[2] != "make" || out.Def[op.Inputs[0].Digest].Source == nil || m.Description["llb.customname"] != "[2/2] RUN make" || !m.Caps["exec.meta.base"] {
+			t.Errorf("operation %+v, of which is said %+v", op, m)
+		}
+	}
+	if runs != 1 {
+		t.Errorf("%d runs", runs)
 	}
 }
 

@@ -21,12 +21,12 @@ func imagePath(system, p string) (string, error) {
 	given := p
 	p = strings.ReplaceAll(p, `\`, "/")
 	if strings.HasPrefix(p, "//") {
-		return "", fmt.Errorf("path %q is on another machine: expected one on drive C:", given)
+		return "", fmt.Errorf("path %q is on another machine: expected one on drive C", given)
 	}
 	if drive, rest, ok := strings.Cut(p, ":"); ok {
 		switch {
 		case !strings.EqualFold(drive, "c"):
-			return "", fmt.Errorf("path %q is on another drive: expected one on drive C:", given)
+			return "", fmt.Errorf("path %q is on another drive: expected one on drive C", given)
 		case rest == "":
 			return "", fmt.Errorf(`path %q names a drive alone: expected a path on it, such as C:\`, given)
 		}
