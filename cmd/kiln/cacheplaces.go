@@ -8,6 +8,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cache/azblob"
+	"github.com/kiln-build/kiln/internal/cache/gha"
 	localcache "github.com/kiln-build/kiln/internal/cache/local"
 	registrycache "github.com/kiln-build/kiln/internal/cache/registry"
 	"github.com/kiln-build/kiln/internal/cache/s3"
@@ -27,7 +28,9 @@ type remotes struct {
 func newRemotes(reg *registry.Client) *remotes {
 	return &remotes{
 		registry: reg, clients: localcache.Fetcher{Next: layoutsource.Fetcher{Next: reg}},
-		objects: map[string]*cache.ObjectPlace{"s3": s3.New(s3.Config{}), "azblob": azblob.New(azblob.Config{})},
+		objects: map[string]*cache.ObjectPlace{
+			"s3": s3.New(s3.Config{}), "azblob": azblob.New(azblob.Config{}), "gha": gha.New(gha.Config{}),
+		},
 	}
 }
 

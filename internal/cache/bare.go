@@ -109,11 +109,13 @@ func (w *bareWriter) write(ctx context.Context, d *Document) error {
 func (w *bareWriter) upload(ctx context.Context, d ocispecs.Descriptor, l layer.Blob) error {
 	task := w.task(ctx, "writing layer "+d.Digest.String(), d.Size)
 	defer task.Done()
+	counted := false
 	return w.shelf.Upload(ctx, d, func(ctx context.Context) (io.ReadCloser, error) {
 		rc, err := w.open(ctx, l)
-		if err != nil {
-			return nil, err
+		if err != nil || counted {
+			return rc, err
 		}
+		counted = true
 		return struct {
 			io.Reader
 			io.Closer

@@ -24,8 +24,9 @@ type Objects interface {
 	Put(ctx context.Context, key string, data []byte, ifAbsent bool) (stored bool, err error)
 	// Has tells whether there is an object of size bytes.
 	Has(ctx context.Context, key string, size int64) (bool, error)
-	// Upload keeps an object of size bytes, whole or not at all.
-	Upload(ctx context.Context, key string, size int64, r io.Reader) error
+	// Upload keeps an object of size bytes, whole or not at all. What open opens
+	// fails at its end if it is not what it should be; it may be called again.
+	Upload(ctx context.Context, key string, size int64, open func(context.Context) (io.ReadCloser, error)) error
 	// Open reads an object from an offset on, in bytes.
 	Open(ctx context.Context, key string, offset int64) (io.ReadCloser, error)
 }
@@ -42,12 +43,10 @@ type Layout struct {
 	// under, in this order. There is one at least.
 	Write, Read []string
 	AtOnce      int // uploads
+	Questions   int // small requests at a time; 0 is 32
 	// Task shows a piece of work as part of ctx's step.
 	Task func(ctx context.Context, what string, size int64) Task
 }
-
-// questions is how many small requests are made at a time.
-const questions = 32
 
 // ObjectCache keeps caches in a store of objects: BuildKit's as configs under
 // names, and those by key as an object per record. Both share their blobs. It is
@@ -58,7 +57,12 @@ type ObjectCache struct {
 }
 
 // NewObjectCache returns the cache that layout describes.
-func NewObjectCache(o Objects, layout Layout) *ObjectCache { return &ObjectCache{o, layout} }
+func NewObjectCache(o Objects, layout Layout) *ObjectCache {
+	if layout.Questions == 0 {
+		layout.Questions = 32
+	}
+	return &ObjectCache{o, layout}
+}
 
 // Origin is the layout's.
 func (c *ObjectCache) Origin() string { return c.layout.Origin }
@@ -92,7 +96,7 @@ func (c *ObjectCache) Write(ctx context.Context, d *Document, open func(context.
 
 // Records looks under one name after the other.
 func (c *ObjectCache) Records(ctx context.Context, names []string) (map[string][]byte, error) {
-	return RecordsOf(ctx, names, questions, func(ctx context.Context, record string) ([]byte, error) {
+	return RecordsOf(ctx, names, c.layout.Questions, func(ctx context.Context, record string) ([]byte, error) {
 		if err := CheckRecord(record, nil); err != nil {
 			return nil, err
 		}
@@ -125,20 +129,20 @@ func (c *ObjectCache) Put(ctx context.Context, record string, data []byte, _ []o
 
 // Missing asks for each blob.
 func (c *ObjectCache) Missing(ctx context.Context, blobs []ocispecs.Descriptor) ([]ocispecs.Descriptor, error) {
-	return MissingOf(ctx, blobs, questions, func(ctx context.Context, d ocispecs.Descriptor) (bool, error) {
+	return MissingOf(ctx, blobs, c.layout.Questions, func(ctx context.Context, d ocispecs.Descriptor) (bool, error) {
 		return c.objects.Has(ctx, c.layout.Blob(d.Digest), d.Size)
 	})
 }
 
 // Upload keeps a blob, which is verified before the store has all of it.
 func (c *ObjectCache) Upload(ctx context.Context, blob ocispecs.Descriptor, open func(context.Context) (io.ReadCloser, error)) error {
-	rc, err := open(ctx)
-	if err != nil {
-		return fmt.Errorf("read %s, which is to be kept: %w", blob.Digest, err)
-	}
-	from := Verified(rc, blob, "what is to be kept")
-	defer from.Close()
-	return c.objects.Upload(ctx, c.layout.Blob(blob.Digest), blob.Size, from)
+	return c.objects.Upload(ctx, c.layout.Blob(blob.Digest), blob.Size, func(ctx context.Context) (io.ReadCloser, error) {
+		rc, err := open(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read %s, which is to be kept: %w", blob.Digest, err)
+		}
+		return Verified(rc, blob, "what is to be kept"), nil
+	})
 }
 
 // breaks is how often a download may break off.

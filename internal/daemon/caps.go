@@ -24,7 +24,7 @@ func Caps() []string {
 	return append(slices.Clone(llb.Caps()),
 		"exporter.image.annotations", "exporter.image.attestations", "exporter.sourcedateepoch", "exporter.multiple",
 		"exporter.session", "gc.freespacefilter", "source.policy", "source.policy.session", "history.filter",
-		"cache.s3", "cache.azblob")
+		"cache.s3", "cache.azblob", "cache.gha")
 }
 
 func wireCaps(ids []string) (out []*caps.APICap) {

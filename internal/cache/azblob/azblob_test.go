@@ -16,8 +16,8 @@ import (
 )
 
 var (
-	quick  = azblob.Config{Stall: time.Second, Backoff: time.Millisecond} //nolint:gochecknoglobals // of tests
-	secret = base64.StdEncoding.EncodeToString([]byte("verysecret"))      //nolint:gochecknoglobals // of tests
+	quick  = azblob.Config{Stall: time.Second, Backoff: time.Millisecond}
+	secret = base64.StdEncoding.EncodeToString([]byte("verysecret"))
 )
 
 func newServer(t *testing.T) (*cachetest.Azure, *cachetest.Faults, map[string]string) {

@@ -131,8 +131,13 @@ func (c *container) Has(ctx context.Context, key string, size int64) (bool, erro
 const blockSize, blocksAtOnce = 8 << 20, 2
 
 // Upload sends a blob in blocks. What fails to be read is not kept.
-func (c *container) Upload(ctx context.Context, key string, _ int64, r io.Reader) error {
-	_, err := c.client.NewBlockBlobClient(key).UploadStream(ctx, r, &blockblob.UploadStreamOptions{BlockSize: blockSize, Concurrency: blocksAtOnce})
+func (c *container) Upload(ctx context.Context, key string, _ int64, open func(context.Context) (io.ReadCloser, error)) error {
+	r, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = c.client.NewBlockBlobClient(key).UploadStream(ctx, r, &blockblob.UploadStreamOptions{BlockSize: blockSize, Concurrency: blocksAtOnce})
 	return c.explain("write", key, err)
 }
 

@@ -1,6 +1,7 @@
 package cachetest
 
 import (
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -49,6 +50,8 @@ func (f *Faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !fails:
 		f.next.ServeHTTP(w, r)
 	case status == 0:
+		// Whether the client has gone is seen only once its request was read.
+		_, _ = io.Copy(io.Discard, r.Body)
 		select {
 		case <-r.Context().Done():
 		case <-time.After(time.Minute): // so that a test that waits for ever still ends

@@ -30,7 +30,7 @@ func folder(t *testing.T, dir string) (func(context.Context) context.Context, *s
 	return func(ctx context.Context) context.Context { return sessiontest.Context(ctx, c) }, out
 }
 
-var attrs = map[string]string{"src": "dir", "dest": "dir"} //nolint:gochecknoglobals // of tests
+var attrs = map[string]string{"src": "dir", "dest": "dir"}
 
 func TestShelf(t *testing.T) {
 	cachetest.Places(t, func(t *testing.T) *cachetest.ShelfFixture {

@@ -229,8 +229,13 @@ func (b *bucket) copyParts(ctx context.Context, key string, from, upload *string
 }
 
 // Upload sends an object in parts. What fails to be read is not kept.
-func (b *bucket) Upload(ctx context.Context, key string, _ int64, r io.Reader) error {
-	_, err := b.uploads.UploadObject(ctx, &transfermanager.UploadObjectInput{Bucket: &b.name, Key: &key, Body: r})
+func (b *bucket) Upload(ctx context.Context, key string, _ int64, open func(context.Context) (io.ReadCloser, error)) error {
+	r, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = b.uploads.UploadObject(ctx, &transfermanager.UploadObjectInput{Bucket: &b.name, Key: &key, Body: r})
 	return b.explain("write", key, err)
 }
 

@@ -64,7 +64,7 @@ func (s *server) get(t *testing.T, key string) []byte {
 
 func blobKey(d digest.Digest) string { return "some/blobs/" + d.String() }
 
-var quick = s3.Config{Stall: time.Second, MaxBackoff: 10 * time.Millisecond} //nolint:gochecknoglobals // of tests
+var quick = s3.Config{Stall: time.Second, MaxBackoff: 10 * time.Millisecond}
 
 func TestShelf(t *testing.T) {
 	cachetest.Places(t, func(t *testing.T) *cachetest.ShelfFixture {
