@@ -168,7 +168,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{folders.mounts}, folders.repos}},
 		History:   past, Ledger: ledger, Spans: spans,
-		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Labels: workerLabels(snapshots.Kind, s, ns),
+		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Trim: trimMemory, Labels: workerLabels(snapshots.Kind, s, ns),
 	})
 	images.Attach(server)
 	return server, parts, nil

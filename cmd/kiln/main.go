@@ -45,7 +45,7 @@ type env struct {
 }
 
 func main() {
-	forgetStartPages()
+	forgetPages()
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, uid: os.Getuid()}
 	if isDaemon(os.Args) {
 		// The daemon runs in namespaces of its own, and has to enter them
@@ -57,6 +57,7 @@ func main() {
 			}
 			os.Exit(exitDaemon)
 		}
+		economize(e.getenv)
 	}
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
 		fmt.Fprintln(e.stderr, err)

@@ -30,10 +30,11 @@ type builds struct {
 	came  chan struct{} // closed and replaced whenever a build begins
 	busy  int           // builds under way
 	idle  time.Time     // since when there is none
+	many  chan struct{} // told after every trimBuilds builds
 }
 
 func newBuilds() *builds {
-	return &builds{byRef: map[string]*running{}, came: make(chan struct{}), idle: time.Now()}
+	return &builds{byRef: map[string]*running{}, came: make(chan struct{}), idle: time.Now(), many: make(chan struct{}, 1)}
 }
 
 // running is one build as the daemon's services see it.
@@ -110,7 +111,12 @@ func (b *builds) end(r *running) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.total++
+	if b.total++; b.total%trimBuilds == 0 {
+		select {
+		case b.many <- struct{}{}:
+		default: // it is being done
+		}
+	}
 	if b.busy--; b.busy == 0 {
 		b.idle = time.Now()
 	}

@@ -57,6 +57,8 @@ type Config struct {
 	// IdleTimeout has the daemon leave after so long without a build or a
 	// client; 0 keeps it.
 	IdleTimeout time.Duration
+	// Trim gives memory back to the machine that is not needed now; nil keeps it.
+	Trim func()
 }
 
 // Server is a daemon.
@@ -110,6 +112,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	go s.collectGarbage(stop)
+	go s.trimMemory(stop)
 	if s.config.IdleTimeout > 0 {
 		go s.watchIdle(idle, stop)
 	}

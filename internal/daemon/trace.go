@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,9 @@ const (
 	// waitSpans is how long an ended build waits for the spans of its client,
 	// which come at the end of the client's command.
 	waitSpans = 3 * time.Second
+	// maxWaiting is how many ended builds wait at most: where builds come this
+	// fast, so do spans.
+	maxWaiting = 32
 	// mostSpans bounds the spans of one build: the client's count, too.
 	mostSpans = 20_000
 	// tracer names what makes the daemon's spans.
@@ -47,6 +51,7 @@ type traces struct {
 	mu    sync.Mutex
 	byID  map[trace.TraceID][]*buildTrace
 	ended map[string]*buildTrace // by ref: those that wait for their clients
+	queue []*buildTrace          // those that have waited, and still do unless they are done
 }
 
 func newTraces(h *history.History, collector sdktrace.SpanProcessor, version string) *traces {
@@ -192,6 +197,13 @@ func (t *traces) end(run *running, err error) {
 	}
 	t.ended[b.ref] = b
 	b.timer = time.AfterFunc(waitSpans, func() { t.store(b) })
+	if t.queue = append(t.queue, b); len(t.queue) > maxWaiting {
+		first := t.queue[0]
+		t.queue = slices.Delete(t.queue, 0, 1)
+		if first.timer.Stop() {
+			go t.store(first)
+		}
+	}
 }
 
 // forget drops what is known of a build. The caller holds t.mu.

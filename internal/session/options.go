@@ -5,6 +5,10 @@ import (
 	"google.golang.org/grpc/experimental"
 )
 
+// readBuffer is how much a connection reads ahead, bytes. What is longer is read
+// without it; every session has two of them as long as it lasts.
+const readBuffer = 32 << 10
+
 // ServerOptions are what a gRPC server that carries sessions, or is reached
 // through one, should be made with: large windows and buffers.
 func ServerOptions() []grpc.ServerOption {
@@ -12,7 +16,7 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.InitialWindowSize(Window), grpc.InitialConnWindowSize(2 * Window),
-		grpc.ReadBufferSize(Buffer), grpc.WriteBufferSize(Buffer),
+		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(Buffer), grpc.SharedWriteBuffer(true),
 		grpc.ForceServerCodecV2(newCodec(pool)), experimental.BufferPool(pool),
 	}
 }
@@ -22,7 +26,7 @@ func DialOptions() []grpc.DialOption {
 	pool := newBuffers()
 	return []grpc.DialOption{
 		grpc.WithInitialWindowSize(Window), grpc.WithInitialConnWindowSize(2 * Window),
-		grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
+		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(Buffer), grpc.WithSharedWriteBuffer(true),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
 			grpc.ForceCodecV2(newCodec(pool)),

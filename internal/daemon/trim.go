@@ -1,0 +1,36 @@
+package daemon
+
+import "time"
+
+const (
+	// trimEvery is how often it is asked whether memory is to be given back.
+	trimEvery = 5 * time.Second
+	// trimBuilds is after how many builds memory is given back although there is
+	// no pause between them.
+	trimBuilds = 64
+)
+
+// trimMemory gives memory back that builds have left, while nobody builds. What
+// a daemon holds after many builds is then what it holds after few.
+func (s *Server) trimMemory(stop <-chan struct{}) {
+	if s.config.Trim == nil {
+		return
+	}
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	trimmed := 0
+	for {
+		select {
+		case <-stop:
+			return
+		case <-s.builds.many:
+			trimmed = s.builds.ended()
+			s.config.Trim()
+		case <-tick.C:
+			if ended := s.builds.ended(); ended > trimmed && s.idleFor() >= trimEvery {
+				trimmed = ended
+				s.config.Trim()
+			}
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package daemon
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/history"
+)
+
+func TestMemoryIsTrimmedAfterManyBuilds(t *testing.T) {
+	past := openHistory(t)
+	trimmed := make(chan struct{}, 10)
+	s := &Server{builds: newBuilds(), config: Config{Trim: func() { trimmed <- struct{}{} }}}
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() { s.trimMemory(stop); close(ended) }()
+	for i := range trimBuilds {
+		if len(trimmed) > 0 {
+			t.Fatalf("trimmed after %d builds", i)
+		}
+		ref := fmt.Sprint("build", i)
+		r, err := s.builds.begin(ref, func() (*history.Build, error) { return past.Begin(history.Record{Ref: ref}, false) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.record.End(history.Outcome{}); err != nil {
+			t.Fatal(err)
+		}
+		s.builds.end(r)
+	}
+	select {
+	case <-trimmed:
+	case <-time.After(10 * time.Second):
+		t.Errorf("not trimmed after %d builds", trimBuilds)
+	}
+	close(stop)
+	<-ended
+}
