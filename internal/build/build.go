@@ -249,7 +249,12 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err != nil {
 		return nil, err
 	}
-	if err := br.exportAll(ctx, append(exports, more...), append(slices.Clone(req.Exports), chosen...), in, out); err != nil {
+	all, by := append(slices.Clone(req.Exports), chosen...), append(exports, more...)
+	err = br.exportAll(ctx, by, all, in, out)
+	if err != nil && br.remake(ctx, res, &in, err) {
+		err = br.exportAll(ctx, by, all, in, out)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := br.imports.replaced(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -257,6 +258,7 @@ func (one *imported) fromIndex(ctx context.Context, j *solver.Job, k solver.Key,
 	some := false
 	for i := range max(recipe.Outputs, 1) {
 		layers, ok := one.index.Find(j, k, i)
+		ok = ok && !one.lost(ctx, layers)
 		if !ok && needed(i) {
 			return nil, solver.ErrNotFound
 		}
@@ -275,6 +277,18 @@ func (one *imported) fromIndex(ctx context.Context, j *solver.Job, k solver.Key,
 		return nil, solver.ErrNotFound
 	}
 	return out, nil
+}
+
+// lost tells whether the place does not have all layers, if it can be asked.
+func (one *imported) lost(ctx context.Context, layers []layer.LazyBlob) bool {
+	if !one.within(ctx, one.opened) || one.finder == nil {
+		return false
+	}
+	var blobs []ocispecs.Descriptor
+	for _, l := range layers {
+		blobs = append(blobs, l.Desc)
+	}
+	return one.finder.Lost(ctx, blobs)
 }
 
 func (one *imported) fromRecords(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) ([]solver.Result, error) {

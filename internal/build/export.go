@@ -11,6 +11,7 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/exporter"
+	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
 )
@@ -78,6 +79,25 @@ func (br *Bridge) evaluate(ctx context.Context, res *frontend.Result) (in export
 		}
 	}
 	return in, eg.Wait()
+}
+
+// remake makes results anew whose files turned out to be lost, such as by a
+// cache of others that had promised them. It is false if err is of another kind.
+func (br *Bridge) remake(ctx context.Context, res *frontend.Result, in *exporter.Input, why error) bool {
+	some := false
+	for i, p := range res.Platforms {
+		edge, err := br.edge(ctx, p.Graph)
+		if err != nil || edge.Vertex == nil {
+			continue
+		}
+		r, err := br.job.Remake(ctx, edge, why)
+		if err != nil {
+			continue
+		}
+		some = true
+		in.Platforms[i].Ref, _ = r.(*layer.Ref)
+	}
+	return some
 }
 
 // metaTime reads an epoch that a frontend gave.

@@ -72,7 +72,7 @@ func (f *Finder) Result(ctx context.Context, k solver.Key, ahead []solver.Key) (
 		return nil, f.miss(err)
 	}
 	if lost != nil {
-		return nil, f.miss(fmt.Errorf("a record is passed over: its blob %s is lost", lost.Digest))
+		return nil, f.miss(fmt.Errorf("a step is passed over: its blob %s is lost", lost.Digest))
 	}
 	return r, nil
 }
@@ -104,6 +104,16 @@ func (f *Finder) About(ctx context.Context) bool {
 
 // Shelf is where the cache is.
 func (f *Finder) Shelf() Shelf { return f.c.Shelf }
+
+// Lost tells whether the place says that blobs are lost that an index of
+// BuildKit's names.
+func (f *Finder) Lost(ctx context.Context, blobs []ocispecs.Descriptor) bool {
+	lost, err := f.missing(ctx, blobs)
+	if err == nil && lost != nil {
+		_ = f.miss(fmt.Errorf("a step is passed over: its blob %s is lost", lost.Digest))
+	}
+	return err == nil && lost != nil
+}
 
 // miss tells of trouble, once of each kind, and makes a miss of it.
 func (f *Finder) miss(err error) error {

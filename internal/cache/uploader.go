@@ -172,6 +172,9 @@ func (u *Uploader) start(subject string, write func() error) {
 		err := write()
 		var lost *lostError
 		if errors.As(err, &lost) && u.ctx.Err() == nil {
+			u.mu.Lock()
+			delete(u.taken, subject) // it may be made again
+			u.mu.Unlock()
 			if u.c.Warn != nil {
 				u.c.Warn(fmt.Errorf("a step is left out: %w", err))
 			}
@@ -414,7 +417,11 @@ func (u *Uploader) send(own []*sending) {
 			if s.err = err; err == nil && !there[s.blob.Desc.Digest.String()] {
 				s.err = u.upload(s.blob)
 			}
-			u.count(func(st *UploadStats) { st.BlobsLeft-- })
+			u.mu.Lock()
+			if u.stats.BlobsLeft--; s.err != nil {
+				delete(u.sent, s.blob.Desc.Digest) // who makes it again may send it
+			}
+			u.mu.Unlock()
 			close(s.done)
 		})
 	}

@@ -219,7 +219,7 @@ func (s *Store) pull(ctx context.Context, d ocispecs.Descriptor, origin string) 
 		defer task.Done()
 		body, err := s.c.Fetcher.Fetch(ctx, origin, d)
 		if err != nil {
-			return fmt.Errorf("pull %s from %s: %w", d.Digest, origin, err)
+			return lost(ctx, fmt.Errorf("pull %s from %s: %w", d.Digest, origin, err))
 		}
 		// A connection that hangs is let go when the last who waits has left.
 		stop := context.AfterFunc(ctx, func() { _ = body.Close() })
@@ -231,10 +231,26 @@ func (s *Store) pull(ctx context.Context, d ocispecs.Descriptor, origin string) 
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return fmt.Errorf("pull from %s: %w", origin, err)
+			return lost(ctx, fmt.Errorf("pull from %s: %w", origin, err))
 		}
 		return nil
 	})
+}
+
+// lostError says that a blob cannot be had any more from where it came.
+type lostError struct{ error }
+
+func (e *lostError) Unwrap() error { return e.error }
+
+// Lost tells the solver that what it remembers is of no use.
+func (e *lostError) Lost() bool { return true }
+
+// lost is err, unless nobody waited for the blob any more.
+func lost(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return &lostError{err}
 }
 
 // ReaderAt opens a blob of an image, pulling it first if it is not here.

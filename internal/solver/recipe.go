@@ -105,7 +105,7 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	if imports == nil || id.fresh || id.keep != KeepAlways {
 		return nil, ErrNotFound
 	}
-	out, err := imports.Load(ctx, n.job, id.key, n.needs)
+	out, err := imports.Load(n.context(), n.job, id.key, n.needs)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -115,10 +115,10 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	return out, n.job.solver.cache.Save(ctx, id.key, out)
 }
 
-func (n *node) importedDigest(ctx context.Context, k Key, index int, selector string) (string, bool) {
+func (n *node) importedDigest(k Key, index int, selector string) (string, bool) {
 	if n.job.imports == nil {
 		return "", false
 	}
-	d, err := n.job.imports.Digest(ctx, n.job, Ingredient{Key: k, Index: index, Selector: selector})
+	d, err := n.job.imports.Digest(n.context(), n.job, Ingredient{Key: k, Index: index, Selector: selector})
 	return d, err == nil && d != ""
 }

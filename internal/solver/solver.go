@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/solver/flight"
@@ -121,6 +122,9 @@ func (n *node) output(ctx context.Context, index int) (Result, error) {
 	if err == nil && index < len(out) && out[index] == (Absent{}) {
 		out, err = n.made.get(ctx, n.make)
 	}
+	if err == nil && n.isLost() {
+		out, err = n.anew.get(ctx, n.remake)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -140,11 +144,13 @@ type node struct {
 	identity future[identity]
 	result   future[[]Result]
 	made     future[[]Result] // whole, where result is not
+	anew     future[[]Result] // where what was remembered is lost
 
 	mu     sync.Mutex
 	needed map[int]bool // outputs that somebody wants
 	known  *identity    // what identity holds, once it does
 	found  bool         // a result was remembered
+	lost   bool         // the files of result are gone
 }
 
 // identity is what a node would produce. It is fresh if nothing remembered
@@ -265,15 +271,25 @@ func (n *node) contentPart(in input, id identity, dep Dep) (string, error) {
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		if d, ok := n.importedDigest(ctx, id.key, in.index, dep.Selector); ok {
+		if d, ok := n.importedDigest(id.key, in.index, dep.Selector); ok {
 			return d, cache.PutDigest(ctx, memo, d)
+		} else if ctx.Err() != nil {
+			return "", ctx.Err()
 		}
 	}
 	r, err := in.get(ctx)
 	if err != nil {
 		return "", err
 	}
-	d, err := safely(func() (string, error) { return dep.Digest(n.context(), r) })
+	digest := func(r Result) (string, error) {
+		return safely(func() (string, error) { return dep.Digest(n.context(), r) })
+	}
+	d, err := digest(r)
+	if isLoss(err) && in.node.lose() {
+		if r, err = in.get(ctx); err == nil {
+			d, err = digest(r)
+		}
+	}
 	if err != nil {
 		return "", n.fail("", err)
 	}
@@ -332,7 +348,10 @@ func (n *node) make() ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := n.share(ctx, id, ins)
+	out, own, err := n.share(ctx, id, ins, false)
+	if isLoss(err) {
+		out, err = n.shareAgain(ctx, id, own, err)
+	}
 	if err != nil {
 		return nil, n.fail("", err)
 	}
@@ -348,25 +367,29 @@ func (n *node) tellEnded(id identity, out []Result) {
 	}
 }
 
-// share runs the operation, or waits for a job that runs the same.
-func (n *node) share(ctx context.Context, id identity, ins []Result) ([]Result, error) {
+// share runs the operation, or waits for a job that runs the same; own tells
+// which. With anew, nothing remembered may stand in for it.
+func (n *node) share(ctx context.Context, id identity, ins []Result, anew bool) (out []Result, own bool, err error) {
 	flight := execKey{key: id.key}
-	if id.fresh || id.keep == KeepJob {
+	if id.fresh || anew || id.keep == KeepJob {
 		flight.only = n.job
 	}
 	enter := func(a *audience) (leave func()) {
 		n.report.executing()
 		return a.join(n.report.step(), n.job.values)
 	}
-	return n.job.solver.execs.Do(ctx, flight, enter, func(ctx context.Context, a *audience) ([]Result, error) {
+	var ours atomic.Bool
+	out, err = n.job.solver.execs.Do(ctx, flight, enter, func(ctx context.Context, a *audience) ([]Result, error) {
+		ours.Store(true)
 		ctx = withValues(progress.WithStep(ctx, a.fanout.Step()), a.values)
-		return n.exec(ctx, id, ins)
+		return n.exec(ctx, id, ins, anew)
 	})
+	return out, ours.Load(), err
 }
 
-func (n *node) exec(ctx context.Context, id identity, ins []Result) ([]Result, error) {
+func (n *node) exec(ctx context.Context, id identity, ins []Result, anew bool) ([]Result, error) {
 	// Another job may have finished since we looked.
-	if out, err := n.load(ctx, id); !errors.Is(err, ErrNotFound) {
+	if out, err := n.load(ctx, id); !anew && !errors.Is(err, ErrNotFound) {
 		return out, err
 	}
 	out, err := safely(func() ([]Result, error) { return n.op.Exec(WithKey(ctx, id.key), ins) })
