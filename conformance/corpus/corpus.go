@@ -25,6 +25,9 @@ import (
 type Case struct {
 	Name   string // FAMILY/NAME
 	Fails  string // what BuildKit's error says; "" if it builds
+	// Differs are words for what BuildKit has worse, which is not compared: the
+	// names of "steps", or the "lines" of an error. The options say why.
+	Differs []string
 	family *family
 	opts   map[string]string // the frontend's
 	locals map[string]string // name to a folder of the context
@@ -150,6 +153,8 @@ func (c *Case) read(text string) error {
 		switch {
 		case key == "fails":
 			c.Fails = value
+		case key == "differs":
+			c.Differs = append(c.Differs, value)
 		case key == "allow":
 			c.allow = append(c.allow, value)
 		case key == "agent":

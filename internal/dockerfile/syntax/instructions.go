@@ -3,6 +3,7 @@ package syntax
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,7 +11,8 @@ import (
 
 // parse reads the arguments by the instruction's own grammar.
 func (s *statement) parse() Instruction {
-	if s.args == "" && s.Verb != VerbRun {
+	bare := []Verb{VerbRun, VerbCmd, VerbEntrypoint} // the shell gets nothing, and does it
+	if s.args == "" && !slices.Contains(bare, s.Verb) {
 		s.fail(s.Line, fmt.Sprintf("%s has no arguments", s.name()), usage(s.Verb), "")
 		return nil
 	}
@@ -28,9 +30,9 @@ func (s *statement) parse() Instruction {
 	case VerbArg:
 		return s.parseArg()
 	case VerbCmd:
-		return &Cmd{Head: s.Head, Command: s.command(0)}
+		return &Cmd{Head: s.Head, Command: s.commandLine()}
 	case VerbEntrypoint:
-		return &Entrypoint{Head: s.Head, Command: s.command(0)}
+		return &Entrypoint{Head: s.Head, Command: s.commandLine()}
 	case VerbShell:
 		return s.parseShell()
 	case VerbHealthcheck:
@@ -115,14 +117,20 @@ func (s *statement) parseRun() Instruction {
 		Network: s.flag("network"), Security: s.flag("security"),
 		Timeout: s.flag("timeout"), Memory: s.flag("memory"), CPUs: s.flag("cpus"),
 	}
-	r.Command = s.command(0)
-	if s.args == "" { // the shell gets it, and has nothing to do
-		r.Command.Args = []Text{{Span: r.Command.Span}}
-	}
+	r.Command = s.commandLine()
 	if r.Command.JSON && len(r.Command.Args) == 0 {
 		s.fail(r.Command.Span, s.name()+" has an empty command", usage(VerbRun), "")
 	}
 	return r
+}
+
+// commandLine reads all arguments as a command line, which may be blank.
+func (s *statement) commandLine() Command {
+	c := s.command(0)
+	if s.args == "" {
+		c.Args = []Text{{Span: c.Span}}
+	}
+	return c
 }
 
 // command reads a command line that starts at a place of the arguments.
