@@ -186,8 +186,6 @@ func (l *lowering) checkCopy(step *copyStep) error {
 	}
 	for n, src := range step.sources {
 		switch {
-		case src == "":
-			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("source %q is empty", step.Copy.Sources[n].Value), "a path", "")
 		case !step.add && (isHTTP(src) || isGitURL(src) && strings.Contains(src, "://")):
 			return l.errorAt(step.Copy.Sources[n].Span, fmt.Sprintf("%s has the URL %q as a source", l.word(syntax.VerbCopy), src), "a path; "+l.word(syntax.VerbAdd)+" takes URLs", "")
 		case isHTTP(src) && !hasHost(src):

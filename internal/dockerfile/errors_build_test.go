@@ -143,7 +143,6 @@ func copyErrorExamples() []errorExample {
 		line("COPY --chmod", "", "COPY --chmod=u+y a /"),
 		line("Heredoc with a wrong --chmod", "", "COPY --chmod=99999 <<EOF /a\ntext\nEOF"),
 		line("COPY from a URL", "", "COPY https://example.com/a /"),
-		line("Source that becomes empty", "", "COPY $UNSET /"),
 		line("URL without a host", "", "ADD http:///a /"),
 		line("Checksum of several sources", "", "ADD --checksum=sha256:aa https://example.com/a https://example.com/b /"),
 		line("Checksum of a file of the context", "", "ADD --checksum=sha256:aa a /"),

@@ -76,9 +76,12 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 		return res, err
 	}
 	file, err := syntax.Parse(d.source, d.language.Words)
-	if err != nil && opts.request == requestLint {
-		return d.lintResult(nil, err)
-	} else if err != nil {
+	if err != nil {
+		found := &lowered{remarks: d.lintSyntax(file)}
+		if opts.request == requestLint {
+			return d.lintResult([]*lowered{found}, err)
+		}
+		d.warn(ctx, []*lowered{found})
 		return nil, sourceErrors(err)
 	}
 	if opts.request != "" {
@@ -86,11 +89,7 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	}
 	targets := d.targets(file)
 	lowered, err := d.lowerAll(ctx, targets)
-	if len(lowered) > 0 {
-		for _, r := range lowered[0].remarks {
-			gw.Warn(ctx, d.sourceVertex, r.Warning)
-		}
-	}
+	d.warn(ctx, lowered)
 	if err != nil {
 		return nil, sourceErrors(err)
 	}
@@ -99,6 +98,16 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 		return nil, err
 	}
 	return res, d.scan(ctx, res, lowered)
+}
+
+// warn passes on the remarks on a file, which are the same for all platforms.
+func (d *driver) warn(ctx context.Context, lowered []*lowered) {
+	if len(lowered) == 0 {
+		return
+	}
+	for _, r := range lowered[0].remarks {
+		d.gw.Warn(ctx, d.sourceVertex, r.Warning)
+	}
 }
 
 // driver is one request being served.

@@ -136,7 +136,7 @@ func (l *linter) remarkFix(r rule, head *syntax.Head, at syntax.Span, mend *fix,
 	l.seen[key] = true
 	file := l.source.LLB()
 	one := remark{rule: r, short: short, fix: mend, Warning: frontend.Warning{
-		Level: 1, Short: string(r) + ": " + short, Detail: []string{r.explain(l.words)}, URL: r.url(),
+		Level: 1, Short: fmt.Sprintf("%s: %s (line %d)", r, short, l.source.Position(at.Start).Line), Detail: []string{r.explain(l.words)}, URL: r.url(),
 		File: &file, Ranges: []llb.Range{l.source.LineRange(at)},
 	}}
 	if mend != nil {

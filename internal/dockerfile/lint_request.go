@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -102,4 +103,16 @@ func (d *driver) lintError(err error, text *strings.Builder) *lintError {
 		fmt.Fprintf(text, "\nERROR: %v\n", err)
 	}
 	return &lintError{err.Error(), locate(ranges...)}
+}
+
+// lintSyntax is what there is to remark on a file that cannot be lowered.
+func (d *driver) lintSyntax(file *syntax.File) []remark {
+	l := &lowering{
+		in:   &input{file: file, words: d.language.Words, opts: d.opts},
+		lint: &linter{words: d.language.Words, source: file.Source, config: d.opts.check},
+	}
+	if err := l.readChecks(); err != nil {
+		return nil // which is found again when the other errors are mended
+	}
+	return l.lint.remarks
 }
