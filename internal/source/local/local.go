@@ -67,6 +67,8 @@ type Source struct {
 
 	mu   sync.Mutex
 	last map[string]*state // by shared key
+
+	handed handed
 }
 
 // New returns a source.
@@ -88,6 +90,7 @@ type request struct {
 	name          string
 	sessionID     string
 	sharedKeyHint string
+	unique        string
 	fresh         bool // compare with nothing: everything is sent
 	metadataOnly  bool // send a list of files, and the content of some
 	exceptions    []string
@@ -123,7 +126,8 @@ func (r *request) attr(key, value string) error {
 		if name, id, ok := strings.Cut(value, ":"); ok && name == r.name {
 			r.sessionID = id
 		}
-	case "local.unique": // makes two equal vertices different, and nothing else
+	case "local.unique": // makes two equal vertices different
+		r.unique = value
 	case "local.includepattern":
 		return list(&r.Include)
 	case "local.excludepatterns":
@@ -157,6 +161,7 @@ func (r *request) attr(key, value string) error {
 type private struct {
 	req    *request
 	caller *session.Caller
+	layer  string // what another client has sent; "" to ask this one
 }
 
 // Resolve finds the client. What its files are is found out by content: the
@@ -185,7 +190,7 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 	return &source.Pin{
 		Op: op, Platform: opt.Platform, Name: r.name,
 		Key:     "session:" + r.name + ":" + digest.FromBytes(b).String(),
-		Private: &private{req: r, caller: caller},
+		Private: &private{req: r, caller: caller, layer: s.takeOver(r, caller)},
 	}, nil
 }
 
@@ -216,6 +221,9 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	if !ok {
 		return nil, fmt.Errorf("fetch %s: the pin is not of this source", pin.Op.Identifier)
 	}
+	if p.layer != "" {
+		return s.cfg.Layers.Get(ctx, p.layer)
+	}
 	key := sharedKey(p.req, p.caller)
 	old := &state{}
 	if !p.req.fresh {
@@ -240,6 +248,9 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 		if err := s.remember(key, now); err != nil {
 			return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
 		}
+	}
+	if now.ref != nil {
+		s.handOver(p.req, p.caller, now.ref.ID())
 	}
 	return now.ref, nil
 }
