@@ -166,7 +166,9 @@ func (d *driver) fetchIgnore(ctx context.Context, q ignoreQuery) ([]string, erro
 		return nil, fmt.Errorf("load %s of %s: %w", name, q.local, err)
 	}
 	data, err := ref.ReadFile(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) || err != nil && missing {
+	// A context that the client does not share has no patterns, either; whether
+	// it is needed shows when files of it are.
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || err != nil && missing {
 		return nil, nil
 	}
 	if err != nil {

@@ -206,10 +206,14 @@ func TestSourceRanges(t *testing.T) {
 	var got []string
 	for _, v := range g.Vertices() {
 		for _, loc := range g.Sources.Locations[v.Digest()] {
-			got = append(got, fmt.Sprintf("%s %d-%d", v.Op.Kind(), loc.Ranges[0].Start.Line, loc.Ranges[0].End.Line))
+			at := v.Op.Kind()
+			for _, r := range loc.Ranges { // one for each line, as BuildKit's clients expect
+				at += fmt.Sprintf(" %d-%d", r.Start.Line, r.End.Line)
+			}
+			got = append(got, at)
 		}
 	}
-	if s := strings.Join(got, ", "); s != "source 1-1, exec 3-4, exec 5-7" {
+	if s := strings.Join(got, ", "); s != "source 1-1, exec 3-3 4-4, exec 5-5 6-6 7-7" {
 		t.Errorf("steps stand at %s", s)
 	}
 }

@@ -23,6 +23,11 @@ const maxIgnoreSize = 4 << 20
 
 // load finds the main context and reads the Dockerfile.
 func (d *driver) load(ctx context.Context) error {
+	for _, name := range []string{d.opts.dockerfileName, d.opts.contextName} {
+		if g, given := d.req.Inputs[name]; given && (g == nil || g.Root.Vertex == nil) {
+			return fmt.Errorf("the input %q of the build is empty (invalid nil input definition to definition op): expected a graph, or no such input", name)
+		}
+	}
 	if err := d.openRemote(ctx); err != nil {
 		return err
 	}

@@ -384,7 +384,7 @@ func (l *lowering) sourceIndex() llb.SourceIndex {
 	index := llb.SourceIndex{Files: []llb.SourceFile{src.LLB()}, Locations: map[digest.Digest][]llb.Location{}}
 	for _, p := range l.places {
 		d := p.vertex.Digest()
-		index.Locations[d] = append(index.Locations[d], llb.Location{Ranges: []llb.Range{src.LineRange(p.at)}})
+		index.Locations[d] = append(index.Locations[d], llb.Location{Ranges: src.LineRanges(p.at)})
 	}
 	return index
 }

@@ -101,7 +101,7 @@ func (l *lowering) parseMount(s *stage, h *syntax.Head, t syntax.Text) (*mount, 
 			if suggest == "" {
 				expected = "one of " + strings.Join(mountKeyNames(), ", ")
 			}
-			return nil, l.errorAt(f.Span, fmt.Sprintf("mount has no key %q", key), expected, suggest)
+			return nil, l.errorAt(f.Span, fmt.Sprintf("unexpected key '%s' in a mount", key), expected, suggest)
 		}
 		if hasValue {
 			if value, err = l.expand(s, h, syntax.Text{Value: value, Span: f.Span}); err != nil {
@@ -140,7 +140,11 @@ func (m *mount) set(key, value string, hasValue bool) (problem, expected, sugges
 	switch key {
 	case "type":
 		kinds := []string{"bind", "cache", "tmpfs", "secret", "ssh"}
-		return oneOf(&m.kind, strings.ToLower(value), kinds)
+		problem, expected, suggest = oneOf(&m.kind, strings.ToLower(value), kinds)
+		if problem != "" {
+			problem = fmt.Sprintf("has an unsupported mount type %q", value)
+		}
+		return problem, expected, suggest
 	case "sharing":
 		return oneOf(&m.sharing, strings.ToLower(value), []string{"shared", "private", "locked"})
 	case "from":

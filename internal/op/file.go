@@ -64,9 +64,35 @@ func (o *fileOp) dep(i int) solver.Dep {
 		Link:     linkSelector(paths),
 		Digest: func(ctx context.Context, r solver.Result) (string, error) {
 			ref, _ := r.(*layer.Ref)
+			if err := o.required(ctx, i, ref); err != nil {
+				return "", err
+			}
 			return o.worker.checksum(ctx, i, ref, sels)
 		},
 	}
+}
+
+// required fails if a path is missing from input i that must be among what is
+// copied, before anything is. How it is told is what those look for who know
+// BuildKit.
+func (o *fileOp) required(ctx context.Context, i int, ref *layer.Ref) error {
+	for _, a := range o.op.Actions {
+		d, ok := a.Do.(*llb.DoCopy)
+		if !ok || a.Secondary != i {
+			continue
+		}
+		for _, name := range d.Required {
+			sel := []contenthash.Selector{{Path: path.Join("/", name), FollowLinks: true}}
+			if _, err := o.worker.checksum(ctx, i, ref, sel); err != nil {
+				id := "scratch"
+				if ref != nil {
+					id = ref.ID()
+				}
+				return fmt.Errorf("failed to calculate checksum of ref %s: %w", id, err)
+			}
+		}
+	}
+	return nil
 }
 
 // reads is what an action reads of input i.

@@ -333,8 +333,6 @@ func (s *statement) unknownFlag(f Flag, table map[string]flagKind) {
 		expected = "no flag"
 	case suggest == "":
 		expected = "one of --" + strings.Join(names, ", --")
-	default:
-		suggest = "--" + suggest
 	}
 	s.fail(f.Span, fmt.Sprintf("unknown flag: %s for %s", plain("--"+f.Name), s.name()), expected, suggest)
 }

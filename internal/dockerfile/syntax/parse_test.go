@@ -236,7 +236,7 @@ func TestErrors(t *testing.T) {
 		{"FROM a b", `1:7-8 "b" stands behind the image: expected AS and a name, or nothing`},
 		{"FROM a as", "1:7-9 no name stands behind AS: expected the name of the stage"},
 		{"FROM a AS 1x", `1:10-12 stage name "1x": expected a letter and then letters, digits, '-', '_' and '.'`},
-		{"FROM --platfor=x a", `1:5-16 unknown flag: --platfor for FROM (did you mean --platform?)`},
+		{"FROM --platfor=x a", `1:5-16 unknown flag: --platfor for FROM (did you mean platform?)`},
 		{"FORM a", `1:0-4 unknown instruction: FORM (did you mean FROM?)`},
 		{"FROM a\nRUNN x\nCOPY a\nENV\nLABEL x", `2:0-4 unknown instruction: RUNN (did you mean RUN?)
 3:0-6 COPY has no destination: expected one or more sources and a destination

@@ -76,6 +76,16 @@ func (s *Source) LineRange(span Span) llb.Range {
 	}
 }
 
+// LineRanges are the lines that a span touches, each a range of its own, as
+// BuildKit's clients expect of an instruction.
+func (s *Source) LineRanges(span Span) (out []llb.Range) {
+	all := s.LineRange(span)
+	for line := all.Start.Line; line <= all.End.Line; line++ {
+		out = append(out, llb.Range{Start: llb.Position{Line: line}, End: llb.Position{Line: line}})
+	}
+	return out
+}
+
 // LLB is the source as graphs record it.
 func (s *Source) LLB() llb.SourceFile {
 	return llb.SourceFile{Name: s.Name, Data: s.Data, Language: "Dockerfile"}

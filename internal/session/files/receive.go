@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/filesync"
 	"github.com/kiln-build/kiln/internal/api/fsutil"
@@ -103,6 +106,12 @@ func (e remoteError) Error() string {
 			return rest
 		}
 	}
+}
+
+// Is says of a directory that the client does not share that it may not be
+// read: whoever needs it only if it is there can tell by that.
+func (e remoteError) Is(target error) bool {
+	return target == fs.ErrPermission && status.Code(e.err) == codes.NotFound
 }
 
 // Unwrap is the error with its code.

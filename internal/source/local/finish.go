@@ -143,6 +143,9 @@ func (in *intake) finish() (*state, error) {
 			}
 		}
 	}
+	if in.twin.equal(in.entries, in.extra) {
+		return in.twin, nil // and what was made of the listing is discarded
+	}
 	if in.touched["."] {
 		// The root is not in the listing. Its time must not depend on today's.
 		if err := in.setTime(&entry{Path: "."}); err != nil {

@@ -31,6 +31,7 @@ type intake struct {
 	name string
 	task *progress.Task
 	old  *state
+	twin *state // what may turn out to be the same; nil for none
 
 	next    int     // the entry of old to be compared
 	gone    string  // a directory of old that was removed, with all below

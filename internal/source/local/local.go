@@ -232,6 +232,9 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	task := progress.StepFrom(ctx).Task("transferring "+p.req.name+":", 0)
 	defer task.Done()
 	in := newIntake(ctx, s.cfg, p.req.name, old, task)
+	if p.req.fresh {
+		in.twin = s.recall(ctx, key)
+	}
 	defer in.discard()
 	finish, err := in.receive(p)
 	if err != nil {
@@ -244,7 +247,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	if now.ref != nil && s.cfg.Trees != nil {
 		s.cfg.Trees.SetTree(now.ref, now.tree)
 	}
-	if now != old {
+	if now != old && now != in.twin {
 		if err := s.remember(key, now); err != nil {
 			return nil, fmt.Errorf("keep local directory %q: %w", p.req.name, err)
 		}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -56,6 +58,20 @@ func (e *entry) same(o *entry) bool {
 		return false
 	}
 	return e.isDir() || e.ModTime == o.ModTime && e.Size == o.Size
+}
+
+// equal tells whether a state is of just these entries.
+func (s *state) equal(entries []entry, extra *entry) bool {
+	if s == nil || s.ref == nil || (s.extra == nil) != (extra == nil) || extra != nil && !s.extra.equal(extra) {
+		return false
+	}
+	return slices.EqualFunc(s.entries, entries, func(a, b entry) bool { return a.equal(&b) })
+}
+
+// equal tells whether two entries are of the same file, to the last bit.
+func (e *entry) equal(o *entry) bool {
+	return e.Path == o.Path && e.same(o) && e.ModTime == o.ModTime && e.Sum == o.Sum &&
+		maps.EqualFunc(e.Xattrs, o.Xattrs, bytes.Equal)
 }
 
 // plant makes the tree of digests. Where the state derives from another one, its
