@@ -18,7 +18,7 @@ test: build bin/registry ## install what is missing, then run all tests
 	mkdir -p bin/path && ln -sf ../kiln-runc bin/path/runc && ln -sf ../registry bin/path/registry
 	PATH="$(CURDIR)/bin/path:$$PATH" go test -timeout 15m ./...
 
-conformance: build bin/registry ## run BuildKit's clients, daemon and own tests against Kiln
+conformance: build bin/registry bin/azurite-blob ## run BuildKit's clients, daemon and own tests against Kiln
 	go -C conformance test -json -timeout 20m -count=1 ./... | go -C conformance run ./tally
 
 demo: build bin/registry ## build an image from nothing, push it, run it, twice
@@ -56,6 +56,10 @@ bin/kiln-runc: tools/runc/go.mod tools/runc/go.sum
 bin/registry: tools/registry/go.mod tools/registry/go.sum
 	scripts/setup
 	CGO_ENABLED=0 go -C tools/registry build -trimpath -o "$(CURDIR)/$@" github.com/distribution/distribution/v3/cmd/registry
+
+bin/azurite-blob: # an emulator of Azure's storage, of which only some tests know
+	npm install --prefix bin/azurite --no-save --no-audit --no-fund --ignore-scripts --loglevel=error azurite@3.37.0
+	ln -sf azurite/node_modules/.bin/azurite-blob $@
 
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	CGO_ENABLED=0 go -C tools/lint build -trimpath -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint

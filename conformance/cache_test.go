@@ -188,25 +188,32 @@ func cachePlaces() []cachePlace {
 // written, from a state that knows nothing.
 func TestCacheExchange(t *testing.T) {
 	for _, place := range cachePlaces() {
-		for _, pair := range [][2]string{{"kiln", "kiln"}, {"buildkit", "kiln"}, {"kiln", "buildkit"}} {
-			t.Run(place.name+"/"+pair[0]+" to "+pair[1], func(t *testing.T) {
-				folder := t.TempDir()
-				if err := peer.WriteFiles(folder, map[string]string{"Dockerfile": cacheFile, "data": "the data"}); err != nil {
-					t.Fatal(err)
-				}
-				out, in := place.options(t)
-				first := buildWith(t, fresh(t, pair[0]), folder, out...)
-				again := buildWith(t, fresh(t, pair[1]), folder, in...)
-				did, cached := ran(t, again)
-				if !strings.Contains(again, "importing cache manifest from") {
-					t.Errorf("the import is not told:\n%s", again)
-				}
-				// The last four steps are the result's own.
-				if len(cached) < 4 || !place.partial && len(did) > 0 {
-					t.Errorf("%d steps ran again (%q), %d were cached (%q)\n--- first:\n%s\n--- again:\n%s", len(did), did, len(cached), cached, first, again)
-				}
-			})
-		}
+		exchange(t, place)
+	}
+}
+
+func exchange(t *testing.T, place cachePlace) {
+	for _, pair := range [][2]string{{"kiln", "kiln"}, {"buildkit", "kiln"}, {"kiln", "buildkit"}} {
+		t.Run(place.name+"/"+pair[0]+" to "+pair[1], func(t *testing.T) {
+			folder := t.TempDir()
+			if err := peer.WriteFiles(folder, map[string]string{"Dockerfile": cacheFile, "data": "the data"}); err != nil {
+				t.Fatal(err)
+			}
+			out, in := place.options(t)
+			first := buildWith(t, fresh(t, pair[0]), folder, out...)
+			again := buildWith(t, fresh(t, pair[1]), folder, in...)
+			did, cached := ran(t, again)
+			if !strings.Contains(again, "importing cache manifest from") {
+				t.Errorf("the import is not told:\n%s", again)
+			}
+			if strings.Contains(first+again, secretKey) {
+				t.Errorf("a secret is told:\n%s\n%s", first, again)
+			}
+			// The last four steps are the result's own.
+			if len(cached) < 4 || !place.partial && len(did) > 0 {
+				t.Errorf("%d steps ran again (%q), %d were cached (%q)\n--- first:\n%s\n--- again:\n%s", len(did), did, len(cached), cached, first, again)
+			}
+		})
 	}
 }
 

@@ -114,13 +114,21 @@ func prepare(ctx context.Context, dir string) ([]string, error) {
 	}
 	for name, program := range map[string]string{
 		"buildkitd": "kiln", "buildctl": "kiln", "kiln-runc": "kiln-runc", "buildkit-runc": "kiln-runc", "registry": "registry",
+		"azurite-blob": "azurite-blob",
 	} {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
-			return nil, fmt.Errorf("the suite tests the programs of `make build bin/registry`: %w", err)
+			return nil, fmt.Errorf("the suite tests the programs of `make build bin/registry bin/azurite-blob`: %w", err)
 		}
 		if err := os.Symlink(filepath.Join(bin, program), filepath.Join(path, name)); err != nil {
 			return nil, err
 		}
+	}
+	// An S3 server and its client, by the names that the suite looks for.
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(path, "silo"), "../silo").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the S3 server: %w\n%s", err, out)
+	}
+	if err := os.Symlink("silo", filepath.Join(path, "mc")); err != nil {
+		return nil, err
 	}
 	if err := os.Setenv("PATH", path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
 		return nil, err

@@ -1,10 +1,13 @@
 package cachetest
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -38,8 +41,17 @@ type actionsEntry struct {
 // path is where an entry's bytes are.
 func (e *actionsEntry) path() string { return "/storage/actions/" + strconv.Itoa(e.id) }
 
-// NewActions starts a server.
+// NewActions starts a server that ends with the test.
 func NewActions(t testing.TB) *Actions {
+	a := newActions()
+	s := httptest.NewServer(a.Faults)
+	t.Cleanup(s.Close)
+	t.Cleanup(s.CloseClientConnections)
+	a.URL = s.URL
+	return a
+}
+
+func newActions() *Actions {
 	a := &Actions{storage: NewAzure()}
 	a.storage.containers["storage/actions"] = true
 	mux := http.NewServeMux()
@@ -51,11 +63,20 @@ func NewActions(t testing.TB) *Actions {
 	mux.HandleFunc("GET /repos/{owner}/{name}/actions/caches", a.list)
 	mux.Handle("/storage/", a.storage)
 	a.Faults = NewFaults(mux)
-	s := httptest.NewServer(a.Faults)
-	t.Cleanup(s.Close)
-	t.Cleanup(s.CloseClientConnections)
-	a.URL = s.URL
 	return a
+}
+
+// ServeActions serves at a listener until ctx ends, for tests in other programs.
+// Its address is the listener's.
+func ServeActions(ctx context.Context, l net.Listener) error {
+	a := newActions()
+	a.URL = "http://" + l.Addr().String()
+	s := &http.Server{Handler: a.Faults, ReadHeaderTimeout: time.Minute}
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve a cache of GitHub Actions: %w", err)
+	}
+	return nil
 }
 
 // Token is a job's, which writes into the first of scopes and reads all of them.
