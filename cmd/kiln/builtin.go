@@ -36,7 +36,6 @@ import (
 	localexporter "github.com/kiln-build/kiln/internal/exporter/local"
 	ociexporter "github.com/kiln-build/kiln/internal/exporter/oci"
 	tarexporter "github.com/kiln-build/kiln/internal/exporter/tar"
-	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/namespace"
@@ -123,7 +122,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	policies, err := gcPolicies(s.config, s.root)
+	collector, policies, err := newCollector(s.config, s.root, db, layers, keepers{cacheMountKeeper{folders.mounts}, folders.repos})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -146,7 +145,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Worker: &op.Worker{
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
-			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{}, Listed: listFiles(ledger), SecretHash: folders.hash,
+			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{}, Room: newRoom(collector, ledger), Listed: listFiles(ledger), SecretHash: folders.hash,
 		},
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
 			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
@@ -166,7 +165,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	server := daemon.New(daemon.Config{
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
-		Collector: &gc.Collector{Root: s.root, Layers: layers.Store, Store: db, Others: keepers{cacheMountKeeper{folders.mounts}, folders.repos}},
+		Collector: collector,
 		History:   past, Ledger: ledger, Spans: spans,
 		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Trim: trimMemory, Labels: workerLabels(snapshots.Kind, s, ns),
 	})

@@ -31,6 +31,8 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"llb":      scriptLLB,
 
 		"stop-own-daemon": scriptStopOwnDaemon,
+		"same-usage":      scriptSameUsage,
+		"below":           scriptBelow,
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/namespace"
 	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/store"
 )
 
 // This file makes what the parts of a daemon want of a buildkitd.toml.
@@ -50,6 +51,21 @@ func registryConfig(c *config.Config) registry.Config {
 		r.Hosts[name] = host
 	}
 	return r
+}
+
+// newCollector returns what keeps the root folder within its limits, by the rules.
+func newCollector(c *config.Config, root string, db *store.Store, layers *layerStore, others gc.Keeper) (*gc.Collector, []gc.Policy, error) {
+	policies, err := gcPolicies(c, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	total, err := diskSize(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &gc.Collector{
+		Root: root, Layers: layers.Store, Store: db, Others: others, Images: layers.blobs, Cap: c.Workers.OCI.Cap.Exactly(total),
+	}, policies, nil
 }
 
 // gcPolicies are the rules of the collection of garbage below root; none is one

@@ -25,7 +25,13 @@ or for other machines: "kiln build" starts one by itself.
 Examples:
    kiln daemon                                     your own daemon, on its usual socket
    kiln daemon --addr tcp://127.0.0.1:1234         for clients with KILN_HOST=tcp://127.0.0.1:1234
-   kiln daemon --root /big/disk/kiln               its state somewhere else`
+   kiln daemon --root /big/disk/kiln               its state somewhere else
+   kiln daemon --cap 20g                           its state never larger than 20 GiB
+
+What was not used for longest is removed in time, by the rules of the configuration
+(gcpolicy, reservedSpace, maxUsedSpace, minFreeSpace). --cap holds whatever builds do:
+before a step begins room is made for it, it waits if need be, and a build that
+writes past the cap is stopped. KILN_CAP is the same for daemons that kiln starts.`
 
 func daemonCommand(e *env) *cli.Command {
 	return &cli.Command{
@@ -41,6 +47,10 @@ func daemonCommand(e *env) *cli.Command {
 			&cli.StringFlag{Name: "snapshotter", Value: "auto", Usage: "auto, overlayfs or native"},
 			&cli.StringFlag{Name: "runtime", Usage: "`PROGRAM` that runs containers, such as runc or crun"},
 			&cli.StringSliceFlag{Name: "allow-insecure-entitlement", Usage: "grant `ENTITLEMENT` to builds that ask: network.host or security.insecure; may be repeated"},
+			&cli.StringFlag{
+				Name: "cap", Sources: cli.EnvVars("KILN_CAP"),
+				Usage: "the whole folder never takes more than `SIZE`, such as 20g, or a share of the disk, such as 50%",
+			},
 			&cli.BoolFlag{Name: "debug", Usage: "log more"},
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -86,6 +96,11 @@ func daemonFlags(e *env, cmd *cli.Command) (daemonOptions, error) {
 	overrule(cmd, "snapshotter", cmd.String, &c.Workers.OCI.Snapshotter)
 	overrule(cmd, "runtime", cmd.String, &c.Workers.OCI.Binary)
 	overrule(cmd, "allow-insecure-entitlement", cmd.StringSlice, &c.Entitlements)
+	if text := cmd.String("cap"); text != "" {
+		if err := c.Workers.OCI.Cap.UnmarshalText([]byte(text)); err != nil {
+			return o, usagef(cmd, "--cap: %v", err)
+		}
+	}
 	if cmd.Bool("debug") {
 		c.Log.Level = "debug"
 	}

@@ -15,7 +15,8 @@ import (
 	"github.com/kiln-build/kiln/client"
 )
 
-const duDescription = `Lists what the daemon stores: results of steps, contexts, cache mounts.
+const duDescription = `Lists what the daemon stores: results of steps, contexts, cache mounts; and below them
+what its folder holds besides. The sum of all is what the folder takes on the disk.
 
 Examples:
    kiln du                                      all of it, the largest first
@@ -34,9 +35,14 @@ func duCommand(e *env) *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "filter", Usage: "only what matches `FILTER`; may be repeated"},
 			&cli.BoolFlag{Name: "verbose", Usage: "more on each"},
+			textOrJSON(),
 		},
 		Action: func(ctx context.Context, cmd *cli.Command) error {
 			if err := noArgs(cmd); err != nil {
+				return err
+			}
+			asJSON, err := wantsJSON(cmd)
+			if err != nil {
 				return err
 			}
 			return withClient(ctx, e, cmd, func(c *client.Client) error {
@@ -44,7 +50,16 @@ func duCommand(e *env) *cli.Command {
 				if err != nil {
 					return err
 				}
-				return writeUsage(e.stdout, list, cmd.Bool("verbose"))
+				var root *client.RootUsage
+				if len(cmd.StringSlice("filter")) == 0 {
+					if root, err = c.RootUsage(ctx); err != nil && !errors.Is(err, client.ErrNotKiln) {
+						return err
+					}
+				}
+				if asJSON {
+					return writeJSON(e.stdout, usageJSON(list, root))
+				}
+				return errors.Join(writeUsage(e.stdout, list, cmd.Bool("verbose")), writeRoot(e.stdout, root))
 			})
 		},
 	}
@@ -125,4 +140,46 @@ func sizeText(n int64) string {
 		return fmt.Sprintf("%dB", n)
 	}
 	return fmt.Sprintf("%.2f%cB", v, " kMGTPE"[unit])
+}
+
+// writeRoot tells what the daemon's folder holds besides records.
+func writeRoot(out io.Writer, root *client.RootUsage) error {
+	if root == nil {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
+	fmt.Fprintln(w, "\nBESIDES\tSIZE\tWHAT IT IS")
+	for _, p := range root.Places {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, sizeText(p.Size), p.Description)
+	}
+	fmt.Fprintf(w, "All together:\t%s\n", sizeText(root.Used))
+	if root.Cap > 0 {
+		fmt.Fprintf(w, "Cap:\t%s\t%d%% used\n", sizeText(root.Cap), root.Used*100/root.Cap)
+	}
+	return w.Flush()
+}
+
+// usageJSON is what kiln du --format json prints.
+func usageJSON(list []client.Usage, root *client.RootUsage) any {
+	type record struct {
+		ID          string    `json:"id"`
+		Type        string    `json:"type"`
+		Description string    `json:"description,omitempty"`
+		Parents     []string  `json:"parents,omitempty"`
+		Size        int64     `json:"size"` // bytes
+		Created     time.Time `json:"created"`
+		LastUsed    time.Time `json:"lastUsed,omitzero"`
+		Uses        int64     `json:"uses"`
+		Mutable     bool      `json:"mutable,omitempty"`
+		InUse       bool      `json:"inUse,omitempty"`
+		Shared      bool      `json:"shared,omitempty"`
+	}
+	out := struct {
+		Records []record          `json:"records"`
+		Root    *client.RootUsage `json:"root,omitempty"`
+	}{Records: []record{}, Root: root}
+	for _, u := range list {
+		out.Records = append(out.Records, record(u))
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/kiln-build/kiln/internal/contenthash"
+	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/op"
 )
@@ -33,6 +35,14 @@ func listFiles(l *history.Ledger) func(string, func() ([]contenthash.Listed, err
 			slog.Debug("list files of a step", "content", content, "error", err)
 		}
 	}
+}
+
+// newRoom lets steps begin while there is room below the cap, if there is one.
+func newRoom(c *gc.Collector, l *history.Ledger) func(ctx context.Context, key, name string) (func(), error) {
+	if c.Cap == 0 {
+		return nil
+	}
+	return (&gc.Gate{Collector: c, Expect: l.Expect}).Enter
 }
 
 const (

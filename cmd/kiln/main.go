@@ -211,6 +211,7 @@ func commands(e *env) []*cli.Command {
 		duCommand(e),
 		pruneCommand(e),
 		cacheCommand(e),
+		imagesCommand(e),
 		historyCommand(e),
 		whyCommand(e),
 		cacheCommand(e),

@@ -85,6 +85,9 @@ type GC struct {
 	Reserved DiskSpace `toml:"reservedSpace"`
 	MaxUsed  DiskSpace `toml:"maxUsedSpace"`
 	MinFree  DiskSpace `toml:"minFreeSpace"`
+	// Cap is what the whole folder of state may take, builds under way included. It
+	// is Kiln's own: buildkitd has no such limit.
+	Cap      DiskSpace `toml:"cap"`
 	Policies []Policy  `toml:"gcpolicy"` // in place of those that follow from the limits
 }
 

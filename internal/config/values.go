@@ -86,6 +86,14 @@ func (d DiskSpace) On(total int64) int64 {
 	return (total/100*d.Percent/(1<<30) + 1) * 1e9
 }
 
+// Exactly is the amount in bytes on a disk of total bytes, a share to the byte.
+func (d DiskSpace) Exactly(total int64) int64 {
+	if d.Bytes != 0 {
+		return d.Bytes
+	}
+	return total / 100 * d.Percent
+}
+
 // Rules are the policies that follow from the limits, for a disk of total
 // bytes, or those of the file where it lists some. None is a collection that is
 // turned off.

@@ -55,6 +55,7 @@ type running struct {
 	mu   sync.Mutex
 	refs map[string]*gatewayRef
 
+	stop    context.CancelCauseFunc // set once the build has begun; guarded by builds.mu
 	phase   gatewayPhase
 	reasons reasons
 }

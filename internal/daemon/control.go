@@ -54,11 +54,11 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 		return nil, err
 	}
 	req.Trace = run.events.trace.parent
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.builds.stoppable(run, cancel)
 	if req.Session != nil { // a client that is gone wants nothing any more
 		defer req.Session.Settle(ctx)
-		var cancel context.CancelCauseFunc
-		ctx, cancel = context.WithCancelCause(ctx)
-		defer cancel(nil)
 		defer context.AfterFunc(req.Session.Context(), func() { cancel(gone(req.Session)) })()
 	}
 	out, err := s.config.Builder.Build(ctx, req)

@@ -14,10 +14,7 @@ import (
 )
 
 // kilnService is kiln.v1.Kiln: what BuildKit's API has no place for.
-type kilnService struct {
-	kiln.UnimplementedKilnServer
-	*Server
-}
+type kilnService struct{ *Server }
 
 // Why tells why steps of a build ran.
 func (s *kilnService) Why(_ context.Context, r *kiln.WhyRequest) (*kiln.WhyResponse, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,8 @@ import (
 type Layers interface {
 	DiskUsage(ctx context.Context) ([]layer.Usage, error)
 	Prune(ctx context.Context, o layer.PruneOptions, report func(layer.Usage)) error
+	Sweep(ctx context.Context) (freed int64, err error)
+	Folders() (counted, linked []string)
 }
 
 // Keeper keeps something on disk that is no layer, such as cache mounts.
@@ -27,16 +30,24 @@ type Keeper interface {
 	Remove(id string) (removed bool, err error)
 }
 
-// Collector removes what policies do not keep.
+// Collector removes what policies do not keep, and holds the root folder to its
+// cap. Its methods may be called concurrently.
 type Collector struct {
-	Root   string // any path on the cache's file system
+	Root   string // the folder of all state
 	Layers Layers
 	Store  *store.Store
 	Others Keeper // what else is kept; nil is nothing
+	Images Images // what names images stand for
+	// Cap is how many bytes all together below Root may take; 0 is no cap. See
+	// [Collector.Hold].
+	Cap int64
+
+	holding  sync.Mutex // held while room is made
+	measured measured
 }
 
 // Run applies the policies in order, and tells report of each thing removed.
-// Report may be nil.
+// When it returns the bytes are free. Report may be nil.
 func (c *Collector) Run(ctx context.Context, policies []Policy, report func(layer.Usage)) error {
 	if report == nil {
 		report = func(layer.Usage) {}
@@ -50,14 +61,23 @@ func (c *Collector) Run(ctx context.Context, policies []Policy, report func(laye
 			return fmt.Errorf("collect garbage: %w", err)
 		}
 	}
-	if layers == 0 {
-		return nil
+	if layers > 0 {
+		if err := c.forgetResults(ctx, why); err != nil {
+			return err
+		}
 	}
-	return c.forgetResults(ctx, why)
+	if _, err := c.Layers.Sweep(ctx); err != nil {
+		return fmt.Errorf("collect garbage: %w", err)
+	}
+	return nil
 }
 
 // apply applies one policy and returns how many layers it removed.
 func (c *Collector) apply(ctx context.Context, p Policy, report func(layer.Usage)) (layers int, err error) {
+	match, err := ParseFilters(p.Filters)
+	if err != nil {
+		return 0, err
+	}
 	usage, others, err := c.usage(ctx)
 	if err != nil {
 		return 0, err
@@ -66,80 +86,37 @@ func (c *Collector) apply(ctx context.Context, p Policy, report func(layer.Usage
 	if err != nil {
 		return 0, err
 	}
-	plan, err := p.Plan(d)
-	if err != nil || !plan.Act {
-		return 0, err
+	plan := p.Plan(d)
+	if !plan.Act {
+		return 0, nil
 	}
-	match, err := ParseFilters(p.Filters)
-	if err != nil {
-		return 0, err
+	kept := make(map[string]bool, len(others)) // is it one of the others
+	for _, u := range others {
+		kept[u.ID] = true
 	}
-	freed := int64(0)
-	for _, u := range choose(usage, others, p, plan, d, match) {
+	going := map[string]bool{}
+	for _, u := range choose(slices.Concat(usage, others), p, match, plan.Keep, d.Used, time.Now()) {
+		if !kept[u.ID] {
+			going[u.ID] = true
+			continue
+		}
 		removed, err := c.Others.Remove(u.ID)
 		if err != nil {
 			return 0, err
 		}
 		if removed {
-			freed += u.Size
 			report(u)
 		}
 	}
-	byID := map[string]layer.Usage{}
-	for _, u := range usage {
-		byID[u.ID] = u
+	if len(going) == 0 {
+		return 0, nil
 	}
-	plan.Options.Filter = func(r layer.Record) bool {
-		u, ok := byID[r.ID]
-		return ok && match(u) // what came meanwhile is new
-	}
-	if plan.Options.KeepBytes > 0 { // which counts layers only
-		plan.Options.KeepBytes -= sizeOf(others) - freed
-		if plan.Options.KeepBytes <= 0 {
-			plan.Options.KeepBytes = 1 // nothing of them: 0 would be no limit
-		}
-		if sizeOf(usage) <= plan.Options.KeepBytes {
-			return 0, nil
-		}
-	}
-	err = c.Layers.Prune(ctx, plan.Options, func(u layer.Usage) {
+	// What came into use meanwhile stays, and what came at all is not chosen.
+	err = c.Layers.Prune(ctx, layer.PruneOptions{All: true, Filter: func(r layer.Record) bool { return going[r.ID] }}, func(u layer.Usage) {
 		layers++
 		report(u)
 	})
 	return layers, err
-}
-
-// choose picks what is no layer and goes: what would go if all were sorted by
-// the time of their last use.
-func choose(usage, others []layer.Usage, p Policy, plan Plan, d Disk, match func(layer.Usage) bool) (out []layer.Usage) {
-	type candidate struct {
-		layer.Usage
-		other bool
-	}
-	var all []candidate
-	add := func(list []layer.Usage, other bool) {
-		for _, u := range list {
-			young := p.KeepFor > 0 && time.Since(u.LastUsed) < p.KeepFor
-			own := !p.All && (u.Type == "internal" || u.Type == "frontend")
-			if !u.InUse && !young && !own && match(u) {
-				all = append(all, candidate{u, other})
-			}
-		}
-	}
-	add(usage, false)
-	add(others, true)
-	slices.SortStableFunc(all, func(a, b candidate) int { return a.LastUsed.Compare(b.LastUsed) })
-	left := d.Used
-	for _, u := range all {
-		if plan.Options.KeepBytes > 0 && left <= plan.Options.KeepBytes {
-			break
-		}
-		left -= u.Size
-		if u.other {
-			out = append(out, u.Usage)
-		}
-	}
-	return out
 }
 
 // Usage lists all that is kept, layers first.

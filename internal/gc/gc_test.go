@@ -33,17 +33,9 @@ func TestPlan(t *testing.T) {
 		"only a floor":         {Policy{Reserved: 5 * gb}, Disk{Total: 100 * gb, Free: 50 * gb, Used: 20 * gb}, true, 5 * gb},
 		"floor above the rest": {Policy{MaxUsed: gb, Reserved: 5 * gb}, Disk{Total: 100 * gb, Free: 50 * gb, Used: 20 * gb}, true, 5 * gb},
 	} {
-		plan, err := tc.policy.Plan(tc.disk)
-		if err != nil || plan.Act != tc.act || plan.Options.KeepBytes != tc.keep {
-			t.Errorf("%s: plan is %+v (%v), want act %v, keep %d", name, plan, err, tc.act, tc.keep)
+		if plan := tc.policy.Plan(tc.disk); plan.Act != tc.act || plan.Keep != tc.keep {
+			t.Errorf("%s: plan is %+v, want act %v, keep %d", name, plan, tc.act, tc.keep)
 		}
-	}
-	plan, err := Policy{All: true, KeepFor: time.Hour, Filters: []string{"type==x"}}.Plan(Disk{})
-	if err != nil || !plan.Options.All || plan.Options.KeepDuration != time.Hour || plan.Options.Filter(layer.Record{Type: "y"}) {
-		t.Errorf("plan is %+v (%v)", plan, err)
-	}
-	if _, err := (Policy{Filters: []string{"size>5"}}).Plan(Disk{}); err == nil {
-		t.Error("a filter that is none is taken")
 	}
 }
 
@@ -94,16 +86,18 @@ func TestFilters(t *testing.T) {
 // fakeLayers removes what it is told to.
 type fakeLayers struct {
 	usage  []layer.Usage
-	prunes []layer.PruneOptions
+	prunes int
 	fail   error
 }
 
 func (f *fakeLayers) DiskUsage(context.Context) ([]layer.Usage, error) { return f.usage, nil }
+func (f *fakeLayers) Sweep(context.Context) (int64, error)             { return 0, nil }
+func (f *fakeLayers) Folders() (counted, linked []string)              { return nil, nil }
 
 func (f *fakeLayers) Prune(_ context.Context, o layer.PruneOptions, report func(layer.Usage)) error {
-	f.prunes = append(f.prunes, o)
-	f.usage = slices.DeleteFunc(f.usage, func(u layer.Usage) bool {
-		gone := o.Filter == nil || o.Filter(u.Record)
+	f.prunes++
+	f.usage = slices.DeleteFunc(slices.Clone(f.usage), func(u layer.Usage) bool {
+		gone := !u.InUse && (o.Filter == nil || o.Filter(u.Record))
 		if gone {
 			report(u)
 		}
@@ -126,23 +120,29 @@ func TestRun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := st.PutStep("old", store.Step{Name: "RUN"}); err != nil {
+		t.Fatal(err)
+	}
 	layers := &fakeLayers{usage: []layer.Usage{
 		{Record: layer.Record{ID: "old"}, Size: 100}, {Record: layer.Record{ID: "new"}, Size: 10},
 	}}
 	c := Collector{Root: t.TempDir(), Layers: layers, Store: st}
 	var gone []string
 	report := func(u layer.Usage) { gone = append(gone, u.ID) }
-	policies := []Policy{{MaxUsed: 1000}, {MaxUsed: 50, Filters: []string{"id==old"}}, {MaxUsed: 50}}
+	policies := []Policy{{MaxUsed: 1000}, {MaxUsed: 50, Filters: []string{"id==old"}, By: "by a test"}, {MaxUsed: 50}}
 	if err := c.Run(context.Background(), policies, report); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(gone, []string{"old"}) || len(layers.prunes) != 1 || layers.prunes[0].KeepBytes != 50 {
-		t.Errorf("gone are %v by %+v", gone, layers.prunes)
+	if !slices.Equal(gone, []string{"old"}) || layers.prunes != 1 {
+		t.Errorf("gone are %v by %d", gone, layers.prunes)
 	}
 	for key, want := range map[solver.Key]bool{"old": false, "both": false, "new": true, "empty": true} {
 		if _, ok := st.Result(key); ok != want {
 			t.Errorf("result %q is kept: %v", key, ok)
 		}
+	}
+	if st, _ := st.Step("old"); st.EvictedBy != "by a test" || time.Since(st.EvictedAt) > time.Minute {
+		t.Errorf("what is known of the removed step is %+v", st)
 	}
 	layers.fail = errors.New("disk is on fire")
 	if err := c.Run(context.Background(), []Policy{{}}, nil); !errors.Is(err, layers.fail) {
@@ -179,17 +179,17 @@ func TestOthers(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		policy Policy
-		others []string // removed
-		keep   int64    // of layers, -1 if they are not pruned
+		want   []string // removed: others in their order, then layers
 	}{
-		"everything":            {Policy{}, []string{"git", "mount"}, 0},
-		"by type":               {Policy{Filters: []string{"type==exec.cachemount", "type==source.git.checkout"}}, []string{"git", "mount"}, 0},
-		"what is old":           {Policy{KeepFor: 3 * day}, []string{"git"}, 0},
-		"the oldest first":      {Policy{MaxUsed: 350}, []string{"git"}, -1},
-		"layers too":            {Policy{MaxUsed: 250}, []string{"git"}, 150},
-		"all of the candidates": {Policy{MaxUsed: 1}, []string{"git", "mount"}, 1},
-		"enough room":           {Policy{MaxUsed: 450}, nil, -1},
-		"another's filter":      {Policy{Filters: []string{"id==nothing"}}, nil, 0},
+		"everything":            {Policy{}, []string{"git", "mount", "a"}},
+		"internals too":         {Policy{All: true}, []string{"git", "mount", "a", "b"}},
+		"by type":               {Policy{Filters: []string{"type==exec.cachemount", "type==source.git.checkout"}}, []string{"git", "mount"}},
+		"what is old":           {Policy{KeepFor: 3 * day}, []string{"git"}},
+		"the oldest first":      {Policy{MaxUsed: 350}, []string{"git"}},
+		"layers too":            {Policy{MaxUsed: 250}, []string{"git", "a"}},
+		"all of the candidates": {Policy{MaxUsed: 1}, []string{"git", "mount", "a"}},
+		"enough room":           {Policy{MaxUsed: 450}, nil},
+		"another's filter":      {Policy{Filters: []string{"id==nothing"}}, nil},
 	} {
 		st, err := store.Open(t.TempDir())
 		if err != nil {
@@ -201,15 +201,12 @@ func TestOthers(t *testing.T) {
 		}}
 		others.usage = append(others.usage, layer.Usage{Record: layer.Record{ID: "busy", LastUsed: time.Time{}}, InUse: true})
 		c := Collector{Root: t.TempDir(), Layers: layers, Store: st, Others: others}
-		if err := c.Run(t.Context(), []Policy{tc.policy}, nil); err != nil {
+		var gone []string
+		if err := c.Run(t.Context(), []Policy{tc.policy}, func(u layer.Usage) { gone = append(gone, u.ID) }); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		keep := int64(-1)
-		if len(layers.prunes) == 1 {
-			keep = layers.prunes[0].KeepBytes
-		}
-		if !slices.Equal(others.removed, tc.others) || keep != tc.keep {
-			t.Errorf("%s: removed %v and kept %d of layers, want %v and %d", name, others.removed, keep, tc.others, tc.keep)
+		if !slices.Equal(gone, tc.want) {
+			t.Errorf("%s: removed %v, want %v", name, gone, tc.want)
 		}
 		if err := st.Close(); err != nil {
 			t.Error(err)

@@ -1,8 +1,10 @@
 // Package gc decides what of the cache to keep, and removes the rest.
 //
 // Deciding is pure: [Policy.Plan] turns limits and the state of the disk into
-// what the layer store is to do. The daemon runs a list of policies now and
-// then; "kiln prune" runs one of its own.
+// how much may stay, and choose says what goes. The daemon runs a list of
+// policies now and then; "kiln prune" runs one of its own. Beside the policies,
+// which are about what is worth keeping, there may be one cap on everything
+// below the root: [Collector.Hold] makes room before it is passed.
 package gc
 
 import (
@@ -39,26 +41,14 @@ type Disk struct {
 
 // Plan is what a policy wants done.
 type Plan struct {
-	Act     bool
-	Options layer.PruneOptions
+	Act  bool
+	Keep int64 // bytes that may stay; 0 takes all that may go
 }
 
 // Plan decides. It does nothing but compute.
-func (p Policy) Plan(d Disk) (Plan, error) {
-	match, err := ParseFilters(p.Filters)
-	if err != nil {
-		return Plan{}, err
-	}
-	filter := func(r layer.Record) bool {
-		u := layer.Usage{Record: r}
-		if r.Parent != "" {
-			u.Parents = []string{r.Parent}
-		}
-		return match(u)
-	}
-	plan := Plan{Act: true, Options: layer.PruneOptions{All: p.All, KeepDuration: p.KeepFor, Filter: filter}}
+func (p Policy) Plan(d Disk) Plan {
 	if p.MaxUsed == 0 && p.Reserved == 0 && p.MinFree == 0 {
-		return plan, nil
+		return Plan{Act: true}
 	}
 	keep := int64(math.MaxInt64)
 	if p.MaxUsed > 0 {
@@ -72,11 +62,9 @@ func (p Policy) Plan(d Disk) (Plan, error) {
 	}
 	keep = max(keep, p.Reserved)
 	if d.Used <= keep {
-		return Plan{}, nil
+		return Plan{}
 	}
-	// 0 would mean no limit, which comes to the same.
-	plan.Options.KeepBytes = max(keep, 0)
-	return plan, nil
+	return Plan{Act: true, Keep: max(keep, 0)}
 }
 
 // ParseFilters returns a function that says whether one of the filters holds;

@@ -183,6 +183,19 @@ func argsIn(ds []Difference, now, was map[string]string) (out []Difference) {
 	return out
 }
 
+// unlike tells whether comparing the parts of two steps would say nothing, for
+// they bring files in by different ways, or one of them does not at all.
+func unlike(s Step, o store.Step) bool {
+	brings := func(parts []Part) string {
+		i := slices.IndexFunc(parts, func(p Part) bool { return p.Kind == KindImage || p.Kind == kindSource })
+		if i < 0 {
+			return ""
+		}
+		return parts[i].Kind
+	}
+	return brings(s.Parts) != brings(o.Parts)
+}
+
 // input compares what is read.
 func (c *comparison) input(in, was StepInput, below string) []Difference {
 	name := "an input"
@@ -211,6 +224,9 @@ func (c *comparison) input(in, was StepInput, below string) []Difference {
 	}
 	before, also := c.ledger.Get(was.Key)
 	pair := [2]string{was.Key, in.Key}
+	if known && also && unlike(s, before) {
+		return []Difference{{Kind: KindInput, Name: name, Was: before.Name, Now: name, Step: below}}
+	}
 	if known && also && !c.seen[pair] {
 		c.seen[pair] = true
 		if ds := c.steps(s, before, s.Name); len(ds) > 0 {

@@ -41,7 +41,6 @@ func before() []Step {
 				{Kind: "platform", Value: "linux/amd64"}, {Kind: "instruction", Value: "make"}, {Kind: "env", Name: "MODE", Value: "fast"},
 				{Kind: KindBuildArg, Name: "VERSION", Value: "1"}, {Kind: "mount", Name: "/cache", Value: "cache"},
 				{Kind: "secret", Name: "token", Value: "hmac-sha256:1"}, {Kind: "setting", Name: "user", Value: "root"},
-				{Kind: "source", Name: "git://x", Value: "c1"},
 			},
 			Inputs: []StepInput{{Key: "copy"}},
 		},
@@ -84,7 +83,10 @@ func TestExplain(t *testing.T) {
 		"mount":   {set("mount", "/cache", "cache, read only"), 2, `mount /cache is "cache, read only", was "cache"`},
 		"secret":  {set("secret", "token", "hmac-sha256:2"), 2, `secret token has another value`},
 		"setting": {set("setting", "user", "app"), 2, `user is "app", was "root"`},
-		"source":  {set("source", "git://x", "c2"), 2, `source git://x is "c2", was "c1"`},
+		"another source": {func(s []Step) {
+			s[0].Name, s[0].Key, s[0].Operation, s[0].Parts = "clone", "git2", "pin2", []Part{{Kind: "source", Name: "git://x", Value: "c2"}}
+			s[1].Key, s[1].Inputs[0].Key = "copy2", "git2"
+		}, 1, `it is built on clone, was on [build 1/3] FROM base`},
 		"no name": {func(s []Step) { s[2].Key, s[2].Operation = "run2", "runs2" }, 2, `its definition has changed`},
 		"first of two": {both(set(KindEnv, "MODE", "slow"), set("mount", "/cache", "other")), 2,
 			`variable MODE is "slow", was "fast"; and 1 more`},
@@ -145,6 +147,23 @@ func TestExplain(t *testing.T) {
 		case r != nil && r.Near != "first":
 			t.Errorf("%s: compared with build %q", name, r.Near)
 		}
+	}
+}
+
+// TestCompare tells in what two keys differ.
+func TestCompare(t *testing.T) {
+	l := openLedger(t)
+	clone := func(key, commit string) Step {
+		return Step{Name: "clone", Key: key, Operation: commit, Parts: []Part{{Kind: "source", Name: "git://x", Value: commit}}}
+	}
+	if err := l.Record("first", []Step{clone("a", "c1"), clone("b", "c2")}); err != nil {
+		t.Fatal(err)
+	}
+	if ds := l.Compare("a", "b"); len(ds) != 1 || ds[0].Sentence() != `source git://x is "c2", was "c1"` {
+		t.Errorf("differences are %+v", ds)
+	}
+	if ds := l.Compare("a", "a"); len(ds) != 0 {
+		t.Errorf("a key differs from itself in %+v", ds)
 	}
 }
 

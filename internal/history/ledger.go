@@ -44,6 +44,7 @@ type entry struct {
 	key, name, operation string
 	inputs               []StepInput
 	made                 time.Time
+	size                 int64
 }
 
 // NewLedger returns the ledger that is kept in a database.
@@ -64,10 +65,10 @@ func (l *Ledger) Record(ref string, steps []Step) error {
 		}
 		now := store.Step{
 			Name: s.Name, Operation: s.Operation, Parts: s.Parts, Args: s.Args, Inputs: s.Inputs, Build: ref,
-			Made: s.Made || old.Made, MadeAt: time.Now().UTC(), Took: s.Took,
+			Made: s.Made || old.Made, MadeAt: time.Now().UTC(), Took: s.Took, Size: l.Size(s.Key),
 		}
 		if s.Ran && !s.Made { // it failed: what is known of better days stays
-			now.Took, now.MadeAt, now.EvictedAt, now.EvictedBy = old.Took, old.MadeAt, old.EvictedAt, old.EvictedBy
+			now.Took, now.Size, now.MadeAt, now.EvictedAt, now.EvictedBy = old.Took, old.Size, old.MadeAt, old.EvictedAt, old.EvictedBy
 			if ok {
 				now.Build = old.Build
 			}
@@ -109,7 +110,7 @@ func (l *Ledger) index(key string, s store.Step) {
 	if !s.Made {
 		return
 	}
-	e := &entry{key: key, name: s.Name, operation: s.Operation, inputs: s.Inputs, made: s.MadeAt}
+	e := &entry{key: key, name: s.Name, operation: s.Operation, inputs: s.Inputs, made: s.MadeAt, size: s.Size}
 	l.known[key] = e
 	for _, p := range e.places() {
 		if l.places[p] == nil {
@@ -241,6 +242,31 @@ func (e *entry) common(o *entry) (n int) {
 
 // Get returns what is known of the step with a key.
 func (l *Ledger) Get(key string) (store.Step, bool) { return l.db.Step(key) }
+
+// Expect is how many bytes a step is likely to make: as many as when it last
+// ran, or else as one of this name, or in its place, did. 0 is unknown.
+func (l *Ledger) Expect(key, name string) int64 {
+	if st, ok := l.Get(key); ok && st.Made {
+		return st.Size
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.load() != nil {
+		return 0
+	}
+	for _, p := range (&entry{name: name}).places() {
+		var last *entry
+		for e := range l.places[p] {
+			if last == nil || e.made.After(last.made) {
+				last = e
+			}
+		}
+		if last != nil {
+			return last.size
+		}
+	}
+	return 0
+}
 
 // Cached is what a step's result that was there is worth: the bytes of its
 // files, and how long it took when it ran.

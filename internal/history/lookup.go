@@ -18,7 +18,6 @@ type Known struct {
 	Key     string
 	Kept    bool           // there is a result
 	Outputs []store.Output // of the result
-	Size    int64          // of the result's files, in bytes
 }
 
 // List returns the steps whose names have a word in them, those made last first.
@@ -71,7 +70,9 @@ func (l *Ledger) Find(prefix string) (found Known, err error) {
 func (l *Ledger) complete(k *Known) {
 	r, ok := l.db.ResultOf(k.Key)
 	k.Kept, k.Outputs = ok, r.Outputs
-	k.Size = l.Size(k.Key)
+	if ok {
+		k.Size = l.Size(k.Key)
+	}
 }
 
 // LayerSize is what a layer's own files take, in bytes.

@@ -44,6 +44,7 @@ const (
 	KindBuildArg = "build-arg"
 	KindEnv      = "env"
 	KindImage    = "image"
+	kindSource   = "source"
 	KindFile     = "file"
 	KindFolder   = "folder" // with so many files that they are not told apart
 	KindFiles    = "files"  // of which no more is known
@@ -82,6 +83,9 @@ func (d Difference) sentence() string {
 	case KindFiles:
 		return fmt.Sprintf("files that it reads of %s have changed (%s, was %s)", d.Name, short(d.Now), short(d.Was))
 	case KindInput:
+		if d.Now == d.Name && d.Was != "" {
+			return fmt.Sprintf("it is built on %s, was on %s", d.Now, d.Was)
+		}
 		return fmt.Sprintf("it is built on %s, which has changed (%s, was %s)", d.Name, short(d.Now), short(d.Was))
 	case KindNoCache:
 		return "no cache was wanted, for it or for a step that it is built on"
@@ -93,7 +97,7 @@ func (d Difference) sentence() string {
 		return fmt.Sprintf("secret %s has another value", d.Name)
 	case KindImage:
 		return "base image " + strings.TrimSpace(d.Name+d.change())
-	case "source":
+	case kindSource:
 		return "source " + d.Name + d.change()
 	case "platform":
 		return "the platform" + d.change()

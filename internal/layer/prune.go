@@ -21,15 +21,12 @@ type Usage struct {
 	InUse   bool     // a build has it, or one on top of it, in its hands
 	Shared  bool     // others are on top of it, or have the same files
 	Size    int64    // bytes of files and blobs; what is shared counts once
+	Blobs   int64    // bytes of blobs among them
 }
 
 // PruneOptions say what to remove.
 type PruneOptions struct {
 	All bool // also types "internal" and "frontend"
-	// KeepBytes ends the removal when no more than that is left; 0 goes on.
-	KeepBytes int64
-	// KeepDuration spares what was used since.
-	KeepDuration time.Duration
 	// Filter spares what it is false for. Nil takes everything.
 	Filter func(Record) bool
 }
@@ -53,11 +50,14 @@ func (s *Store) DiskUsage(ctx context.Context) ([]Usage, error) {
 	return out, nil
 }
 
-// blobSizes lists the blobs that are here.
+// blockSize is what files are rounded up to by most file systems, in bytes.
+const blockSize = 4096
+
+// blobSizes lists the blobs that are here, by the room that they take.
 func (s *Store) blobSizes(ctx context.Context) (map[digest.Digest]int64, error) {
 	sizes := map[digest.Digest]int64{}
 	err := s.c.Content.Walk(ctx, func(i content.Info) error {
-		sizes[i.Digest] = i.Size
+		sizes[i.Digest] = (i.Size + blockSize - 1) / blockSize * blockSize
 		return nil
 	})
 	if err != nil {
@@ -100,6 +100,7 @@ func (s *Store) itemsLocked(sizes map[digest.Digest]int64) []*item {
 			if name := d.Digest.String(); !counted[name] {
 				counted[name] = true
 				u.Size += sizes[d.Digest]
+				u.Blobs += sizes[d.Digest]
 			}
 		}
 		it := &item{ref: r, usage: u, lastUsed: r.rec.LastUsed}
@@ -133,25 +134,19 @@ func (s *Store) oldestUseLocked() uint64 {
 
 // choose picks what to remove, in an order in which nothing is removed before
 // what is on top of it.
-func choose(items []*item, o PruneOptions, now time.Time) []*item {
-	var total int64
+func choose(items []*item, o PruneOptions) []*item {
 	byRef := map[*Ref]*item{}
 	for _, it := range items {
-		total += it.usage.Size
 		byRef[it.ref] = it
 	}
 	order := slices.Clone(items)
 	slices.SortStableFunc(order, func(a, b *item) int { return a.lastUsed.Compare(b.lastUsed) })
 	var out []*item
 	for _, it := range order { // of one time, those on top come first
-		if o.KeepBytes > 0 && total <= o.KeepBytes {
-			break
-		}
-		if it.children > 0 || it.usage.InUse || !o.takes(it, now) {
+		if it.children > 0 || it.usage.InUse || !o.takes(it) {
 			continue
 		}
 		out = append(out, it)
-		total -= it.usage.Size
 		if p := byRef[it.ref.parent]; p != nil {
 			p.children--
 		}
@@ -159,11 +154,8 @@ func choose(items []*item, o PruneOptions, now time.Time) []*item {
 	return out
 }
 
-func (o PruneOptions) takes(it *item, now time.Time) bool {
+func (o PruneOptions) takes(it *item) bool {
 	if !o.All && (it.usage.Type == "internal" || it.usage.Type == "frontend") {
-		return false
-	}
-	if o.KeepDuration > 0 && now.Sub(it.lastUsed) < o.KeepDuration {
 		return false
 	}
 	return o.Filter == nil || o.Filter(it.usage.Record)
@@ -200,7 +192,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions, report func(Usage)) e
 func (s *Store) forget(ctx context.Context, o PruneOptions, sizes map[digest.Digest]int64, others map[digest.Digest]bool) (gone []*item, snapshots []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	gone = choose(s.itemsLocked(sizes), o, time.Now())
+	gone = choose(s.itemsLocked(sizes), o)
 	ids := make([]string, len(gone))
 	for i, it := range gone {
 		ids[i] = it.ref.id
@@ -268,6 +260,52 @@ func (s *Store) references(ctx context.Context) (map[digest.Digest]bool, error) 
 		return nil, fmt.Errorf("list blobs in use: %w", err)
 	}
 	return others, nil
+}
+
+// Folders are those on disk of what [Store.DiskUsage] counts, and those of
+// files that are hard links of what it counts.
+func (s *Store) Folders() (counted, linked []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.refs {
+		if r.dir != "" {
+			counted = append(counted, r.dir)
+		}
+		if r.flatDir != "" {
+			linked = append(linked, r.flatDir)
+		}
+	}
+	return counted, linked
+}
+
+// Sweep removes the blobs that nobody needs, such as the manifest of an image
+// without a name, and returns how many bytes that freed. While there is any
+// [Store.Use] it does nothing: what is being made is not named yet.
+func (s *Store) Sweep(ctx context.Context) (freed int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.uses) > 0 {
+		return 0, nil
+	}
+	others, err := s.references(ctx)
+	if err != nil || others == nil {
+		return 0, err
+	}
+	sizes, err := s.blobSizes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	named := s.namedBlobs()
+	for d, size := range sizes {
+		if named[d] || others[d] {
+			continue
+		}
+		if err := s.removeBlob(ctx, d); err != nil {
+			return freed, err
+		}
+		freed += size
+	}
+	return freed, nil
 }
 
 // sweepBlobs removes, at the start, the blobs that nobody needs.

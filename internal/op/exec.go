@@ -116,7 +116,7 @@ func (o *execOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 	if err := o.runnable(); err != nil {
 		return nil, err
 	}
-	release, err := o.worker.step(ctx)
+	release, err := o.worker.step(ctx, o.vertex)
 	if err != nil {
 		return nil, err
 	}

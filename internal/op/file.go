@@ -118,7 +118,7 @@ func reads(a llb.FileStep, i int) (sels []contenthash.Selector) {
 }
 
 func (o *fileOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.Result, err error) {
-	release, err := o.worker.slot(ctx)
+	release, err := o.worker.slot(ctx, o.vertex)
 	if err != nil {
 		return nil, err
 	}

@@ -51,6 +51,9 @@ type Worker struct {
 	// Steps bounds the commands, file operations and sources together that are
 	// carried out at a time; nil sets no bound.
 	Steps chan struct{}
+	// Room lets steps begin while there is room for what they write; key is that of
+	// the result, name the step's. Nil lets all.
+	Room func(ctx context.Context, key, name string) (leave func(), err error)
 	// Detected tells what containers can run here besides Platforms, by
 	// emulators that came later. Nil is nothing.
 	Detected func() []ocispecs.Platform
@@ -228,12 +231,12 @@ func (w *Worker) schemes() (all []string) {
 }
 
 // slot waits for the right to carry out a file operation.
-func (w *Worker) slot(ctx context.Context) (release func(), err error) {
+func (w *Worker) slot(ctx context.Context, v *llb.Vertex) (release func(), err error) {
 	slot, err := take(ctx, w.Slots)
 	if err != nil {
 		return nil, err
 	}
-	step, err := w.step(ctx)
+	step, err := w.step(ctx, v)
 	if err != nil {
 		slot()
 		return nil, err
@@ -243,7 +246,18 @@ func (w *Worker) slot(ctx context.Context) (release func(), err error) {
 
 // step waits for the right to carry out a step. Whoever has it waits for no
 // other step.
-func (w *Worker) step(ctx context.Context) (release func(), err error) { return take(ctx, w.Steps) }
+func (w *Worker) step(ctx context.Context, v *llb.Vertex) (release func(), err error) {
+	slot, err := take(ctx, w.Steps)
+	if err != nil || w.Room == nil {
+		return slot, err
+	}
+	leave, err := w.Room(ctx, string(solver.KeyFrom(ctx)), v.Name())
+	if err != nil {
+		slot()
+		return nil, err
+	}
+	return func() { leave(); slot() }, nil
+}
 
 func take(ctx context.Context, slots chan struct{}) (release func(), err error) {
 	if slots == nil {

@@ -54,7 +54,7 @@ func keepSource(identifier, key string) solver.Keep {
 }
 
 func (o *sourceOp) Exec(ctx context.Context, _ []solver.Result) ([]solver.Result, error) {
-	release, err := o.worker.step(ctx)
+	release, err := o.worker.step(ctx, o.vertex)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ type Step struct {
 	Made      bool          `json:"made,omitempty"`
 	MadeAt    time.Time     `json:"madeAt"`
 	Took      time.Duration `json:"took,omitempty"`
+	Size      int64         `json:"size,omitempty"` // bytes of the result's files
 	EvictedAt time.Time     `json:"evictedAt,omitzero"`
 	EvictedBy string        `json:"evictedBy,omitempty"` // why its result was removed, in words
 }

@@ -1228,8 +1228,8 @@ type Image struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	MediaType     string                 `protobuf:"bytes,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
-	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`                           // bytes of its blobs that are here
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"` // named
+	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`     // bytes of its blobs that are here
+	Layers        int32                  `protobuf:"varint,5,opt,name=layers,proto3" json:"layers,omitempty"` // of all its platforms
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,11 +1292,11 @@ func (x *Image) GetSize() int64 {
 	return 0
 }
 
-func (x *Image) GetCreatedAt() *timestamppb.Timestamp {
+func (x *Image) GetLayers() int32 {
 	if x != nil {
-		return x.CreatedAt
+		return x.Layers
 	}
-	return nil
+	return 0
 }
 
 type RemoveImagesRequest struct {
@@ -1493,15 +1493,14 @@ const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"\x04size\x18\x03 \x01(\x03R\x04size\"\x13\n" +
 	"\x11ListImagesRequest\"<\n" +
 	"\x12ListImagesResponse\x12&\n" +
-	"\x06images\x18\x01 \x03(\v2\x0e.kiln.v1.ImageR\x06images\"\xa1\x01\n" +
+	"\x06images\x18\x01 \x03(\v2\x0e.kiln.v1.ImageR\x06images\"~\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1d\n" +
 	"\n" +
 	"media_type\x18\x03 \x01(\tR\tmediaType\x12\x12\n" +
-	"\x04size\x18\x04 \x01(\x03R\x04size\x129\n" +
-	"\n" +
-	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"=\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06layers\x18\x05 \x01(\x05R\x06layers\"=\n" +
 	"\x13RemoveImagesRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"F\n" +
@@ -1582,26 +1581,25 @@ var file_internal_api_kiln_kiln_proto_depIdxs = []int32{
 	5,  // 11: kiln.v1.DiffCacheResponse.differences:type_name -> kiln.v1.Difference
 	16, // 12: kiln.v1.DiskUsageResponse.others:type_name -> kiln.v1.Place
 	19, // 13: kiln.v1.ListImagesResponse.images:type_name -> kiln.v1.Image
-	22, // 14: kiln.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 15: kiln.v1.Kiln.Why:input_type -> kiln.v1.WhyRequest
-	6,  // 16: kiln.v1.Kiln.ListCache:input_type -> kiln.v1.ListCacheRequest
-	7,  // 17: kiln.v1.Kiln.ShowCache:input_type -> kiln.v1.ShowCacheRequest
-	12, // 18: kiln.v1.Kiln.DiffCache:input_type -> kiln.v1.DiffCacheRequest
-	14, // 19: kiln.v1.Kiln.DiskUsage:input_type -> kiln.v1.DiskUsageRequest
-	17, // 20: kiln.v1.Kiln.ListImages:input_type -> kiln.v1.ListImagesRequest
-	20, // 21: kiln.v1.Kiln.RemoveImages:input_type -> kiln.v1.RemoveImagesRequest
-	2,  // 22: kiln.v1.Kiln.Why:output_type -> kiln.v1.WhyResponse
-	8,  // 23: kiln.v1.Kiln.ListCache:output_type -> kiln.v1.CacheRecord
-	8,  // 24: kiln.v1.Kiln.ShowCache:output_type -> kiln.v1.CacheRecord
-	13, // 25: kiln.v1.Kiln.DiffCache:output_type -> kiln.v1.DiffCacheResponse
-	15, // 26: kiln.v1.Kiln.DiskUsage:output_type -> kiln.v1.DiskUsageResponse
-	18, // 27: kiln.v1.Kiln.ListImages:output_type -> kiln.v1.ListImagesResponse
-	21, // 28: kiln.v1.Kiln.RemoveImages:output_type -> kiln.v1.RemoveImagesResponse
-	22, // [22:29] is the sub-list for method output_type
-	15, // [15:22] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	1,  // 14: kiln.v1.Kiln.Why:input_type -> kiln.v1.WhyRequest
+	6,  // 15: kiln.v1.Kiln.ListCache:input_type -> kiln.v1.ListCacheRequest
+	7,  // 16: kiln.v1.Kiln.ShowCache:input_type -> kiln.v1.ShowCacheRequest
+	12, // 17: kiln.v1.Kiln.DiffCache:input_type -> kiln.v1.DiffCacheRequest
+	14, // 18: kiln.v1.Kiln.DiskUsage:input_type -> kiln.v1.DiskUsageRequest
+	17, // 19: kiln.v1.Kiln.ListImages:input_type -> kiln.v1.ListImagesRequest
+	20, // 20: kiln.v1.Kiln.RemoveImages:input_type -> kiln.v1.RemoveImagesRequest
+	2,  // 21: kiln.v1.Kiln.Why:output_type -> kiln.v1.WhyResponse
+	8,  // 22: kiln.v1.Kiln.ListCache:output_type -> kiln.v1.CacheRecord
+	8,  // 23: kiln.v1.Kiln.ShowCache:output_type -> kiln.v1.CacheRecord
+	13, // 24: kiln.v1.Kiln.DiffCache:output_type -> kiln.v1.DiffCacheResponse
+	15, // 25: kiln.v1.Kiln.DiskUsage:output_type -> kiln.v1.DiskUsageResponse
+	18, // 26: kiln.v1.Kiln.ListImages:output_type -> kiln.v1.ListImagesResponse
+	21, // 27: kiln.v1.Kiln.RemoveImages:output_type -> kiln.v1.RemoveImagesResponse
+	21, // [21:28] is the sub-list for method output_type
+	14, // [14:21] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_internal_api_kiln_kiln_proto_init() }

@@ -1,0 +1,98 @@
+package gc
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	// margin is the share of the cap that is kept free for what is written before
+	// anybody looks again; mostMargin bounds it, in bytes.
+	margin     = 20
+	mostMargin = 256 << 20
+	// trusted is how long a measurement holds where there is a lot of room.
+	trusted = time.Second
+	// unknownNeed is what a step of which nothing is known may write before anybody
+	// looks again, in bytes.
+	unknownNeed = 16 << 20
+)
+
+// FullError says that there is no room below the cap.
+type FullError struct {
+	Cap, Need int64 // bytes; Need is what was asked for on top of what is used
+	Measure   Measure
+}
+
+// Error names the cap, what is used, and what to do.
+func (e *FullError) Error() string {
+	text := fmt.Sprintf("the daemon's folder may take %s, and %s are in use (%s)", Bytes(e.Cap), Bytes(e.Measure.Used), e.Measure.largest())
+	if e.Need > 0 {
+		text += fmt.Sprintf(", so there is no room for %s more", Bytes(e.Need))
+	}
+	return text + ": what is left is needed by builds under way; raise the cap (kiln daemon --cap, or cap in the configuration), " +
+		"wait for other builds, or see with kiln du what takes it"
+}
+
+// measured is the last measurement.
+type measured struct {
+	Measure
+	at time.Time
+}
+
+// Limit is how many bytes may be in use before room is made: the cap, less a
+// margin for what is written before anybody looks again.
+func (c *Collector) Limit() int64 {
+	return c.Cap - min(c.Cap/margin, mostMargin)
+}
+
+// Hold makes sure that need more bytes fit below the cap, and removes what was
+// not used for longest if they do not. Where that is not enough, it is a
+// [*FullError]. Without a cap it does nothing.
+func (c *Collector) Hold(ctx context.Context, need int64) error {
+	if c.Cap == 0 {
+		return nil
+	}
+	c.holding.Lock()
+	defer c.holding.Unlock()
+	limit := c.Limit()
+	// What was let in since the last look may have been written meanwhile.
+	if last := &c.measured; time.Since(last.at) < trusted && last.Used+max(need, unknownNeed) <= limit/4*3 {
+		last.Used += max(need, unknownNeed)
+		return nil
+	}
+	m, err := c.look(ctx)
+	if err != nil || m.Used+need <= limit {
+		return err
+	}
+	// All but the records stays, so these have to make up for it.
+	keep := max(limit-need-(m.Used-m.Records), 1)
+	if err := c.Run(ctx, []Policy{{All: true, MaxUsed: keep, By: "by garbage collection, to hold the cap,"}}, nil); err != nil {
+		return err
+	}
+	if m, err = c.look(ctx); err != nil || m.Used+need <= limit {
+		return err
+	}
+	return &FullError{Cap: c.Cap, Need: need, Measure: m}
+}
+
+// look measures, and remembers it.
+func (c *Collector) look(ctx context.Context) (Measure, error) {
+	m, err := c.Measure(ctx)
+	if err == nil {
+		c.measured = measured{m, time.Now()}
+	}
+	return m, err
+}
+
+// Bytes is a number of bytes for people, in decimal units.
+func Bytes(n int64) string {
+	v, unit := float64(n), 0
+	for v >= 999.995 && unit < 6 {
+		v, unit = v/1000, unit+1
+	}
+	if unit == 0 {
+		return fmt.Sprintf("%dB", n)
+	}
+	return fmt.Sprintf("%.2f%cB", v, " kMGTPE"[unit])
+}
