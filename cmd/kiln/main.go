@@ -57,8 +57,8 @@ func main() {
 			}
 			os.Exit(exitDaemon)
 		}
-		economize(e.getenv)
 	}
+	economize(e.getenv)
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
 		fmt.Fprintln(e.stderr, err)
 	}

@@ -14,16 +14,16 @@ import (
 // maxMaps bounds what is read of /proc/self/smaps, in bytes.
 const maxMaps = 4 << 20
 
-// daemonGC is how much garbage a daemon lets grow before it is collected, in
-// percent of what is in use. Builds allocate little but buffers, which are used
+// garbage is how much of it may grow before it is collected, in percent of what
+// is in use. Clients and daemons allocate little but buffers, which are used
 // again, so collecting twice as often as Go does costs hardly anything.
-const daemonGC = 50
+const garbage = 50
 
-// economize has the daemon keep little garbage, unless its environment says
+// economize has the program keep little garbage, unless its environment says
 // otherwise.
 func economize(getenv func(string) string) {
 	if getenv("GOGC") == "" {
-		debug.SetGCPercent(daemonGC)
+		debug.SetGCPercent(garbage)
 	}
 }
 

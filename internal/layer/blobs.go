@@ -97,7 +97,15 @@ func (s *Store) Blobs(ctx context.Context, r *Ref, v Variant) ([]Blob, error) {
 			return nil
 		})
 	}
-	return out, g.Wait()
+	if err := g.Wait(); err != nil {
+		return out, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range chain {
+		s.nameChainLocked(l)
+	}
+	return out, nil
 }
 
 func (s *Store) blob(ctx context.Context, r *Ref, v Variant, c codec) (Blob, error) {

@@ -212,7 +212,7 @@ func (s *Store) forget(ctx context.Context, o PruneOptions, sizes map[digest.Dig
 				snapshots = append(snapshots, name)
 			}
 		}
-		if chain := it.ref.rec.ChainID; s.chains[chain] == it.ref.rec.Snapshot && slices.Contains(snapshots, s.chains[chain]) {
+		if chain, known := it.ref.chainLocked(); known && s.chains[chain] == it.ref.rec.Snapshot && slices.Contains(snapshots, s.chains[chain]) {
 			delete(s.chains, chain)
 		}
 		for _, d := range it.ref.rec.Blobs {

@@ -292,3 +292,57 @@ func TestLayersAreRestoredFromBlobs(t *testing.T) {
 		w.debris()
 	})
 }
+
+// An image that was made of steps has their snapshots when it is built on.
+func TestImagesMadeHereAreNotUnpacked(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		below := w.step(nil, files("a=1", "b=2"))
+		r := w.step(below, files("c=3"))
+		epoch := int64(1)
+		for _, b := range w.blobs(r, Variant{Epoch: &epoch}) {
+			if b.DiffID == "" {
+				t.Errorf("blob %+v has no diff id", b)
+			}
+		}
+		image := func() *Ref {
+			var lazy []LazyBlob
+			for _, b := range w.blobs(r, Variant{}) {
+				lazy = append(lazy, LazyBlob{Desc: b.Desc, DiffID: b.DiffID, Origin: "elsewhere"})
+			}
+			return w.image(lazy...)
+		}
+		w.want(image(), "a=1", "b=2", "c=3")
+		if got, want := image().Record().Snapshot, r.Record().Snapshot; got != want {
+			t.Errorf("the image has snapshot %q, the step %q", got, want)
+		}
+		w.reopen()
+		var err error
+		if r, err = w.Get(context.Background(), r.ID()); err != nil {
+			t.Fatal(err)
+		}
+		top := w.step(image(), files("d=4"))
+		w.want(top, "a=1", "b=2", "c=3", "d=4")
+		if w.shelf.reads != 0 {
+			t.Errorf("%d blobs were pulled", w.shelf.reads)
+		}
+		steps := map[string]bool{r.ID(): true, r.Parent().ID(): true}
+		if err := w.Prune(context.Background(), PruneOptions{Filter: func(rec Record) bool { return steps[rec.ID] }}, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.want(top, "a=1", "b=2", "c=3", "d=4")
+		w.debris()
+	})
+}
+
+// A blob whose times were bounded has other files than the snapshot.
+func TestImagesWithOtherTimesAreUnpacked(t *testing.T) {
+	w := newWorld(t, "overlayfs")
+	r := w.step(nil, files("a=1"))
+	epoch := int64(1)
+	b := w.blobs(r, Variant{Epoch: &epoch})[0]
+	image := w.image(LazyBlob{Desc: b.Desc, DiffID: b.DiffID})
+	w.want(image, "a=1")
+	if image.Record().Snapshot == r.Record().Snapshot {
+		t.Error("the image has the step's files, and their times")
+	}
+}

@@ -76,6 +76,7 @@ type Ref struct {
 	touched uint64
 	pins    int // mounts, and states in the making on top
 	unsaved bool
+	chained digest.Digest // see chainLocked
 }
 
 // NewStore opens a store: it sweeps what a crash has left.
@@ -207,9 +208,7 @@ func (l *loader) ref(id string) *Ref {
 		r.rec.Flat = ""
 	}
 	l.s.refs[id] = r
-	if rec.ChainID != "" && r.dir != "" && !rec.Loose {
-		l.s.chains[rec.ChainID] = rec.Snapshot
-	}
+	l.s.nameChainLocked(r)
 	return r
 }
 

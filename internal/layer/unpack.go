@@ -124,9 +124,7 @@ func (u *unpacking) finish(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	u.r.rec.Snapshot, u.r.rec.Size, u.r.dir = name, size, u.dir
-	if chain := u.r.rec.ChainID; chain != "" && s.chains[chain] == "" && !u.r.rec.Loose {
-		s.chains[chain] = name
-	}
+	s.nameChainLocked(u.r)
 	return s.saveLocked(u.r)
 }
 
