@@ -137,7 +137,11 @@ func prepare(ctx context.Context, dir string) ([]string, error) {
 	if err := mirror.Write(ctx, images); err != nil {
 		return nil, err
 	}
-	return append(os.Environ(), "TMPDIR="+tmp, "BUILDKIT_REGISTRY_MIRROR_DIR="+images), nil
+	signatures := filepath.Join(dir, "signatures")
+	if err := writeSignatures(signatures); err != nil {
+		return nil, err
+	}
+	return append(os.Environ(), "TMPDIR="+tmp, "BUILDKIT_REGISTRY_MIRROR_DIR="+images, "BUILDKIT_TEST_SIGN_FIXTURES="+signatures), nil
 }
 
 func moduleDir(ctx context.Context, dir string) (string, error) {

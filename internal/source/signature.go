@@ -104,16 +104,16 @@ func readKeyRing(keys []byte) (openpgp.EntityList, error) {
 			return nil, fmt.Errorf("decode armored public key: %w", err)
 		}
 		if block.Type != openpgp.PublicKeyType && block.Type != openpgp.PrivateKeyType {
-			return nil, fmt.Errorf("read armored public key: expected a block of keys, got %q", block.Type)
+			return nil, fmt.Errorf("failed to read armored public key: expected a block of keys, got %q", block.Type)
 		}
 		entities, err := openpgp.ReadKeyRing(block.Body)
 		if err != nil {
-			return nil, fmt.Errorf("read armored public key: %w", err)
+			return nil, fmt.Errorf("failed to read armored public key: %w", err)
 		}
 		ring = append(ring, entities...)
 	}
 	if len(ring) == 0 {
-		return nil, errors.New("read armored public key: there is none")
+		return nil, errors.New("failed to read armored public key: there is none")
 	}
 	return ring, nil
 }
