@@ -31,8 +31,6 @@ func (f Func) Build(ctx context.Context, req frontend.Request, gw frontend.Gatew
 // runs it in a container, and does not return. The program's standard output
 // belongs to the daemon; what it prints goes to its standard error.
 func Main(f frontend.Frontend) {
-	conn := stdio{os.Stdin, os.Stdout}
-	os.Stdout = os.Stderr
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if isTerminal(os.Stdin) {
@@ -40,11 +38,24 @@ func Main(f frontend.Frontend) {
 			"or, while it is being written, kiln frontend run")
 		os.Exit(2)
 	}
+	conn := stdio{interruptible(os.Stdin), interruptible(os.Stdout)}
+	os.Stdout = os.Stderr
 	if err := Serve(ctx, conn, os.Environ(), f); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// interruptible is a file whose reads end when it is closed, as those of a
+// connection do. A standard stream's do not, since whoever has started this
+// program may have made it a blocking one.
+func interruptible(f *os.File) *os.File {
+	fd := int(f.Fd())
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		return f // it works, but for a clean end
+	}
+	return os.NewFile(uintptr(fd), f.Name())
 }
 
 // isTerminal tells whether somebody has started the program by hand.
