@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kiln-build/kiln/conformance/peer"
@@ -71,7 +74,7 @@ func (r readyRun) compare(t *testing.T, dir, file string) {
 	}
 	pinned := "BUILDKIT_SYNTAX=" + r.image
 	builtin := r.buildctl(t, shared.kiln, dir, file)
-	for way, got := range map[string]image{
+	for way, got := range map[string]made{
 		"its image on Kiln":               r.buildctl(t, shared.kiln, dir, file, "--opt=build-arg:"+pinned),
 		"its image on BuildKit":           r.buildctl(t, shared.buildkit, dir, file, "--opt=build-arg:"+pinned),
 		"its image on BuildKit by buildx": r.buildx(t, shared.buildkit, dir, file, "--build-arg", pinned),
@@ -83,6 +86,11 @@ func (r readyRun) compare(t *testing.T, dir, file string) {
 		t.Errorf("%s: by %s it is %s, built in %s", file, way, got.digest, builtin.digest)
 		compareConfigs(t, builtin.config, got.config)
 		compareFiles(t, builtin.files, got.files)
+		for i := range min(len(builtin.parts), len(got.parts)) { // the first are the manifest and the config
+			if builtin.parts[i] != got.parts[i] {
+				t.Errorf("part %d is\n%s\nbuilt in\n%s", i, got.parts[i], builtin.parts[i])
+			}
+		}
 	}
 }
 
@@ -95,17 +103,17 @@ const (
 
 func (r readyRun) base() string { return r.registry + "/stand-in/ubuntu:16.04" }
 
-func (r readyRun) buildctl(t *testing.T, d *peer.Daemon, dir, file string, more ...string) image {
+func (r readyRun) buildctl(t *testing.T, d *peer.Daemon, dir, file string, more ...string) made {
 	t.Helper()
 	dest := filepath.Join(t.TempDir(), "image.tar")
 	command(t, d, append([]string{
 		shared.tools.Buildctl, "--addr", d.Addr(), "build", "--frontend=dockerfile.v0", "--local=context=" + dir, "--local=dockerfile=" + dir,
 		"--opt=filename=" + file, "--opt=context:ubuntu:16.04=docker-image://" + r.base(), "--opt=build-arg:" + readyEpoch, "--output=" + readyOutput + dest,
 	}, more...)...)
-	return open(t, dest)
+	return made{open(t, dest), parts(t, dest)}
 }
 
-func (r readyRun) buildx(t *testing.T, d *peer.Daemon, dir, file string, more ...string) image {
+func (r readyRun) buildx(t *testing.T, d *peer.Daemon, dir, file string, more ...string) made {
 	t.Helper()
 	dest := filepath.Join(t.TempDir(), "image.tar")
 	b := newBuildx(t, d)
@@ -113,7 +121,64 @@ func (r readyRun) buildx(t *testing.T, d *peer.Daemon, dir, file string, more ..
 		"build", "--provenance=false", "--build-context", "ubuntu:16.04=docker-image://" + r.base(), "--build-arg", readyEpoch,
 		"-f", filepath.Join(dir, file), "--output", readyOutput + dest, dir,
 	}, more...)...)
-	return open(t, dest)
+	return made{open(t, dest), parts(t, dest)}
+}
+
+// made is an image with its manifest, its config and the headers of its layers'
+// files.
+type made struct {
+	image
+	parts []string
+}
+
+func parts(t *testing.T, archive string) (out []string) {
+	t.Helper()
+	dir := t.TempDir()
+	if text, err := exec.Command("tar", "-xf", archive, "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("unpack %s: %v: %s", archive, err, text)
+	}
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := index.Image(manifest.Manifests[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, raw := range []func() ([]byte, error){img.RawManifest, img.RawConfigFile} {
+		text, err := raw()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, string(text))
+	}
+	for _, l := range all {
+		r, err := l.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		var text strings.Builder
+		for tr := tar.NewReader(r); ; {
+			h, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&text, "%s %c %o %d:%d %d %v %s %v %v\n", h.Name, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.ModTime.UTC(), h.Linkname, h.Format, h.PAXRecords)
+		}
+		out = append(out, text.String())
+	}
+	return out
 }
 
 // pushBase makes what stands in for ubuntu:16.04: busybox, and a script for apt-get.

@@ -23,6 +23,9 @@ type Image struct {
 	Config Config
 	// History is what the layers of the base were made by.
 	History []ocispecs.History
+	// Base is the JSON of the base image, nil if there is none. Exporters leave
+	// the layers that it names as they are.
+	Base []byte
 }
 
 // Config is how to run an image, with what Docker's images have besides OCI's.
@@ -147,7 +150,7 @@ func baseImage(st llb.State, config []byte) (*Image, error) {
 	if err := json.Unmarshal(config, &file); err != nil {
 		return nil, fmt.Errorf("decode image config: %w", err)
 	}
-	img.Config, img.History = file.Config, file.History
+	img.Config, img.History, img.Base = file.Config, file.History, config
 	var err error
 	if img.State, err = st.WithImageConfig(config); err != nil {
 		return nil, fmt.Errorf("use image config: %w", err)
@@ -159,12 +162,13 @@ func baseImage(st llb.State, config []byte) (*Image, error) {
 // the build's result.
 func (b *Build) Images(ctx context.Context, f func(context.Context, ocispecs.Platform) (*Image, error)) (*frontend.Result, error) {
 	res := &frontend.Result{Meta: map[string][]byte{}, Platforms: make([]frontend.PlatformResult, len(b.Platforms))}
-	errs := make([]error, len(b.Platforms))
+	errs, made := make([]error, len(b.Platforms)), make([]*Image, len(b.Platforms))
 	var all sync.WaitGroup
 	for i, p := range b.Platforms {
 		all.Go(func() {
 			img, err := f(ctx, p)
 			if err == nil {
+				made[i] = img
 				res.Platforms[i], err = b.platform(ctx, img, p)
 			}
 			errs[i] = err
@@ -174,6 +178,15 @@ func (b *Build) Images(ctx context.Context, f func(context.Context, ocispecs.Pla
 	for _, err := range errs { // one is enough: they are of one file
 		if err != nil {
 			return nil, err
+		}
+	}
+	for i, img := range made {
+		key := metaBase
+		if id := res.Platforms[i].ID; id != "" {
+			key += "/" + id
+		}
+		if img.Base != nil {
+			res.Meta[key] = img.Base
 		}
 	}
 	if epoch := b.Args["SOURCE_DATE_EPOCH"]; epoch != "" {

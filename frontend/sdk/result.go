@@ -19,6 +19,7 @@ import (
 // Keys of a result's metadata (WIRE.md section 13.4).
 const (
 	metaConfig    = "containerimage.config"
+	metaBase      = "containerimage.base.config"
 	metaPlatforms = "refs.platforms"
 )
 

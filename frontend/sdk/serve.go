@@ -47,14 +47,16 @@ func Main(f frontend.Frontend) {
 	os.Exit(0)
 }
 
-// interruptible is a file whose reads end when it is closed, as those of a
-// connection do. A standard stream's do not, since whoever has started this
-// program may have made it a blocking one.
+// interruptible is a stream as a file of its own, whose reads end when it is
+// closed, as those of a connection do. A standard stream's do not, since whoever
+// has started this program may have made it a blocking one.
 func interruptible(f *os.File) *os.File {
-	fd := int(f.Fd())
-	if err := syscall.SetNonblock(fd, true); err != nil {
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
 		return f // it works, but for a clean end
 	}
+	syscall.CloseOnExec(fd)
+	_ = syscall.SetNonblock(fd, true) // as above
 	return os.NewFile(uintptr(fd), f.Name())
 }
 

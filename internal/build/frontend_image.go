@@ -62,6 +62,7 @@ type ImageFrontend struct {
 	allowed []string // repositories; empty is all
 	builtin map[string]frontend.Frontend
 	host    FrontendHost
+	silence time.Duration // how long one may take to say its first word
 }
 
 // NewImageFrontend returns the frontend that runs images of the given
@@ -69,7 +70,7 @@ type ImageFrontend struct {
 // builtin, by its repository, serves without its image unless a request names that
 // by a digest, or puts something else in its place.
 func NewImageFrontend(repositories []string, builtin map[string]frontend.Frontend) (*ImageFrontend, error) {
-	f := &ImageFrontend{builtin: builtin}
+	f := &ImageFrontend{builtin: builtin, silence: 2 * time.Minute}
 	for _, r := range repositories {
 		named, err := reference.ParseNormalizedNamed(r)
 		if err != nil {
@@ -179,7 +180,7 @@ func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImag
 	if err != nil {
 		return nil, err
 	}
-	stdio, conn := newFrontendConn()
+	stdio, conn, spoke := newFrontendConn()
 	log := &lateLog{sink: br.req.Sink, name: "[frontend] " + image.name}
 	defer log.end()
 	type answer struct {
@@ -200,6 +201,14 @@ func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImag
 		case <-time.After(wait):
 			cancel(errServerClosed)
 		case <-serving.Done(): // the frontend has exited
+		}
+	}()
+	go func() {
+		select {
+		case <-spoke:
+		case <-serving.Done():
+		case <-time.After(f.silence):
+			cancel(fmt.Errorf("image %s has said nothing for %v: expected a frontend, which speaks to the daemon by its standard output", image.name, f.silence))
 		}
 	}()
 	task, err := c.Start(ctx, process, executor.IO{Stdin: stdio.in, Stdout: stdio.out, Stderr: log})

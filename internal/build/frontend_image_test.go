@@ -192,7 +192,7 @@ func TestLateLog(t *testing.T) {
 }
 
 func TestFrontendConn(t *testing.T) {
-	stdio, conn := newFrontendConn()
+	stdio, conn, spoke := newFrontendConn()
 	go func() {
 		_, _ = stdio.out.Write([]byte("call"))
 		_, _ = io.Copy(stdio.out, stdio.in)
@@ -202,6 +202,7 @@ func TestFrontendConn(t *testing.T) {
 	if _, err := io.ReadFull(conn, b); err != nil || string(b) != "call" {
 		t.Fatalf("read %q, %v", b, err)
 	}
+	<-spoke // or the daemon gives up
 	if _, err := conn.Write([]byte("back")); err != nil {
 		t.Fatal(err)
 	}

@@ -18,17 +18,29 @@ type frontendStdio struct {
 }
 
 // newFrontendConn connects a process, by its input and output, with a server.
-func newFrontendConn() (frontendStdio, net.Conn) {
+// spoke is closed when the process first says something.
+func newFrontendConn() (_ frontendStdio, _ net.Conn, spoke <-chan struct{}) {
 	in, toProcess := io.Pipe()
 	fromProcess, out := io.Pipe()
-	return frontendStdio{in, out}, &frontendConn{fromProcess, toProcess}
+	c := &frontendConn{PipeReader: fromProcess, w: toProcess, spoke: make(chan struct{})}
+	return frontendStdio{in, out}, c, c.spoke
 }
 
 // frontendConn is the server's side. It has no deadlines: the end of the build
 // closes it.
 type frontendConn struct {
 	*io.PipeReader
-	w *io.PipeWriter
+	w     *io.PipeWriter
+	first sync.Once
+	spoke chan struct{}
+}
+
+func (c *frontendConn) Read(p []byte) (int, error) {
+	n, err := c.PipeReader.Read(p)
+	if n > 0 {
+		c.first.Do(func() { close(c.spoke) })
+	}
+	return n, err
 }
 
 func (c *frontendConn) Write(p []byte) (int, error) { return c.w.Write(p) }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/gateway"
@@ -75,6 +76,9 @@ func (s *gatewayService) Ping(ctx context.Context, _ *gateway.PingRequest) (*gat
 func (s *gatewayService) Solve(ctx context.Context, r *gateway.SolveRequest) (*gateway.SolveResponse, error) {
 	run, br, err := s.running(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := run.admitSolve(proto.Size(r)); err != nil {
 		return nil, err
 	}
 	if slices.Contains(r.CacheImports, nil) {
@@ -229,8 +233,11 @@ func (s *gatewayService) Inputs(ctx context.Context, _ *gateway.InputsRequest) (
 
 // Warn tells the user of something that stops nothing.
 func (s *gatewayService) Warn(ctx context.Context, r *gateway.WarnRequest) (*gateway.WarnResponse, error) {
-	_, br, err := s.running(ctx)
+	run, br, err := s.running(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := run.admitWarning(proto.Size(r)); err != nil {
 		return nil, err
 	}
 	w := frontend.Warning{Level: int(r.Level), Short: string(r.Short), URL: r.Url}

@@ -141,6 +141,9 @@ func (r *running) reserveContainer(id string) error {
 	if _, ok := r.phase.containers[id]; ok {
 		return status.Errorf(codes.AlreadyExists, "Container %s already exists", id)
 	}
+	if len(r.phase.containers) >= mostContainers {
+		return status.Errorf(codes.ResourceExhausted, "a frontend may have %d containers at a time: release those that are not needed", mostContainers)
+	}
 	if r.phase.containers == nil {
 		r.phase.containers = map[string]*build.Container{}
 	}

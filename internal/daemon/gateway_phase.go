@@ -31,6 +31,7 @@ type gatewayPhase struct {
 	containers map[string]*build.Container // by the client's id; nil while one is made
 	closed     bool                        // no container is taken any more
 	inputs     map[string]*llb.Graph
+	quota      quota
 }
 
 // ended is the error of a call that comes after the client's result. A client

@@ -71,7 +71,7 @@ func (img *Image) attest(ctx context.Context, p part, platform Platform, o Image
 	if err != nil {
 		return ocispecs.Descriptor{}, err
 	}
-	data, err := json.Marshal(m)
+	data, err := encodeManifest(m)
 	if err != nil {
 		return ocispecs.Descriptor{}, fmt.Errorf("encode attestation manifest: %w", err)
 	}

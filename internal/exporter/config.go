@@ -201,3 +201,7 @@ func clamp(t, epoch *time.Time) *time.Time {
 	}
 	return t
 }
+
+// encodeManifest writes a manifest or an index as BuildKit does, with blanks and
+// line ends: an image's digest is that of these bytes.
+func encodeManifest(m any) ([]byte, error) { return json.MarshalIndent(m, "", "  ") }

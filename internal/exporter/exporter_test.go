@@ -139,7 +139,7 @@ func TestAssembleIndex(t *testing.T) {
 	if index.Annotations["i"] != "1" || len(index.Manifests) != 2 || index.Manifests[1].Platform.Architecture != "arm64" {
 		t.Errorf("index %s", img.Manifests[2].Data)
 	}
-	if !strings.Contains(string(img.Manifests[1].Data), `"c":"3"`) || strings.Contains(string(img.Manifests[0].Data), `"c":"3"`) {
+	if !strings.Contains(string(img.Manifests[1].Data), `"c": "3"`) || strings.Contains(string(img.Manifests[0].Data), `"c": "3"`) {
 		t.Error("annotation of one platform is not where it belongs")
 	}
 	docker := assemble(t, twoLayers(), in, map[string]string{"oci-mediatypes": "false"})

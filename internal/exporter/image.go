@@ -197,7 +197,7 @@ func (p *part) finish(config []byte, platform Platform, o ImageOptions, epoch *t
 		}
 		p.decoded.Layers = append(p.decoded.Layers, d)
 	}
-	data, err := json.Marshal(p.decoded)
+	data, err := encodeManifest(p.decoded)
 	if err != nil {
 		return fmt.Errorf("encode manifest: %w", err)
 	}
@@ -298,7 +298,7 @@ func (img *Image) addIndex(ctx context.Context, in Input, parts []part, o ImageO
 		}
 		index.Manifests = append(index.Manifests, d)
 	}
-	data, err := json.Marshal(index)
+	data, err := encodeManifest(index)
 	if err != nil {
 		return fmt.Errorf("encode index: %w", err)
 	}
