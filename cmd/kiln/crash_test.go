@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-var kills = flag.Int("kills", 50, "how often TestKillAtAnyMoment kills the daemon")
+var kills = flag.Int("kills", 50, "how often the tests of crashes kill the daemon")
 
 const crashDockerfile = `FROM base AS one
 ARG N
