@@ -33,6 +33,8 @@ type Build struct {
 	Context string   // a folder with a Dockerfile, which may name the image "base"
 	Output  string   // as for -o; "" makes nothing
 	Args    []string // build arguments, "K=V"
+	// CacheTo and CacheFrom are caches for others, and of others.
+	CacheTo, CacheFrom []string
 }
 
 // NewKiln describes a Kiln daemon, to be started.
@@ -43,6 +45,12 @@ func NewKiln(program string, base Base, dir string) *Daemon {
 		args := []string{program, "build", "--progress=plain", "--build-context", "base=oci-layout://" + base.Dir}
 		for _, a := range b.Args {
 			args = append(args, "--build-arg", a)
+		}
+		for _, c := range b.CacheTo {
+			args = append(args, "--cache-to", c)
+		}
+		for _, c := range b.CacheFrom {
+			args = append(args, "--cache-from", c)
 		}
 		output := b.Output
 		if output == "" {
@@ -76,6 +84,12 @@ func (t Tools) BuildArgs(d *Daemon, base Base, b Build) []string {
 	}
 	for _, a := range b.Args {
 		args = append(args, "--opt", "build-arg:"+a)
+	}
+	for _, c := range b.CacheTo {
+		args = append(args, "--export-cache", c)
+	}
+	for _, c := range b.CacheFrom {
+		args = append(args, "--import-cache", c)
 	}
 	if b.Output != "" {
 		args = append(args, "--output", b.Output)

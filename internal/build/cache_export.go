@@ -200,9 +200,22 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 		progress.StepFrom(ctx).Task("skipping cache export for empty result", 0).Done()
 		return "", nil
 	}
+	if e.upload.opened != nil && e.written(ctx, doc) {
+		return describe(doc)
+	}
 	if err := w.Write(ctx, doc, openLayers{br.builder.Worker.Layers}.Open); err != nil {
 		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
 	}
+	return describe(doc)
+}
+
+// written tells whether the place has an index already, whose layers are there.
+func (e *cacheExport) written(ctx context.Context, doc *cache.Document) bool {
+	r, err := e.place.Reader(ctx, e.Attrs)
+	return err == nil && r.Root().Digest == doc.Manifest.Digest
+}
+
+func describe(doc *cache.Document) (string, error) {
 	b, err := json.Marshal(doc.Manifest)
 	if err != nil {
 		return "", fmt.Errorf("encode descriptor: %w", err)

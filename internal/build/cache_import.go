@@ -46,8 +46,9 @@ func (im *imports) close() {
 	im.cancel()
 	im.mounts.Wait()
 	for _, one := range im.all() {
-		<-one.done
 		<-one.opened
+		one.read.Do(func() { close(one.done) }) // nobody has wanted it
+		<-one.done
 	}
 }
 
@@ -66,11 +67,13 @@ type imported struct {
 	option CacheOption
 	vertex digest.Digest // of the progress
 
-	done  chan struct{}
-	index cache.Index // BuildKit's; nil if there is none
-
 	opened chan struct{}
 	finder *cache.Finder // by key; nil if the place has none
+	byKey  bool          // somebody has written records there
+
+	read  sync.Once
+	done  chan struct{}
+	index cache.Index // BuildKit's; nil if there is none
 
 	began time.Time
 	late  sync.Once
@@ -112,28 +115,34 @@ func importName(o CacheOption) string {
 	return o.Type
 }
 
-// open makes both formats of the cache known. Whatever is wrong is told by the
-// vertex.
+// open makes the cache known. What is kept by key is asked first; where there is
+// nothing, the index that BuildKit reads is fetched at once, and its vertex tells
+// whatever is wrong.
 func (one *imported) open() {
-	var shelfErr error
-	go func() {
-		defer close(one.opened)
-		one.finder, shelfErr = one.openShelf(session.WithGroup(one.im.ctx, one.im.br))
-	}()
-	defer close(one.done)
 	br := one.im.br
-	_ = progress.RunAs(session.WithGroup(one.im.ctx, br), br.req.Sink, one.vertex, "importing cache manifest from "+importName(one.option), func(ctx context.Context) error {
-		index, err := one.readIndex(ctx)
-		one.index = index
-		<-one.opened
-		switch {
-		case err != nil && one.finder != nil && (errors.Is(err, errPassedOver) || one.finder.About(ctx)):
-			return nil // there is only what is kept by key
-		case errors.Is(err, errPassedOver) && shelfErr != nil:
+	ctx := session.WithGroup(one.im.ctx, br)
+	_ = progress.RunAs(ctx, br.req.Sink, one.vertex, "importing cache manifest from "+importName(one.option), func(ctx context.Context) error {
+		finder, shelfErr := one.openShelf(ctx)
+		one.finder, one.byKey = finder, finder != nil && finder.About(ctx)
+		close(one.opened)
+		if one.byKey {
+			return nil // the index is read when a record is missing
+		}
+		err := one.fetch(ctx)
+		if errors.Is(err, errPassedOver) {
 			return shelfErr
 		}
 		return err // what is in BuildKit's format alone needs no shelf
 	})
+}
+
+// fetch reads the index, once.
+func (one *imported) fetch(ctx context.Context) (err error) {
+	one.read.Do(func() {
+		defer close(one.done)
+		one.index, err = one.readIndex(ctx)
+	})
+	return err
 }
 
 // errPassedOver says that a cache in BuildKit's format is not to be read.
@@ -208,24 +217,22 @@ func (one *imported) within(ctx context.Context, ready <-chan struct{}) bool {
 	return false
 }
 
-// first returns the first answer of any cache, or solver.ErrNotFound.
-func first[V any](ctx context.Context, list []*imported, ask ...func(context.Context, *imported) (V, error)) (V, error) {
+// first returns the first answer of any, or solver.ErrNotFound.
+func first[V any](ctx context.Context, asks []func(context.Context) (V, error)) (V, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type answer struct {
 		val V
 		err error
 	}
-	answers := make(chan answer, len(list)*len(ask))
-	for _, one := range list {
-		for _, f := range ask {
-			go func() {
-				val, err := f(ctx, one)
-				answers <- answer{val, err}
-			}()
-		}
+	answers := make(chan answer, len(asks))
+	for _, ask := range asks {
+		go func() {
+			val, err := ask(ctx)
+			answers <- answer{val, err}
+		}()
 	}
-	for range cap(answers) {
+	for range asks {
 		if a := <-answers; a.err == nil {
 			return a.val, nil
 		}
@@ -237,23 +244,44 @@ func first[V any](ctx context.Context, list []*imported, ask ...func(context.Con
 	return none, solver.ErrNotFound
 }
 
+// ask looks into one cache: by key first, if that is how it is kept.
+func ask[V any](ctx context.Context, one *imported, records, index func(context.Context) (V, error)) (none V, err error) {
+	if !one.within(ctx, one.opened) {
+		return none, solver.ErrNotFound
+	}
+	read := func(ctx context.Context) (V, error) {
+		if !one.within(ctx, one.done) || one.index == nil {
+			return none, solver.ErrNotFound
+		}
+		return index(ctx)
+	}
+	switch {
+	case one.finder == nil:
+		return read(ctx)
+	case !one.byKey: // perhaps by now
+		return first(ctx, []func(context.Context) (V, error){records, read})
+	}
+	val, err := records(ctx)
+	if err != nil && ctx.Err() == nil {
+		go func() { _ = one.fetch(session.WithGroup(one.im.ctx, one.im.br)) }() // without one, records are all there is
+		val, err = read(ctx)
+	}
+	return val, err
+}
+
 // Load returns the results of a step, to be pulled when they are read.
 func (im *imports) Load(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) ([]solver.Result, error) {
-	list := im.all()
-	if len(list) == 0 {
-		return nil, solver.ErrNotFound
+	var asks []func(context.Context) ([]solver.Result, error)
+	for _, one := range im.all() {
+		asks = append(asks, func(ctx context.Context) ([]solver.Result, error) {
+			return ask(ctx, one, func(ctx context.Context) ([]solver.Result, error) { return one.fromRecords(ctx, j, k, needed) },
+				func(ctx context.Context) ([]solver.Result, error) { return one.fromIndex(ctx, j, k, needed) })
+		})
 	}
-	return first(session.WithGroup(ctx, im.br), list, func(ctx context.Context, one *imported) ([]solver.Result, error) {
-		return one.fromIndex(ctx, j, k, needed)
-	}, func(ctx context.Context, one *imported) ([]solver.Result, error) {
-		return one.fromRecords(ctx, j, k, needed)
-	})
+	return first(session.WithGroup(ctx, im.br), asks)
 }
 
 func (one *imported) fromIndex(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) (out []solver.Result, err error) {
-	if !one.within(ctx, one.done) || one.index == nil {
-		return nil, solver.ErrNotFound
-	}
 	recipe, _ := j.Recipe(k)
 	some := false
 	for i := range max(recipe.Outputs, 1) {
@@ -281,7 +309,7 @@ func (one *imported) fromIndex(ctx context.Context, j *solver.Job, k solver.Key,
 
 // lost tells whether the place does not have all layers, if it can be asked.
 func (one *imported) lost(ctx context.Context, layers []layer.LazyBlob) bool {
-	if !one.within(ctx, one.opened) || one.finder == nil {
+	if one.finder == nil {
 		return false
 	}
 	var blobs []ocispecs.Descriptor
@@ -292,9 +320,6 @@ func (one *imported) lost(ctx context.Context, layers []layer.LazyBlob) bool {
 }
 
 func (one *imported) fromRecords(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) ([]solver.Result, error) {
-	if !one.within(ctx, one.opened) || one.finder == nil {
-		return nil, solver.ErrNotFound
-	}
 	r, err := one.finder.Result(ctx, k, ahead(j, k))
 	if err != nil {
 		return nil, err
@@ -348,22 +373,17 @@ func ahead(j *solver.Job, k solver.Key) (keys []solver.Key) {
 
 // Digest returns the digest of a part of a result.
 func (im *imports) Digest(ctx context.Context, j *solver.Job, of solver.Ingredient) (string, error) {
-	list := im.all()
-	if len(list) == 0 {
-		return "", solver.ErrNotFound
+	var asks []func(context.Context) (string, error)
+	for _, one := range im.all() {
+		asks = append(asks, func(ctx context.Context) (string, error) {
+			return ask(ctx, one, func(ctx context.Context) (string, error) { return one.finder.Content(ctx, of) },
+				func(context.Context) (string, error) {
+					if d := one.index.Content(j, of); d != "" {
+						return d, nil
+					}
+					return "", solver.ErrNotFound
+				})
+		})
 	}
-	return first(session.WithGroup(ctx, im.br), list, func(ctx context.Context, one *imported) (string, error) {
-		if !one.within(ctx, one.done) || one.index == nil {
-			return "", solver.ErrNotFound
-		}
-		if d := one.index.Content(j, of); d != "" {
-			return d, nil
-		}
-		return "", solver.ErrNotFound
-	}, func(ctx context.Context, one *imported) (string, error) {
-		if !one.within(ctx, one.opened) || one.finder == nil {
-			return "", solver.ErrNotFound
-		}
-		return one.finder.Content(ctx, of)
-	})
+	return first(session.WithGroup(ctx, im.br), asks)
 }

@@ -5,14 +5,13 @@ import (
 	"sync"
 )
 
-// callsAtOnce is how many calls a batch has under way; what comes meanwhile
-// waits and is asked for together.
-const callsAtOnce = 4
-
 // batch joins questions that come at the same time into one call.
 type batch[V any] struct {
 	ctx  context.Context // of calls
 	call func(ctx context.Context, keys []string) (map[string]V, error)
+	// atOnce is how many calls are under way; what comes meanwhile waits and is
+	// asked for together.
+	atOnce int
 
 	mu      sync.Mutex
 	waiting []*question[V]
@@ -34,7 +33,7 @@ func (b *batch[V]) ask(ctx context.Context, keys []string) (map[string]V, error)
 	q := &question[V]{keys: keys, done: make(chan struct{})}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, q)
-	if b.calls < callsAtOnce {
+	if b.calls < b.atOnce {
 		b.calls++
 		go b.work()
 	}

@@ -31,6 +31,7 @@ const (
 	// cache is not asked any more.
 	failuresToRest = 3
 	mostWarnings   = 10
+	lookUpsAtOnce  = 4
 )
 
 // Finder looks into a cache by key for one build. What is not there, not whole,
@@ -53,7 +54,7 @@ func NewFinder(ctx context.Context, c FinderConfig) *Finder {
 		c.Limit = usualLimit
 	}
 	f := &Finder{c: c, known: map[string]*Record{}, coming: map[string]chan struct{}{}, there: map[digest.Digest]bool{}, warned: map[string]bool{}}
-	f.records = batch[[]byte]{ctx: ctx, call: f.fetch}
+	f.records = batch[[]byte]{ctx: ctx, call: f.fetch, atOnce: lookUpsAtOnce}
 	return f
 }
 

@@ -58,6 +58,7 @@ type Uploader struct {
 	taken  map[string]bool // subjects
 	sizes  map[string]ocispecs.Descriptor
 	sent   map[digest.Digest]*sending
+	there  map[string]bool // digests of blobs that were
 	failed error
 	stats  UploadStats
 }
@@ -79,11 +80,11 @@ type sending struct {
 func NewUploader(ctx context.Context, c UploaderConfig) *Uploader {
 	u := &Uploader{
 		c: c, slots: make(chan struct{}, uploadsAtOnce), steps: make(chan struct{}, stepsAtOnce),
-		taken: map[string]bool{}, sizes: map[string]ocispecs.Descriptor{}, sent: map[digest.Digest]*sending{},
+		taken: map[string]bool{}, sizes: map[string]ocispecs.Descriptor{}, sent: map[digest.Digest]*sending{}, there: map[string]bool{},
 	}
 	u.ctx, u.cancel = context.WithCancel(ctx)
-	u.records = batch[[]byte]{ctx: u.ctx, call: c.Shelf.Records}
-	u.blobs = batch[bool]{ctx: u.ctx, call: u.ask}
+	u.records = batch[[]byte]{ctx: u.ctx, call: c.Shelf.Records, atOnce: 1}
+	u.blobs = batch[bool]{ctx: u.ctx, call: u.ask, atOnce: 1}
 	return u
 }
 
@@ -347,6 +348,13 @@ func (u *Uploader) ask(ctx context.Context, digests []string) (map[string]bool, 
 	for _, d := range missing {
 		there[d.Digest.String()] = false
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for d, ok := range there {
+		if ok && err == nil {
+			u.there[d] = true
+		}
+	}
 	return there, err
 }
 
@@ -368,13 +376,20 @@ func (u *Uploader) askFor(blobs []ocispecs.Descriptor) (map[string]bool, error) 
 	var keys []string
 	u.mu.Lock()
 	for _, b := range blobs {
-		keys = append(keys, b.Digest.String())
+		if !u.there[b.Digest.String()] {
+			keys = append(keys, b.Digest.String())
+		}
 		u.sizes[b.Digest.String()] = b
 	}
 	u.mu.Unlock()
-	there, err := u.blobs.ask(u.ctx, keys)
-	if err != nil {
+	if _, err := u.blobs.ask(u.ctx, keys); err != nil {
 		return nil, fmt.Errorf("ask for blobs: %w", err)
+	}
+	there := map[string]bool{}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, b := range blobs {
+		there[b.Digest.String()] = u.there[b.Digest.String()]
 	}
 	return there, nil
 }
