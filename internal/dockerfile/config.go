@@ -105,7 +105,7 @@ func (l *lowering) lowerArg(s *stage, i *syntax.Arg) error {
 		default:
 			value, set = l.args.Get(key)
 		}
-		s.declared = append(s.declared, a)
+		s.declared, s.isDeclared[key] = append(s.declared, a), true
 		by += " " + key
 		if !set {
 			continue

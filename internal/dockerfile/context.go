@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/moby/patternmatcher"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/llb"
@@ -201,7 +202,8 @@ func (l *lowering) inputContext(s *stage, name string) error {
 // localUse is a client's directory, and what is used of it.
 type localUse struct {
 	vertex   *llb.Vertex
-	patterns []string // from .dockerignore
+	patterns []string                       // from .dockerignore
+	matcher  *patternmatcher.PatternMatcher // of them; nil if it was not needed yet
 	paths    map[string]bool
 }
 

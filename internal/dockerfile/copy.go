@@ -406,8 +406,15 @@ func (l *lowering) lintIgnored(step *copyStep, n int) {
 	if len(step.command.sources) > 0 || l.mainUse == nil || len(l.mainUse.patterns) == 0 {
 		return
 	}
-	m, err := patternmatcher.New(l.mainUse.patterns)
-	if err != nil || m.Exclusions() {
+	if l.mainUse.matcher == nil {
+		m, err := patternmatcher.New(l.mainUse.patterns)
+		if err != nil {
+			return // which the transfer of the context reports
+		}
+		l.mainUse.matcher = m
+	}
+	m := l.mainUse.matcher
+	if m.Exclusions() || !l.mayCompare(len(l.mainUse.patterns)) {
 		return // with exceptions, a file of an excluded directory may be there
 	}
 	src := strings.TrimPrefix(path.Clean(joinPath("/", step.paths[n])), "/")

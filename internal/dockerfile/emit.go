@@ -2,6 +2,7 @@ package dockerfile
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -87,6 +88,16 @@ func (l *lowering) spend(n int, at syntax.Span) error {
 	return nil
 }
 
+// maxComparisons bounds how many words and patterns are compared for remarks and
+// suggestions: their number grows with the square of the file's length.
+const maxComparisons = 200_000
+
+// mayCompare counts comparisons against maxComparisons.
+func (l *lowering) mayCompare(n int) bool {
+	l.comparisons += n
+	return l.comparisons <= maxComparisons
+}
+
 // spendOnBase counts what a stage takes over from the one below.
 func (l *lowering) spendOnBase(s *stage) error {
 	c := s.config
@@ -99,7 +110,7 @@ func (l *lowering) spendOnBase(s *stage) error {
 
 // initialize takes over from the stage below.
 func (s *stage) initialize() {
-	s.argValues = map[string]string{}
+	s.argValues, s.isDeclared = map[string]string{}, map[string]bool{}
 	s.once = map[syntax.Verb]*syntax.Head{}
 	b := s.base
 	if b == nil {
@@ -112,7 +123,7 @@ func (s *stage) initialize() {
 	s.config.Config.OnBuild = nil // its triggers were for this stage alone
 	s.paths = b.paths
 	s.workdirSet = b.workdirSet
-	s.declared = slices.Clone(b.declared)
+	s.declared, s.isDeclared = slices.Clone(b.declared), maps.Clone(b.isDeclared)
 	for k, v := range b.argValues {
 		s.argValues[k] = v
 	}
@@ -201,12 +212,14 @@ func (l *lowering) expandAll(s *stage, h *syntax.Head, t syntax.Text) (syntax.Ex
 // lintUnset remarks on variables that are used but not set.
 func (l *lowering) lintUnset(s *stage, h *syntax.Head, unset []string) {
 	for _, name := range unset {
-		if isMetadataArg(name) || slices.ContainsFunc(s.declared, func(d syntax.ArgDecl) bool { return d.Key.Value == name }) {
+		if isMetadataArg(name) || s.isDeclared[name] {
 			continue
 		}
 		hint := ""
-		if near := syntax.Suggest(name, s.state.env.keys()); near != "" {
-			hint = " (did you mean $" + near + "?)"
+		if l.mayCompare(len(s.state.env.index)) {
+			if near := syntax.Suggest(name, s.state.env.keys()); near != "" {
+				hint = " (did you mean $" + near + "?)"
+			}
 		}
 		l.lint.remark(ruleUndefinedVar, h, h.Line, "variable $%s is not set%s", name, hint)
 	}

@@ -30,7 +30,11 @@ func (l *lowering) lowerExpose(s *stage, i *syntax.Expose) error {
 			if spec.published {
 				l.lint.remarkFix(ruleExposeFormat, &i.Head, i.Line, &fix{p.Span, p.Value[strings.LastIndexByte(p.Value, ':')+1:]}, "%q has an address or host port, which EXPOSE cannot set", word)
 			}
-			all = append(all, spec.list()...)
+			list := spec.list()
+			if err := l.spend(64*len(list), p.Span); err != nil { // in the config and the history
+				return err
+			}
+			all = append(all, list...)
 		}
 	}
 	if s.config.Config.ExposedPorts == nil {

@@ -96,6 +96,9 @@ type fix struct {
 	text string
 }
 
+// maxRemarks is how many remarks are made on a file. Each is sent with the file.
+const maxRemarks = 1000
+
 // linter collects remarks on a file.
 type linter struct {
 	words   syntax.Words
@@ -127,7 +130,7 @@ func (l *linter) remarkFix(r rule, head *syntax.Head, at syntax.Span, mend *fix,
 	}
 	short := fmt.Sprintf(format, args...)
 	key := fmt.Sprintf("%s %d %s", r, at.Start, short)
-	if l.seen[key] {
+	if l.seen[key] || len(l.remarks) >= maxRemarks {
 		return
 	}
 	if l.seen == nil {

@@ -104,10 +104,13 @@ type lowering struct {
 	// epochText is the epoch in seconds, "" if there is none.
 	epochText string
 	effort    int // bytes made so far, see spend
-	proxy     *llb.ProxyEnv
-	secrets   secretName
+	// comparisons are those made so far, see mayCompare.
+	comparisons int
+	proxy       *llb.ProxyEnv
+	secrets     secretName
 
 	stages  []*stage
+	names   []string // of those of the file; nil if not needed yet
 	byName  map[string]*stage
 	target  *stage
 	reached map[*stage]bool

@@ -76,6 +76,12 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 		return false, nil
 	}
 	s.triggered = true
+	if s.base != nil {
+		const size = 128 // of a command, in bytes
+		if err := l.spend(size*s.base.triggers, s.nameSpan); err != nil {
+			return false, err
+		}
+	}
 	var triggers []command
 	if s.base != nil {
 		for _, c := range s.base.commands {

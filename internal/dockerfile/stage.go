@@ -44,6 +44,8 @@ type stage struct {
 	config     *imageConfig
 	baseConfig *imageConfig // of the image below all stages, nil if there is none
 	declared   []syntax.ArgDecl
+	isDeclared map[string]bool // by name
+	triggers   int             // ONBUILDs among the commands
 	argValues  map[string]string
 	paths      map[string]bool // what is used of it; shared with its base
 	workdirSet bool
@@ -188,6 +190,9 @@ func (l *lowering) expandGlobal(t syntax.Text, h *syntax.Head) (syntax.Expanded,
 
 // suggestArg is the known argument nearest to one of the names.
 func (l *lowering) suggestArg(names []string) string {
+	if !l.mayCompare(len(names) * (len(l.args.index) + len(l.globals))) {
+		return ""
+	}
 	known := l.args.keys()
 	for name := range l.globals {
 		known = append(known, name)
@@ -234,13 +239,16 @@ func didYouMean(word string) string {
 
 // stageNames are the names of the file's stages in its order.
 func (l *lowering) stageNames() []string {
-	var out []string
+	if l.names != nil {
+		return l.names
+	}
+	l.names = []string{}
 	for _, st := range l.in.file.Stages {
 		if name := strings.ToLower(st.From.Name.Value); name != "" {
-			out = append(out, name)
+			l.names = append(l.names, name)
 		}
 	}
-	return out
+	return l.names
 }
 
 // planCommands finds what the instructions of all stages read from.
@@ -250,6 +258,9 @@ func (l *lowering) planCommands() error {
 			c, err := l.planCommand(s, i)
 			if err == nil {
 				s.commands = append(s.commands, c)
+				if _, isTrigger := i.(*syntax.Onbuild); isTrigger {
+					s.triggers++
+				}
 			} else if err := l.collect(err); err != nil {
 				return err
 			}
