@@ -46,7 +46,7 @@ func MakeBases(dir string) (*Bases, error) {
 	}
 	b := &Bases{Dir: dir, Digests: map[string]string{}, images: map[string]mutate.Appendable{}}
 	layers := map[string]v1.Layer{}
-	for name, entries := range map[string][]entry{"busybox": busybox(program), "users": users(), "odd": odd(), "over": over()} {
+	for name, entries := range map[string][]entry{"busybox": busybox(program), "users": users(), "odd": odd(), "over": over(), "windows": onWindows()} {
 		if layers[name], err = layerOf(entries); err != nil {
 			return nil, fmt.Errorf("make layer %s: %w", name, err)
 		}
@@ -148,6 +148,10 @@ func over() []entry {
 	return []entry{dir("odd", 0o2775), dir("odd/deep", 0o755), file("odd/.wh.setuid", 0, ""), file("odd/deep/.wh..wh..opq", 0, ""), file("odd/plain", 0o600, "again\n")}
 }
 
+func onWindows() []entry {
+	return []entry{dir("Files", 0o755), dir("Hives", 0o755), file("Files/a.txt", 0o644, "a\n")}
+}
+
 func layerOf(entries []entry) (v1.Layer, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -184,6 +188,9 @@ func configs() map[string]imageConfig {
 		c := v1.Config{Env: []string{"PATH=/bin", "MADE_FOR=" + arch + variant}}
 		return imageConfig{layers: []string{"users"}, platform: v1.Platform{OS: os, Architecture: arch, Variant: variant}, config: c}
 	}
+	// A layer of Windows stays one for BuildKit in whatever image it is.
+	windows := for1("windows", "amd64", "")
+	windows.layers = []string{"windows"}
 	full := v1.Config{
 		Env: []string{"PATH=/bin:/usr/bin", "FROM_BASE=yes", "EMPTY=", "QUOTED=a b"}, User: "builder", WorkingDir: "/home/builder",
 		Labels: map[string]string{"from": "base", "version": "1"}, ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}},
@@ -211,7 +218,7 @@ func configs() map[string]imageConfig {
 		"multi-arm64":     for1("linux", "arm64", "v8"),
 		"multi-armv7":     for1("linux", "arm", "v7"),
 		"riscv":           for1("linux", "riscv64", ""),
-		"windows-one":     for1("windows", "amd64", ""),
+		"windows-one":     windows,
 	}
 }
 

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Compare says in what Kiln's outcomes of a case, of its first build and the one
@@ -43,14 +45,20 @@ func Compare(c *Case, kiln, buildkit [2]*Outcome) []string {
 	if ours, theirs := rules(k.Warnings), rules(b.Warnings); !slices.Equal(ours, theirs) {
 		differ("warnings: Kiln's %q, BuildKit's %q", ours, theirs)
 	}
-	return append(diffs, compareArchives(k.Archive, b.Archive)...)
+	epoch := "none"
+	if n, err := strconv.ParseInt(c.opts["build-arg:SOURCE_DATE_EPOCH"], 10, 64); err == nil {
+		epoch = time.Unix(n, 0).UTC().Format(time.RFC3339Nano)
+	}
+	return append(diffs, compareArchives(epoch, k.Archive, b.Archive)...)
 }
 
-// howMany counts the steps of each kind.
+// howMany counts the steps of each kind but sources.
 func howMany(steps map[string]string) map[string]int {
 	counts := map[string]int{}
 	for _, how := range steps {
-		counts[how]++
+		if how != "source" {
+			counts[how]++
+		}
 	}
 	return counts
 }
@@ -64,7 +72,7 @@ func rules(warnings []string) []string {
 	return slices.Compact(kept)
 }
 
-func compareArchives(kiln, buildkit []byte) []string {
+func compareArchives(epoch string, kiln, buildkit []byte) []string {
 	k, err := ReadImages(kiln)
 	if err != nil {
 		return []string{fmt.Sprintf("Kiln's image: %v", err)}
@@ -78,12 +86,12 @@ func compareArchives(kiln, buildkit []byte) []string {
 	}
 	var diffs []string
 	for i := range k {
-		diffs = append(diffs, compareImages(k[i], b[i])...)
+		diffs = append(diffs, compareImages(epoch, k[i], b[i])...)
 	}
 	return diffs
 }
 
-func compareImages(k, b Image) []string {
+func compareImages(epoch string, k, b Image) []string {
 	var diffs []string
 	if k.Platform != b.Platform {
 		diffs = append(diffs, fmt.Sprintf("platform: Kiln's %s, BuildKit's %s", k.Platform, b.Platform))
@@ -96,22 +104,23 @@ func compareImages(k, b Image) []string {
 	}
 	for i := range k.Files {
 		if k.Layers[i] != b.Layers[i] {
-			diffs = append(diffs, compareLayers(fmt.Sprintf("layer %d", i), k.Files[i], b.Files[i])...)
+			diffs = append(diffs, compareLayers(fmt.Sprintf("layer %d", i), epoch, k.Files[i], b.Files[i])...)
 		}
 	}
 	return diffs
 }
 
-// compareLayers wants all to be equal but for two things in which BuildKit is
+// compareLayers wants all to be equal but for three things in which BuildKit is
 // the worse: it dates folders by the build where Kiln keeps a time that the next
-// build has, too, and it loses user attributes.
-func compareLayers(layer string, kiln, buildkit map[string]File) []string {
+// build has, too, it leaves times later than SOURCE_DATE_EPOCH in layers, and it
+// loses user attributes.
+func compareLayers(layer, epoch string, kiln, buildkit map[string]File) []string {
 	all := maps.Clone(kiln)
 	maps.Copy(all, buildkit)
 	var diffs []string
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		k, b := kiln[name], buildkit[name]
-		if b.Time == "now" {
+		if b.Time == "now" || k.Time == epoch && b.Time > epoch {
 			k.Time = b.Time
 		}
 		if b.User == "" {

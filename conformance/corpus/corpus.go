@@ -23,14 +23,14 @@ import (
 
 // Case is a Dockerfile of the corpus.
 type Case struct {
-	Name   string // FAMILY/NAME
-	Fails  string // what BuildKit's error says; "" if it builds
+	Name  string // FAMILY/NAME
+	Fails string // what BuildKit's error says; "" if it builds
 	// Differs are words for what BuildKit has worse, which is not compared: the
 	// names of "steps", or the "lines" of an error. The options say why.
 	Differs []string
-	family *family
-	opts   map[string]string // the frontend's
-	locals map[string]string // name to a folder of the context
+	family  *family
+	opts    map[string]string // the frontend's
+	locals  map[string]string // name to a folder of the context
 	// secrets are files by id, inputs texts of a file "input" by name.
 	secrets, inputs map[string]string
 	allow           []string // entitlements

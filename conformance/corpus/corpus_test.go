@@ -61,3 +61,25 @@ func TestCorpus(t *testing.T) {
 		t.Errorf("%d are not equal", len(cases)-equal)
 	}
 }
+
+// TestCorpusCoversTheLanguage checks that every instruction, flag and option of
+// the language is in the corpus somewhere.
+func TestCorpusCoversTheLanguage(t *testing.T) {
+	var all strings.Builder
+	paths, err := filepath.Glob("../testdata/corpus/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(data)
+	}
+	for _, pattern := range features() {
+		if !regexp.MustCompile("(?m)" + pattern).MatchString(all.String()) {
+			t.Errorf("nothing in the corpus matches %s", pattern)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
@@ -77,6 +78,11 @@ func (g grapher) text(d string) (string, error) {
 	if s := op.GetSource(); s != nil {
 		for _, key := range []string{pb.AttrLocalSessionID, pb.AttrLocalUniqueID, pb.AttrOCILayoutSessionID} {
 			delete(s.Attrs, key)
+		}
+		// Kiln pins an image by its digest where a context names it, too. That
+		// images of FROM are pinned shows in the names of steps.
+		if at := strings.Index(s.Identifier, "@sha256:"); strings.HasPrefix(s.Identifier, "docker-image://") && at > 0 {
+			s.Identifier = s.Identifier[:at]
 		}
 	}
 	data, err := protojson.MarshalOptions{}.Marshal(op)

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -135,12 +136,13 @@ type platformEntry struct {
 	Platform ocispecs.Platform
 }
 
-// notePlatforms says in meta which platform each of several results is for.
+// notePlatforms says in meta which platform each result is for. That of a single
+// one without config is nobody's to know.
 func notePlatforms(meta map[string][]byte, ps []frontend.PlatformResult) error {
 	var list platformList
 	for _, p := range ps {
-		if p.ID != "" {
-			list.Platforms = append(list.Platforms, platformEntry{p.ID, p.Platform})
+		if p.ID != "" || len(p.Config) > 0 {
+			list.Platforms = append(list.Platforms, platformEntry{platformID(p), p.Platform})
 		}
 	}
 	if len(list.Platforms) == 0 || meta["refs.platforms"] != nil {
@@ -185,16 +187,23 @@ func (r *running) result(w *gateway.Result, native ocispecs.Platform) (*frontend
 			ids[k] = ref.GetId()
 		}
 	}
-	known, err := resultPlatforms(w.Metadata["refs.platforms"], native)
+	known, err := resultPlatforms(w.Metadata["refs.platforms"])
 	if err != nil {
 		return nil, err
 	}
-	for _, id := range slices.Sorted(maps.Keys(ids)) {
-		p := frontend.PlatformResult{ID: id, Platform: native, Config: w.Metadata[configKey(id)]}
-		if got, ok := known[id]; ok {
-			p.Platform = got
+	// Images stand in an index in the order in which their platforms were asked for.
+	place := func(id string) int {
+		return slices.IndexFunc(known, func(p platformEntry) bool { return p.ID == id || id == "" && len(known) == 1 })
+	}
+	order := func(a, b string) int { return cmp.Or(cmp.Compare(place(a), place(b)), strings.Compare(a, b)) }
+	for _, id := range slices.SortedFunc(maps.Keys(ids), order) {
+		p := frontend.PlatformResult{ID: id, Config: w.Metadata[configKey(id)]}
+		if i := place(id); i >= 0 {
+			p.Platform = known[i].Platform
 		} else if id != "" {
 			return nil, status.Errorf(codes.InvalidArgument, "result %q is not among refs.platforms", id)
+		} else {
+			p.Platform = configPlatform(p.Config, native)
 		}
 		if p.Graph, err = r.returned(ids[id]); err != nil {
 			return nil, err
@@ -275,11 +284,20 @@ func (r *running) readAttestation(w *gateway.Attestation) (frontend.Attestation,
 	return a, err
 }
 
+// configPlatform is the platform that an image's config names, or else native.
+// What is wrong with the config is the exporter's to say.
+func configPlatform(config []byte, native ocispecs.Platform) ocispecs.Platform {
+	var p ocispecs.Platform
+	if json.Unmarshal(config, &p) != nil || p.OS == "" || p.Architecture == "" {
+		return native
+	}
+	return platforms.Normalize(p)
+}
+
 // resultPlatforms reads the metadata refs.platforms.
-func resultPlatforms(b []byte, native ocispecs.Platform) (map[string]ocispecs.Platform, error) {
-	out := map[string]ocispecs.Platform{}
+func resultPlatforms(b []byte) ([]platformEntry, error) {
 	if len(b) == 0 {
-		return out, nil
+		return nil, nil
 	}
 	var list platformList
 	if err := json.Unmarshal(b, &list); err != nil {
@@ -295,10 +313,6 @@ func resultPlatforms(b []byte, native ocispecs.Platform) (map[string]ocispecs.Pl
 		if p.Platform.OS == "" || p.Platform.Architecture == "" {
 			return nil, status.Errorf(codes.InvalidArgument, "invalid platform value for exporter: refs.platforms: %q has no os or no architecture", p.ID)
 		}
-		out[p.ID] = p.Platform
-		if len(list.Platforms) == 1 {
-			out[""] = p.Platform
-		}
 	}
-	return out, nil
+	return list.Platforms, nil
 }

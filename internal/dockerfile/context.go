@@ -74,7 +74,7 @@ func (l *lowering) resolveContext(s *stage, c *namedContext, platform ocispecs.P
 		err = fmt.Errorf("scheme %q is not known: expected one of %s", scheme, contextSchemes)
 	}
 	if err != nil {
-		return fmt.Errorf("use context %s=%s: %w", c.name, withoutPassword(c.value), err)
+		return l.errorAt(s.nameSpan, fmt.Sprintf("use context %s=%s: %v", c.name, withoutPassword(c.value), err), "", "")
 	}
 	if !s.resolved {
 		return nil

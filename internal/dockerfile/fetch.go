@@ -67,6 +67,9 @@ func (d *driver) fetch(ctx context.Context, n *need) error {
 	for key, q := range ignores {
 		group.Go(func() error {
 			patterns, err := d.fetchIgnore(ctx, q)
+			if err != nil && q.at != (syntax.Span{}) { // where a named context is asked for
+				err = &placedError{at: &syntax.Error{Source: d.source, Span: q.at, Message: err.Error()}, cause: err}
+			}
 			ignoreAnswers <- ignoreAnswer{key, patterns}
 			return err
 		})
