@@ -134,6 +134,7 @@ func copyErrorExamples() []errorExample {
 		line("COPY --from: number of a stage", "", "COPY --from=3 /a /"),
 		{"Stages that need each other", "", "FROM alpine AS a\nCOPY --from=b /x /x\nFROM alpine AS b\nCOPY --from=a /x /x\n", nil},
 		{"COPY from a stage that comes later", "", "FROM alpine\nCOPY --from=later /x /\nFROM alpine AS later\nFROM alpine\nCOPY --from=0 /x /\n", nil},
+		{"Named context of an unknown kind", "", "FROM alpine\nCOPY --from=src / /src/\n", map[string]string{"context:src": "ftp://example.com/src"}},
 		{"Windows: another drive", "Images for Windows have one drive.", "FROM --platform=windows/amd64 scratch AS windows\nWORKDIR D:\\a\n", map[string]string{"platform": "windows/amd64"}},
 		{"Windows: a drive alone", "", "FROM scratch\nCOPY a C:\n", map[string]string{"platform": "windows/amd64"}},
 		{"Windows: another machine", "", "# escape=`\nFROM scratch\nCOPY \\\\host\\a /\n", map[string]string{"platform": "windows/amd64"}},

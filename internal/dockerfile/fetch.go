@@ -67,9 +67,6 @@ func (d *driver) fetch(ctx context.Context, n *need) error {
 	for key, q := range ignores {
 		group.Go(func() error {
 			patterns, err := d.fetchIgnore(ctx, q)
-			if err != nil && q.at != (syntax.Span{}) { // where a named context is asked for
-				err = &placedError{at: &syntax.Error{Source: d.source, Span: q.at, Message: err.Error()}, cause: err}
-			}
 			ignoreAnswers <- ignoreAnswer{key, patterns}
 			return err
 		})
@@ -157,7 +154,12 @@ func pinned(q imageQuery, meta *frontend.SourceMeta) (*imageFact, error) {
 }
 
 // fetchIgnore reads the .dockerignore file of a client's directory.
-func (d *driver) fetchIgnore(ctx context.Context, q ignoreQuery) ([]string, error) {
+func (d *driver) fetchIgnore(ctx context.Context, q ignoreQuery) (patterns []string, err error) {
+	defer func() {
+		if err != nil && q.at != (syntax.Span{}) { // where a named context is asked for
+			err = &placedError{at: &syntax.Error{Source: d.source, Span: q.at, Message: err.Error()}, cause: err}
+		}
+	}()
 	const name = ".dockerignore"
 	v := d.opts.smallLocal(q.local, q.hint, q.title, []string{name})
 	ref, err := d.gw.Solve(ctx, &llb.Graph{Root: llb.Edge{Vertex: v}})
