@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -32,6 +33,7 @@ type Client struct {
 	control control.ControlClient
 	// dialSession is that of the options.
 	dialSession func(context.Context, string, map[string][]string) (net.Conn, error)
+	onClose     func(*Client)
 }
 
 // Options say how to connect.
@@ -44,6 +46,9 @@ type Options struct {
 	// of the daemon's rpc for it. proto is "h2c", and meta what the daemon has to
 	// be told of the session (WIRE.md section 7.1).
 	DialSession func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error)
+	// OnClose, if not nil, is called by Close while the client can still be used,
+	// if it is connected.
+	OnClose func(*Client)
 }
 
 // AddressFromEnv returns the daemon's address that the environment names: that
@@ -67,7 +72,7 @@ func New(address string, opt Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient("passthrough:///"+t.authority, append(session.DialOptions(),
+	conn, err := grpc.NewClient("passthrough:///"+t.authority, append(append(session.DialOptions(), traceOptions()...),
 		grpc.WithTransportCredentials(t.creds),
 		grpc.WithAuthority(t.authority),
 		grpc.WithIdleTimeout(0),
@@ -81,7 +86,7 @@ func New(address string, opt Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", address, err)
 	}
-	return &Client{address: address, conn: conn, control: control.NewControlClient(conn), dialSession: opt.DialSession}, nil
+	return &Client{address: address, conn: conn, control: control.NewControlClient(conn), dialSession: opt.DialSession, onClose: opt.OnClose}, nil
 }
 
 // target is how an address is reached.
@@ -135,7 +140,12 @@ func dialNetwork(network, where string) func(context.Context) (net.Conn, error) 
 }
 
 // Close ends the connection.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	if c.onClose != nil && c.conn.GetState() == connectivity.Ready {
+		c.onClose(c)
+	}
+	return c.conn.Close()
+}
 
 // Address is the daemon's address.
 func (c *Client) Address() string { return c.address }

@@ -52,7 +52,9 @@ func runBuildctl(ctx context.Context, e *env, args []string) int {
 		fmt.Fprintln(e.stdout, "buildctl", modulePath, "v"+version, revision())
 		return exitOK
 	}
+	ctx, span := startSpan(ctx, "buildctl", e.getenv)
 	err := b.root().Run(ctx, args)
+	span.end(err)
 	var coded cli.ExitCoder
 	switch {
 	case err == nil:
@@ -166,7 +168,7 @@ func (b *buildctl) connect(ctx context.Context, cmd *cli.Command) (*client.Clien
 	if err != nil {
 		return nil, err
 	}
-	var opt client.Options
+	opt := client.Options{OnClose: nameSpan(ctx, cmd.FullName())}
 	if files.CA != "" || files.Cert != "" || files.Key != "" {
 		if opt.TLS, err = client.TLSConfig(files); err != nil {
 			return nil, err

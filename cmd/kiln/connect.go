@@ -36,7 +36,7 @@ func connect(ctx context.Context, e *env, cmd *cli.Command) (*client.Client, err
 	if err != nil {
 		return nil, err
 	}
-	var opt client.Options
+	opt := client.Options{OnClose: nameSpan(ctx, cmd.FullName())}
 	if cmd.Root().String("tlsdir") != "" {
 		files, err := tlsFiles(cmd, address)
 		if err != nil {

@@ -125,7 +125,11 @@ func interruptible(ctx context.Context, patience int, exit func(int)) (context.C
 
 // run runs a command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
-	err := rootCommand(e).Run(ctx, args)
+	spanned, span := startSpan(ctx, "kiln", e.getenv)
+	err := rootCommand(e).Run(spanned, args)
+	if !isDaemon(args) { // which has spans of its own
+		span.end(err)
+	}
 	code := exitCode(ctx, err)
 	var shown *shownError
 	switch {

@@ -65,14 +65,50 @@ func TestSpansOfSteps(t *testing.T) {
 	if _, err := control.NewControlClient(conn).Info(t.Context(), &control.InfoRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a step may speak with the daemon: %v", err)
 	}
-	var text []byte
-	for range 100 { // the trace waits for spans that come late
-		if text, err = b.command("history", "logs", "--trace").CombinedOutput(); err == nil {
-			break
+	text, err := b.trace()
+	if err != nil || !strings.Contains(text, `"of a step"`) || strings.Count(text, parent[2]) < 2 {
+		t.Errorf("%v, want the span of the step and its parent, %s, in\n%s", err, parent[2], text)
+	}
+}
+
+// trace is the trace of the last build, once it is whole.
+func (b *builder) trace() (text string, err error) {
+	for range 100 { // it waits for spans that come late
+		var out []byte
+		out, err = b.command("history", "logs", "--trace").CombinedOutput()
+		if text = string(out); err == nil {
+			return text, nil
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	if err != nil || !strings.Contains(string(text), `"of a step"`) || strings.Count(string(text), parent[2]) < 2 {
-		t.Errorf("%v, want the span of the step and its parent, %s, in\n%s", err, parent[2], text)
+	return text, err
+}
+
+// TestSpanOfCommand: a command's span is part of what TRACEPARENT says, and the
+// daemon's are part of it. It tells of no argument.
+func TestSpanOfCommand(t *testing.T) {
+	t.Parallel()
+	const traceID, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	b := newBuilder(t, "TRACEPARENT=00-"+traceID+"-"+parent+"-01", "OTEL_SERVICE_NAME=somebody")
+	b.start()
+	if out, err := b.attempt(t, "FROM base\nRUN true\n", "--build-arg", "TOKEN=hush-hush"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	text, err := b.trace()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	for _, want := range []string{`"kiln build"`, `"somebody"`, `"moby.buildkit.v1.Control/Solve"`, parent} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s in the trace:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "hush-hush") {
+		t.Errorf("an argument is in the trace:\n%s", text)
+	}
+	for _, id := range regexp.MustCompile(`"TraceID": "([0-9a-f]+)"`).FindAllStringSubmatch(text, -1) {
+		if id[1] != traceID && strings.Trim(id[1], "0") != "" {
+			t.Errorf("a span is of another trace, %s", id[1])
+		}
 	}
 }
