@@ -72,6 +72,7 @@ func TestClientVanishes(t *testing.T) {
 		{name: "upload", dockerfile: upload, buildctl: true, delays: ms(50, 200)},
 		{name: "run", dockerfile: run, args: []string{"-o", "type=cacheonly"}, shown: "begun\n", delays: ms(0, 100)},
 		{name: "run", dockerfile: run, buildctl: true, shown: "begun\n", delays: ms(50)},
+		{name: "proxied run", dockerfile: run, args: []string{"-o", "type=cacheonly", "--proxy-network"}, shown: "begun\n", delays: ms(0, 100)},
 		{name: "loud run", dockerfile: "FROM base\nARG N\nRUN echo begun; yes\n", args: []string{"-o", "type=cacheonly"}, shown: "begun\n", delays: ms(200)},
 		{name: "archive", dockerfile: heavy, args: []string{"-o", "type=oci,dest=" + filepath.Join(b.dir, "heavy.tar")}, shown: "exporting", delays: ms(0, 50)},
 		{name: "archive that nobody reads", dockerfile: heavy, args: []string{"-o", "type=tar,dest=-"}, unread: true, shown: "exporting to client tarball", delays: ms(200)},
