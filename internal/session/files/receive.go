@@ -118,8 +118,8 @@ func (e remoteError) Is(target error) bool {
 func (e remoteError) Unwrap() error { return e.err }
 
 const (
-	writers     = 4  // files written at a time
-	writerQueue = 16 // chunks that may wait for one writer
+	writers     = 4 // files written at a time
+	writerQueue = 8 // chunks that may wait for one writer
 )
 
 // chunk is a piece of a file; one without data ends the file.
