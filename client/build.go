@@ -48,7 +48,8 @@ const pingTimeout = 15 * time.Second
 
 // openGateway waits for the build ref, and asks what can be done with it.
 func (c *Client) openGateway(ctx context.Context, ref string, opts BuildOpts) (*Gateway, error) {
-	g := &Gateway{api: gateway.NewLLBBridgeClient(buildConn{c, ref}), opts: opts}
+	conn := buildConn{c, ref}
+	g := &Gateway{api: gateway.NewLLBBridgeClient(conn), conn: conn, opts: opts}
 	ctx, cancel := context.WithTimeoutCause(ctx, pingTimeout, errors.New("the build was not ready for its driver in time"))
 	defer cancel()
 	for {

@@ -45,7 +45,7 @@ func ServeFrontend(ctx context.Context, conn net.Conn, opts BuildOpts, f BuildFu
 		return fmt.Errorf("connect to the daemon: %w", err)
 	}
 	defer cc.Close()
-	g := &Gateway{api: gateway.NewLLBBridgeClient(decodedConn{cc}), opts: opts}
+	g := &Gateway{api: gateway.NewLLBBridgeClient(decodedConn{cc}), conn: cc, opts: opts}
 	pong, err := g.api.Ping(ctx, &gateway.PingRequest{})
 	if err != nil {
 		return fmt.Errorf("greet the daemon: %w", err)

@@ -7,6 +7,7 @@ import (
 	"maps"
 
 	digest "github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
 
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/llb"
@@ -17,6 +18,7 @@ import (
 // It may be used concurrently, as long as the build is under way.
 type Gateway struct {
 	api  gateway.LLBBridgeClient
+	conn grpc.ClientConnInterface // of api
 	opts BuildOpts
 }
 

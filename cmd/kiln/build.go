@@ -179,6 +179,9 @@ func solve(ctx context.Context, e *env, cmd *cli.Command, opt client.SolveOpt, s
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	if e.drive != nil {
+		return c.Build(ctx, opt, e.drive, sink)
+	}
 	return c.Solve(ctx, opt, sink)
 }
 

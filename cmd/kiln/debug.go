@@ -19,7 +19,7 @@ func debugCommand(e *env) *cli.Command {
 		Name:        "debug",
 		Usage:       "look into what kiln does",
 		Description: "Commands for those who write frontends, or who look for a mistake in kiln.",
-		Commands:    []*cli.Command{dumpLLBCommand(e)},
+		Commands:    []*cli.Command{debugFrontendCommand(e), dumpLLBCommand(e)},
 	}
 }
 

@@ -35,6 +35,7 @@ func TestExamples(t *testing.T) {
 	t.Run("readme", r.testReadme)
 	t.Run("cue", r.testCUE)
 	t.Run("fromsource", r.testFromSource)
+	t.Run("frontend", r.testFrontendProgram)
 }
 
 func newExampleRun(t *testing.T) *exampleRun {

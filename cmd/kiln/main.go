@@ -42,6 +42,8 @@ type env struct {
 	getenv         func(string) string
 	uid            int            // of who started the program
 	namespaces     namespace.Info // of the daemon
+	// drive, if not nil, is the frontend of builds.
+	drive client.BuildFunc
 }
 
 func main() {
@@ -222,6 +224,7 @@ func commands(e *env) []*cli.Command {
 		workersCommand(e),
 		daemonCommand(e),
 		dockerfileCommand(e),
+		frontendCommand(e),
 		debugCommand(e),
 		dialStdioCommand(e),
 		versionCommand(e),
