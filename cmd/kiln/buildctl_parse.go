@@ -327,7 +327,7 @@ func (b *buildctl) caches(flag string, words []string) ([]client.CacheEntry, err
 			return nil, fmt.Errorf("--%s requires type=<type>", flag)
 		}
 		if kind == "gha" {
-			if err := b.addGitHub(attrs); err != nil {
+			if err := addGitHub(attrs, b.getenv); err != nil {
 				return nil, err
 			}
 		}
@@ -341,31 +341,4 @@ func (b *buildctl) caches(flag string, words []string) ([]client.CacheEntry, err
 		}
 	}
 	return out, nil
-}
-
-// addGitHub adds what the environment of GitHub's workflows says of their cache.
-func (b *buildctl) addGitHub(attrs map[string]string) error {
-	set := func(key string, names ...string) {
-		for _, name := range names {
-			if _, ok := attrs[key]; !ok && b.getenv(name) != "" {
-				attrs[key] = b.getenv(name)
-			}
-		}
-	}
-	version := attrs["version"]
-	if v2, err := strconv.ParseBool(b.getenv("ACTIONS_CACHE_SERVICE_V2")); err == nil && v2 && version == "" {
-		version = "2"
-	}
-	if version == "2" {
-		set("url_v2", "ACTIONS_RESULTS_URL")
-	}
-	set("url", "ACTIONS_CACHE_URL", "ACTIONS_RESULTS_URL")
-	set("token", "ACTIONS_RUNTIME_TOKEN")
-	switch {
-	case attrs["url"] == "" && attrs["url_v2"] == "":
-		return errors.New("cache with type gha requires url parameter to be set")
-	case attrs["token"] == "":
-		return errors.New("cache with type gha requires token parameter or $ACTIONS_RUNTIME_TOKEN")
-	}
-	return nil
 }

@@ -109,7 +109,7 @@ func cacheMountsExportCommand(e *env) *cli.Command {
 			if file := cmd.String("output"); file != "" {
 				return withClient(ctx, e, cmd, func(c *client.Client) error { return exportMountTo(ctx, e, c, id, file) })
 			}
-			entry, err := mountPlace(cmd, "to", id)
+			entry, err := mountPlace(e, cmd, "to", id)
 			if err != nil {
 				return err
 			}
@@ -130,8 +130,8 @@ func oneMount(cmd *cli.Command, file, place string) (string, error) {
 }
 
 // mountPlace is the one cache that a flag names, for the mount of one id.
-func mountPlace(cmd *cli.Command, flag, id string) (client.CacheEntry, error) {
-	entries, err := cacheEntries(cmd, flag)
+func mountPlace(e *env, cmd *cli.Command, flag, id string) (client.CacheEntry, error) {
+	entries, err := cacheEntries(e, cmd, flag)
 	if err != nil {
 		return client.CacheEntry{}, err
 	}
@@ -205,7 +205,7 @@ func cacheMountsImportCommand(e *env) *cli.Command {
 			if file := cmd.String("input"); file != "" {
 				return withClient(ctx, e, cmd, func(c *client.Client) error { return importMountFrom(ctx, e, c, id, file) })
 			}
-			entry, err := mountPlace(cmd, "from", id)
+			entry, err := mountPlace(e, cmd, "from", id)
 			if err != nil {
 				return err
 			}

@@ -26,6 +26,8 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"bigfile":  scriptBigFile,
 		"mktar":    scriptMakeTar,
 		"registry": scriptRegistry,
+		"bucket":   scriptBucket,
+		"github":   scriptGitHub,
 		"serve":    scriptServe,
 		"tmpfs":    scriptTmpfs,
 		"llb":      scriptLLB,

@@ -296,16 +296,16 @@ func parseSecret(s string) (client.Secret, error) {
 }
 
 // setCaches sets where cache comes from and goes to.
-func setCaches(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
+func setCaches(e *env, cmd *cli.Command, o *client.SolveOpt) error {
 	var err error
-	if o.CacheExports, err = cacheEntries(cmd, "cache-to"); err != nil {
+	if o.CacheExports, err = cacheEntries(e, cmd, "cache-to"); err != nil {
 		return err
 	}
-	o.CacheImports, err = cacheEntries(cmd, "cache-from")
+	o.CacheImports, err = cacheEntries(e, cmd, "cache-from")
 	return err
 }
 
-func cacheEntries(cmd *cli.Command, flag string) ([]client.CacheEntry, error) {
+func cacheEntries(e *env, cmd *cli.Command, flag string) ([]client.CacheEntry, error) {
 	var out []client.CacheEntry
 	for _, s := range cmd.StringSlice(flag) {
 		if !strings.Contains(s, "=") {
@@ -321,6 +321,9 @@ func cacheEntries(cmd *cli.Command, flag string) ([]client.CacheEntry, error) {
 			return nil, usagef(cmd, "--%s %q: want type=TYPE", flag, s)
 		}
 		delete(attrs, "type")
+		if err := addCacheLogin(kind, attrs, e.getenv); err != nil {
+			return nil, usagef(cmd, "--%s %q: %v", flag, s, err)
+		}
 		out = append(out, client.CacheEntry{Type: kind, Attrs: attrs})
 	}
 	return out, nil

@@ -189,8 +189,12 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 	if err := br.exportMounts(ctx, e); err != nil {
 		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
 	}
+	root, err := e.upload.finish(ctx, !e.index)
+	if err != nil {
+		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
+	}
 	if !e.index {
-		return "", nil
+		return root, nil
 	}
 	doc, err := br.builder.Caches.Format.Encode(entries, roots, e.opt)
 	if err != nil {

@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"sync"
@@ -162,6 +163,24 @@ func (u *upload) wait() error {
 		return u.err
 	}
 	return u.up.Wait()
+}
+
+// finish has the place tidied up. It returns the descriptor, as JSON, of what the
+// place's owner finds all by, if that is wanted and there is such a thing.
+func (u *upload) finish(ctx context.Context, root bool) (string, error) {
+	if u.up == nil || u.up.Stats().Steps == 0 && !root {
+		return "", nil
+	}
+	f, ok := u.up.Shelf().(cache.Finisher)
+	if !ok {
+		return "", nil
+	}
+	desc, err := f.Finish(ctx, root)
+	if err != nil || desc == nil {
+		return "", err
+	}
+	b, err := json.Marshal(desc)
+	return string(b), err
 }
 
 // ready returns when the place has answered.

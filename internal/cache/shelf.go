@@ -32,3 +32,10 @@ type Shelves interface {
 	// Shelf opens what attrs name, to be read, or to be written as well.
 	Shelf(ctx context.Context, attrs map[string]string, write bool) (Shelf, error)
 }
+
+// Finisher is a [Shelf] that wants to know when a build has put everything.
+type Finisher interface {
+	// Finish tidies up. With root, it also writes the document by which whoever
+	// owns the place finds all, for places that have no names.
+	Finish(ctx context.Context, root bool) (*ocispecs.Descriptor, error)
+}

@@ -20,7 +20,10 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 )
 
-var _ cache.Shelves = (*Place)(nil)
+var (
+	_ cache.Shelves  = (*Place)(nil)
+	_ cache.Finisher = (*Shelf)(nil)
+)
 
 // Shelf opens the records in a folder, "dest" to write and "src" to read.
 func (p *Place) Shelf(ctx context.Context, attrs map[string]string, write bool) (cache.Shelf, error) {
@@ -31,7 +34,7 @@ func (p *Place) Shelf(ctx context.Context, attrs map[string]string, write bool) 
 	if attrs[key] == "" {
 		return nil, fmt.Errorf("local cache %s requires %s: say which folder, as in type=local,%s=DIR", who, key, key)
 	}
-	s := &Shelf{place: p, id: storePrefix + attrs[key], read: map[digest.Digest]bool{}, kept: map[string]entry{}}
+	s := &Shelf{place: p, id: storePrefix + attrs[key], read: map[digest.Digest]int64{}, kept: map[string]entry{}}
 	return s, s.use(ctx, func(ctx context.Context, store content.Store) error {
 		if write {
 			// A store without any blob cannot be listed.
@@ -58,8 +61,8 @@ type Shelf struct {
 	id    string
 
 	mu     sync.Mutex
-	read   map[digest.Digest]bool // packs in kept
-	kept   map[string]entry       // by name
+	read   map[digest.Digest]int64 // packs in kept, and their sizes
+	kept   map[string]entry        // by name
 	loaded time.Time
 	turn   uint64 // of the place, when the folder was read
 }
@@ -71,6 +74,8 @@ type pack struct {
 }
 
 const packVersion = 1
+
+const packType = "application/vnd.kiln.cache.pack.v1+json"
 
 // A pack's size leaves packRest when it is divided by packUnit, bytes.
 const packUnit, packRest = 4096, 1357
@@ -98,6 +103,8 @@ func (e entry) over(o entry) bool {
 	}
 	return digest.FromBytes(e.Record) < digest.FromBytes(o.Record)
 }
+
+func known[K comparable, V any](m map[K]V, k K) bool { _, ok := m[k]; return ok }
 
 func isPack(size int64) bool { return size%packUnit == packRest && size <= 2*maxPack }
 
@@ -139,7 +146,7 @@ func (s *Shelf) loadOnce(ctx context.Context, store content.Store) (lost bool, e
 	err = store.Walk(ctx, func(i content.Info) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if isPack(i.Size) && !s.read[i.Digest] && len(packs) < maxPacks {
+		if isPack(i.Size) && !known(s.read, i.Digest) && len(packs) < maxPacks {
 			packs = append(packs, i)
 		}
 		return nil
@@ -156,7 +163,7 @@ func (s *Shelf) loadOnce(ctx context.Context, store content.Store) (lost bool, e
 		}
 		var p pack
 		if d.Digest.Algorithm().FromBytes(b) == d.Digest && json.Unmarshal(b, &p) == nil && p.Version == packVersion {
-			s.keep(d.Digest, p.Entries)
+			s.keep(d, p.Entries)
 		}
 		return true, nil
 	})
@@ -170,10 +177,10 @@ func descriptors(infos []content.Info) (out []ocispecs.Descriptor) {
 	return out
 }
 
-func (s *Shelf) keep(of digest.Digest, entries []entry) {
+func (s *Shelf) keep(of ocispecs.Descriptor, entries []entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.read[of] = true
+	s.read[of.Digest] = of.Size
 	for _, e := range entries {
 		if old, ok := s.kept[e.Name]; cache.CheckRecord(e.Name, e.Record) == nil && (!ok || e.over(old)) {
 			s.kept[e.Name] = e
@@ -244,7 +251,7 @@ func (s *Shelf) Put(ctx context.Context, name string, record []byte, needs []oci
 		if err != nil {
 			return err
 		}
-		s.keep(d.Digest, []entry{e})
+		s.keep(d, []entry{e})
 		stored = true
 		next := s.place.turns.next(s.id)
 		s.mu.Lock()
@@ -264,7 +271,7 @@ func (s *Shelf) write(ctx context.Context, store content.Store, entries []entry)
 	for len(b)%packUnit != packRest {
 		b = append(b, ' ')
 	}
-	d := ocispecs.Descriptor{MediaType: "application/vnd.kiln.cache.pack.v1+json", Digest: digest.FromBytes(b), Size: int64(len(b))}
+	d := ocispecs.Descriptor{MediaType: packType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	return d, write(progress.WithStep(ctx, nil), store, "writing records", d, bytesOf(b))
 }
 
@@ -290,31 +297,24 @@ func (s *Shelf) Upload(ctx context.Context, blob ocispecs.Descriptor, open func(
 	})
 }
 
-// Root makes one pack of all, with a manifest for the client to name in the
-// folder's index, by which the records and what they need are in use.
-func (s *Shelf) Root(ctx context.Context) (root ocispecs.Descriptor, err error) {
+// mostPacks is how many packs a folder may have before they become one.
+const mostPacks = 64
+
+// Finish makes one pack of many. The root is a manifest for the client to name in
+// the folder's index, by which the records and what they need are in use.
+func (s *Shelf) Finish(ctx context.Context, root bool) (found *ocispecs.Descriptor, err error) {
 	err = s.use(ctx, func(ctx context.Context, store content.Store) error {
 		if err := s.load(ctx, store); err != nil {
 			return err
 		}
-		packs, old, err := s.repack(ctx, store)
+		old, err := s.repack(ctx, store)
 		if err != nil {
 			return err
 		}
-		m := ocispecs.Manifest{
-			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageManifest,
-			ArtifactType: "application/vnd.kiln.cache.v1", Config: ocispecs.DescriptorEmptyJSON, Layers: append(packs, s.needed()...),
-		}
-		b, err := json.Marshal(m)
-		if err != nil {
-			return fmt.Errorf("encode manifest of cache: %w", err)
-		}
-		root = ocispecs.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-		if err := s.writeConfig(ctx, store); err != nil {
-			return err
-		}
-		if err := write(ctx, store, "writing cache manifest", root, bytesOf(b)); err != nil {
-			return err
+		if root {
+			if found, err = s.writeRoot(ctx, store); err != nil {
+				return err
+			}
 		}
 		for _, d := range old {
 			// What stays is only read once more.
@@ -322,12 +322,29 @@ func (s *Shelf) Root(ctx context.Context) (root ocispecs.Descriptor, err error) 
 		}
 		return nil
 	})
-	return root, err
+	return found, err
 }
 
-// repack writes all entries into as few packs as can be, and returns these and
-// the ones that are of no more use.
-func (s *Shelf) repack(ctx context.Context, store content.Store) (packs []ocispecs.Descriptor, old []digest.Digest, err error) {
+// writeRoot writes a manifest of all packs and what is in them.
+func (s *Shelf) writeRoot(ctx context.Context, store content.Store) (*ocispecs.Descriptor, error) {
+	m := ocispecs.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispecs.MediaTypeImageManifest,
+		ArtifactType: "application/vnd.kiln.cache.v1", Config: ocispecs.DescriptorEmptyJSON, Layers: s.needed(),
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode manifest of cache: %w", err)
+	}
+	root := ocispecs.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if err := s.writeConfig(ctx, store); err != nil {
+		return nil, err
+	}
+	return &root, write(ctx, store, "writing cache manifest", root, bytesOf(b))
+}
+
+// repack writes all entries into as few packs as can be, if there are many, and
+// returns those that are of no more use.
+func (s *Shelf) repack(ctx context.Context, store content.Store) (old []digest.Digest, err error) {
 	s.mu.Lock()
 	var all []entry
 	for _, e := range s.kept {
@@ -337,7 +354,11 @@ func (s *Shelf) repack(ctx context.Context, store content.Store) (packs []ocispe
 		old = append(old, d)
 	}
 	s.mu.Unlock()
+	if len(old) <= mostPacks {
+		return nil, nil
+	}
 	slices.SortFunc(all, func(a, b entry) int { return cmp.Compare(a.Name, b.Name) })
+	var packs []ocispecs.Descriptor
 	for len(all) > 0 {
 		n, size := 0, 0
 		for n < len(all) && (n == 0 || size+len(all[n].Record)*4/3 < maxPack) {
@@ -346,19 +367,27 @@ func (s *Shelf) repack(ctx context.Context, store content.Store) (packs []ocispe
 		}
 		d, err := s.write(ctx, store, all[:n])
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		s.keep(d.Digest, nil)
 		packs, all = append(packs, d), all[n:]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read = map[digest.Digest]int64{}
+	for _, d := range packs {
+		s.read[d.Digest] = d.Size
 		old = slices.DeleteFunc(old, func(o digest.Digest) bool { return o == d.Digest })
 	}
-	return packs, old, nil
+	return old, nil
 }
 
-// needed are the blobs that records need, each once.
+// needed are the packs and the blobs that records need, each once.
 func (s *Shelf) needed() (out []ocispecs.Descriptor) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for d, size := range s.read {
+		out = append(out, ocispecs.Descriptor{MediaType: packType, Digest: d, Size: size})
+	}
 	for _, e := range s.kept {
 		out = append(out, e.Needs...)
 	}

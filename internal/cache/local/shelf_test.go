@@ -3,6 +3,7 @@ package local_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -61,49 +62,46 @@ func TestShelf(t *testing.T) {
 	})
 }
 
-// TestRoot: all records become one pack, which the client's sweep leaves alone,
-// and others' that came in between are among them.
-func TestRoot(t *testing.T) {
+// TestFinish: many packs become one, which the client's sweep leaves alone, and
+// others' records that came in between are in it.
+func TestFinish(t *testing.T) {
 	dir := t.TempDir()
 	within, out := folder(t, dir)
 	ctx, place := within(t.Context()), local.New()
-	var shelves []cache.Shelf
-	for range 2 {
-		s, err := place.Shelf(ctx, attrs, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		shelves = append(shelves, s)
-	}
+	shelves := []cache.Shelf{opened(t, within, place, true), opened(t, within, place, true)}
 	lay := upload(ocispecs.MediaTypeImageLayerGzip, "a layer")
 	unused := upload(ocispecs.MediaTypeImageLayerGzip, "nobody's")
 	for _, u := range []cache.Upload{lay, unused} {
-		if err := shelves[0].Upload(ctx, u.Desc, opened(u.Data)); err != nil {
+		if err := shelves[0].Upload(ctx, u.Desc, opening(u.Data)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i, name := range []string{"aa", "bb", "cc", "dd"} {
-		if _, err := shelves[i%2].Put(ctx, name, []byte("of "+name), []ocispecs.Descriptor{lay.Desc}, false); err != nil {
+	var names []string
+	for i := range 70 {
+		names = append(names, fmt.Sprintf("%04x", i))
+		if _, err := shelves[i%2].Put(ctx, names[i], []byte("of "+names[i]), []ocispecs.Descriptor{lay.Desc}, false); err != nil {
 			t.Fatal(err)
 		}
 	}
-	root, err := shelves[0].(*local.Shelf).Root(ctx)
-	if err != nil {
-		t.Fatal(err)
+	for again := range 2 { // the second time there is nothing to do
+		root, err := shelves[0].(*local.Shelf).Finish(ctx, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Tag(*root, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Sweep(ctx); err != nil {
+			t.Fatal(err)
+		}
+		blobs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
+		if err != nil || len(blobs) != 4 { // the layer, the pack, the manifest and its empty config
+			t.Errorf("after %d: %d blobs are left (%v), expected 4", again, len(blobs), err)
+		}
 	}
-	if err := out.Tag(root, "latest"); err != nil {
-		t.Fatal(err)
-	}
-	if err := out.Sweep(ctx); err != nil {
-		t.Fatal(err)
-	}
-	blobs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
-	if err != nil || len(blobs) != 4 { // the layer, the pack, the manifest and its empty config
-		t.Errorf("%d blobs are left (%v), expected 4", len(blobs), err)
-	}
-	for what, s := range map[string]cache.Shelf{"the writer": shelves[1], "a new reader": reader(t, within, place)} {
-		got, err := s.Records(ctx, []string{"aa", "bb", "cc", "dd", "ee"})
-		if err != nil || len(got) != 4 || string(got["cc"]) != "of cc" {
+	for what, s := range map[string]cache.Shelf{"the writer": shelves[1], "a new reader": opened(t, within, place, false)} {
+		got, err := s.Records(ctx, append(names, "ee"))
+		if err != nil || len(got) != 70 || string(got["0022"]) != "of 0022" {
 			t.Errorf("%s has %q (%v)", what, got, err)
 		}
 		if missing, err := s.Missing(ctx, []ocispecs.Descriptor{lay.Desc, unused.Desc}); err != nil || len(missing) != 1 {
@@ -142,15 +140,15 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-func reader(t *testing.T, within func(context.Context) context.Context, place cache.Shelves) cache.Shelf {
+func opened(t *testing.T, within func(context.Context) context.Context, place cache.Shelves, write bool) cache.Shelf {
 	t.Helper()
-	s, err := place.Shelf(within(t.Context()), attrs, false)
+	s, err := place.Shelf(within(t.Context()), attrs, write)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func opened(b []byte) func(context.Context) (io.ReadCloser, error) {
+func opening(b []byte) func(context.Context) (io.ReadCloser, error) {
 	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 }
