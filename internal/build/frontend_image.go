@@ -62,7 +62,9 @@ type ImageFrontend struct {
 	allowed []string // repositories; empty is all
 	builtin map[string]frontend.Frontend
 	host    FrontendHost
-	silence time.Duration // how long one may take to say its first word
+	// Silence is how long one may take to say its first word: who takes longer is
+	// most likely no frontend.
+	Silence time.Duration
 }
 
 // NewImageFrontend returns the frontend that runs images of the given
@@ -70,7 +72,7 @@ type ImageFrontend struct {
 // builtin, by its repository, serves without its image unless a request names that
 // by a digest, or puts something else in its place.
 func NewImageFrontend(repositories []string, builtin map[string]frontend.Frontend) (*ImageFrontend, error) {
-	f := &ImageFrontend{builtin: builtin, silence: 2 * time.Minute}
+	f := &ImageFrontend{builtin: builtin, Silence: 2 * time.Minute}
 	for _, r := range repositories {
 		named, err := reference.ParseNormalizedNamed(r)
 		if err != nil {
@@ -207,8 +209,8 @@ func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImag
 		select {
 		case <-spoke:
 		case <-serving.Done():
-		case <-time.After(f.silence):
-			cancel(fmt.Errorf("image %s has said nothing for %v: expected a frontend, which speaks to the daemon by its standard output", image.name, f.silence))
+		case <-time.After(f.Silence):
+			cancel(fmt.Errorf("image %s has said nothing for %v: expected a frontend, which speaks to the daemon by its standard output", image.name, f.Silence))
 		}
 	}()
 	task, err := c.Start(ctx, process, executor.IO{Stdin: stdio.in, Stdout: stdio.out, Stderr: log})

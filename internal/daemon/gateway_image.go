@@ -33,7 +33,7 @@ func (s *Server) ServeFrontend(ctx context.Context, br *build.Bridge, inputs map
 	defer end()
 	run := &running{
 		ref: "of the frontend", gateway: make(chan struct{}), bridge: br, done: make(chan struct{}),
-		answer: make(chan answer, 1), refs: map[string]*gatewayRef{}, phase: gatewayPhase{ctx: phase, inputs: inputs},
+		answer: make(chan answer, 1), refs: map[string]*gatewayRef{}, phase: gatewayPhase{ctx: phase, inputs: inputs, hangUp: func() { _ = conn.Close() }},
 	}
 	close(run.gateway)
 	server := grpc.NewServer(append(session.ServerOptions(),

@@ -8,11 +8,12 @@ import (
 // What one frontend may have of the daemon's memory and disk. Each is far more
 // than an honest one has use for.
 const (
-	mostSolves       = 20_000  // results
+	mostSolves       = 10_000  // results
 	mostSolved       = 1 << 29 // bytes of the graphs that they are of
 	mostContainers   = 128     // at a time
-	mostWarnings     = 10_000
+	mostWarnings     = 2_000
 	mostWarningBytes = 1 << 26
+	mostRefused      = 100 // calls beyond that, before the connection ends
 )
 
 // quota is what a frontend has had of what is bounded.
@@ -28,8 +29,8 @@ func (r *running) admitSolve(bytes int) error {
 	r.phase.quota.solves++
 	r.phase.quota.solved += bytes
 	if q := r.phase.quota; q.solves > mostSolves || q.solved > mostSolved {
-		return status.Errorf(codes.ResourceExhausted,
-			"a frontend may solve %d graphs of %d MiB together in one build: solve graphs that are larger, or the same reference again", mostSolves, mostSolved>>20)
+		return r.refuse(q.solves-mostSolves, status.Errorf(codes.ResourceExhausted,
+			"a frontend may solve %d graphs of %d MiB together in one build: solve graphs that are larger, or the same reference again", mostSolves, mostSolved>>20))
 	}
 	return nil
 }
@@ -41,7 +42,17 @@ func (r *running) admitWarning(bytes int) error {
 	r.phase.quota.warnings++
 	r.phase.quota.warningBytes += bytes
 	if q := r.phase.quota; q.warnings > mostWarnings || q.warningBytes > mostWarningBytes {
-		return status.Errorf(codes.ResourceExhausted, "a frontend may give %d warnings of %d MiB together in one build", mostWarnings, mostWarningBytes>>20)
+		return r.refuse(q.warnings-mostWarnings, status.Errorf(codes.ResourceExhausted, "a frontend may give %d warnings of %d MiB together in one build", mostWarnings, mostWarningBytes>>20))
 	}
 	return nil
+}
+
+// refuse is the error of a call beyond what is admitted. Who does not stop then is
+// stopped.
+func (r *running) refuse(beyond int, err error) error {
+	if beyond > mostRefused && r.phase.hangUp != nil {
+		_ = r.give(answer{err: err}) // unless it has returned something
+		r.phase.hangUp()
+	}
+	return err
 }

@@ -32,6 +32,7 @@ type gatewayPhase struct {
 	closed     bool                        // no container is taken any more
 	inputs     map[string]*llb.Graph
 	quota      quota
+	hangUp     func() // ends a frontend's connection; nil if it is shared
 }
 
 // ended is the error of a call that comes after the client's result. A client

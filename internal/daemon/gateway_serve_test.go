@@ -42,6 +42,7 @@ type gatewayServer struct {
 	layers *layer.Store
 	conn   *grpc.ClientConn
 	socket string
+	images *build.ImageFrontend
 	// frontends may be added to before the first build.
 	frontends map[string]frontend.Frontend
 }
@@ -101,7 +102,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFront
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
 	closing(func() error { stop(); return <-served })
-	g := &gatewayServer{root: root, layers: layers, socket: socket, frontends: frontends}
+	g := &gatewayServer{root: root, layers: layers, socket: socket, images: images, frontends: frontends}
 	g.conn = g.dial(t)
 	return g
 }
