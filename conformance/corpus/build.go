@@ -109,15 +109,16 @@ func (b *Builder) Build(ctx context.Context, c *Case, export bool) (*Outcome, er
 	return out, nil
 }
 
-// Lower asks for the LLB of a case and solves nothing of it.
-func (b *Builder) Lower(ctx context.Context, c *Case) error {
+// Request asks the frontend something about a case, such as frontend.lint, and
+// solves nothing of it.
+func (b *Builder) Request(ctx context.Context, c *Case, id string) error {
 	opt, err := b.solveOpt(c)
 	if err != nil {
 		return err
 	}
 	_, err = b.client.Build(ctx, opt, "", func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
 		attrs := maps.Clone(opt.FrontendAttrs)
-		attrs["requestid"] = "frontend.convertllb"
+		attrs["requestid"] = id
 		attrs["frontend.caps"] = "moby.buildkit.frontend.subrequests"
 		return gw.Solve(ctx, gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: attrs})
 	}, nil)

@@ -175,9 +175,13 @@ func (c *Case) read(text string) error {
 	return nil
 }
 
-// Dockerfile is the text of the case.
-func (c *Case) Dockerfile() ([]byte, error) {
-	return os.ReadFile(filepath.Join(c.family.dockerfiles, c.file()))
+// Steady reports whether any daemon can build the case, and has all of it cached
+// the second time: it succeeds, needs no rights and no devices, and no-cache is
+// not asked for.
+func (c *Case) Steady() bool {
+	_, noCache := c.opts["no-cache"]
+	text, err := os.ReadFile(filepath.Join(c.family.dockerfiles, c.file()))
+	return err == nil && c.Fails == "" && len(c.allow) == 0 && !noCache && !bytes.Contains(text, []byte("--device="))
 }
 
 func (c *Case) file() string {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -20,9 +18,9 @@ type Paths struct {
 	Dir           string // for what is made
 }
 
-// Pair is a daemon of each kind, with the corpus and all that it needs.
+// Pair is a daemon of each kind, with the corpus.
 type Pair struct {
-	Cases          []*Case
+	*Corpus
 	Kiln, BuildKit *Builder
 	closers        []func()
 }
@@ -46,34 +44,23 @@ func Start(ctx context.Context, paths Paths) (pair *Pair, err error) {
 	if err != nil {
 		return nil, err
 	}
-	bases, err := MakeBases(filepath.Join(paths.Dir, "bases"))
-	if err != nil {
+	if p.Corpus, err = Open(ctx, paths.Conformance, paths.Dir); err != nil {
 		return nil, err
 	}
-	facts, err := p.serve(ctx, paths, bases)
-	if err != nil {
-		return nil, err
-	}
-	testdata := filepath.Join(paths.Conformance, "testdata")
-	if p.Cases, err = Read(filepath.Join(testdata, "corpus"), filepath.Join(paths.Dir, "cases"), facts); err != nil {
-		return nil, err
-	}
-	base, err := peer.MakeBase(filepath.Join(paths.Dir, "base"))
-	if err != nil {
-		return nil, err
-	}
+	p.closers = append(p.closers, p.Corpus.Close)
 	devices := filepath.Join(paths.Dir, "cdi")
 	if err := peer.WriteFiles(devices, map[string]string{"corpus.json": device}); err != nil {
 		return nil, err
 	}
 	config := fmt.Sprintf("insecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]\n[cdi]\nspecDirs = [%q]\n", devices)
-	kiln := peer.NewKiln(paths.Kiln, base, filepath.Join(paths.Dir, "kiln"))
-	buildkit := peer.NewBuildKit(tools, paths.Runtime, base, filepath.Join(paths.Dir, "buildkit"))
+	// The corpus has bases of its own, so that the daemons' clients need none.
+	kiln := peer.NewKiln(paths.Kiln, peer.Base{}, filepath.Join(paths.Dir, "kiln"))
+	buildkit := peer.NewBuildKit(tools, paths.Runtime, peer.Base{}, filepath.Join(paths.Dir, "buildkit"))
 	kiln.Config, buildkit.Config = config, config
-	if p.Kiln, err = p.start(ctx, kiln, bases, paths.Dir); err != nil {
+	if p.Kiln, err = p.start(ctx, kiln); err != nil {
 		return nil, err
 	}
-	p.BuildKit, err = p.start(ctx, buildkit, bases, paths.Dir)
+	p.BuildKit, err = p.start(ctx, buildkit)
 	return p, err
 }
 
@@ -82,36 +69,12 @@ const device = `{"cdiVersion": "0.6.0", "kind": "corpus.example/device", "device
 	"annotations": {"org.mobyproject.buildkit.device.autoallow": "true"},
 	"containerEdits": {"env": ["DEVICE=one"]}}]}`
 
-func (p *Pair) serve(ctx context.Context, paths Paths, bases *Bases) (map[string]string, error) {
-	dir := filepath.Join(paths.Dir, "site")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	script, err := filepath.Abs(filepath.Join(paths.Conformance, "testdata", "site.sh"))
-	if err != nil {
-		return nil, err
-	}
-	site, err := NewSite(ctx, dir, script, bases)
-	if err != nil {
-		return nil, err
-	}
-	p.closers = append(p.closers, site.Close)
-	var l net.Listener
-	if l, err = ServeAgent(agentSocket(paths.Dir)); err != nil {
-		return nil, err
-	}
-	p.closers = append(p.closers, func() { _ = l.Close() })
-	return site.Facts, nil
-}
-
-func agentSocket(dir string) string { return filepath.Join(dir, "agent") }
-
-func (p *Pair) start(ctx context.Context, d *peer.Daemon, bases *Bases, dir string) (*Builder, error) {
+func (p *Pair) start(ctx context.Context, d *peer.Daemon) (*Builder, error) {
 	if err := d.Start(ctx); err != nil {
 		return nil, err
 	}
 	p.closers = append(p.closers, d.Stop)
-	b, err := NewBuilder(ctx, d.Addr(), bases, agentSocket(dir))
+	b, err := p.Connect(ctx, d.Addr())
 	if err != nil {
 		return nil, err
 	}
