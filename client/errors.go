@@ -3,6 +3,7 @@ package client
 import (
 	"encoding/json"
 	"path"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -90,6 +91,7 @@ func decodeError(st *status.Status) error {
 			}
 		}
 	}
+	slices.Reverse(e.Sources) // each detail wraps those before it
 	return e
 }
 

@@ -37,10 +37,13 @@ func TestSyntaxErrorsByBuildctl(t *testing.T) {
 	out := failing(t, shared.kiln, shared.tools.BuildArgs(shared.kiln, shared.base, peer.Build{Context: dir})...)
 	for _, want := range []string{
 		"1 | >>> FORM base", "3 | >>> COPY one", "4 | >>> RUN --mout=x true",
-		"did you mean FROM?", "Dockerfile:3: COPY has no destination", "did you mean --mount?",
+		"did you mean FROM?", "Dockerfile:3: COPY has no destination", "did you mean mount?",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("buildctl does not show %q:\n%s", want, out)
 		}
+	}
+	if first, last := strings.Index(out, ">>> FORM"), strings.Index(out, ">>> RUN --mout"); first > last {
+		t.Errorf("the errors are not in the file's order:\n%s", out)
 	}
 }

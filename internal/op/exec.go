@@ -218,6 +218,10 @@ func (o *execOp) runnable() error {
 			return nil
 		}
 	}
+	if p.OS == "windows" {
+		return fmt.Errorf("cannot run programs of platform %s here: this machine runs %s, and only a daemon on Windows runs those of Windows; leave the RUN out, or make its files in a stage with FROM --platform=$BUILDPLATFORM and copy them",
+			platforms.Format(p), formatPlatforms(o.worker))
+	}
 	return fmt.Errorf("cannot run programs of platform %s here: this machine runs %s; set up emulation (binfmt_misc with qemu) for it or choose another platform",
 		platforms.Format(p), formatPlatforms(o.worker))
 }

@@ -120,6 +120,11 @@ func TestForeignPlatformIsRefused(t *testing.T) {
 	if err := run("s390x"); err == nil || !strings.Contains(err.Error(), "linux/s390x") || !strings.Contains(err.Error(), "binfmt") {
 		t.Errorf("s390x: %v", err)
 	}
+	v := &llb.Vertex{Platform: &ocispecs.Platform{OS: "windows", Architecture: "amd64"}}
+	err := (&execOp{base: base{w, v}, op: &llb.ExecOp{}}).runnable()
+	if err == nil || !strings.Contains(err.Error(), "a daemon on Windows") || strings.Contains(err.Error(), "binfmt") {
+		t.Errorf("windows: %v", err)
+	}
 }
 
 func TestProxyEnvHasBothCases(t *testing.T) {

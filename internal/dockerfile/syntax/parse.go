@@ -128,7 +128,9 @@ func (p *parser) instruction(line *logicalLine) {
 	inst := p.parseLine(line, 0, len(line.text))
 	p.scanner.noteInstruction(inst)
 	if inst == nil {
-		if first, _, _ := strings.Cut(strings.TrimSpace(line.text), " "); strings.EqualFold(first, p.words.Name(VerbFrom)) {
+		first, _, _ := strings.Cut(strings.TrimSpace(line.text), " ")
+		from := p.words.Name(VerbFrom)
+		if strings.EqualFold(first, from) || p.words.suggest(first) == from {
 			p.badBefore = true
 		}
 		return
