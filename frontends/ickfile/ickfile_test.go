@@ -69,7 +69,7 @@ func TestErrorsSpeakIck(t *testing.T) {
 		{"come_from alpine\nCOPPY x y\n", "unknown instruction: COPPY (did you mean STASH?)"},
 		{"come_from alpine\nPLESE x\n", "unknown instruction: PLESE (did you mean PLEASE?)"},
 		{"come_from alpine\nstash x\n", "STASH has no destination"},
-		{"come_from alpine\nplease\n", "PLEASE has no command"},
+		{"come_from\n", "COME_FROM has no arguments"},
 		{"come_from alpine\nplease --maunt=x y\n", "PLEASE"},
 		{"please x\n", "please stands above the first COME_FROM"},
 		{"# nothing\n", "expected COME_FROM with a base image"},
