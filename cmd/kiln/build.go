@@ -90,6 +90,7 @@ func buildFlags() []cli.Flag {
 		list("no-cache-filter", "run the steps of a `STAGE` again; may be repeated"),
 		flag("pull", "look for newer images even if there is one"),
 		list("cache-from", "take cache from `type=registry,ref=NAME`; may be repeated"),
+		text("cache-verify", "execute a `SHARE` of the steps that are cached again, such as 5%, and tell what differs"),
 		list("cache-to", "write cache to `type=registry,ref=NAME`; may be repeated"),
 		list("secret", "a secret for RUN: `id=NAME[,src=FILE|,env=VARIABLE][,cache-key=true]`; may be repeated"),
 		list("ssh", "an ssh agent for RUN: `default|NAME=SOCKET`; may be repeated"),

@@ -111,6 +111,9 @@ func setAttrs(e *env, cmd *cli.Command, o *client.SolveOpt) error {
 	if cmd.Bool("pull") {
 		o.FrontendAttrs["image-resolve-mode"] = "pull"
 	}
+	if v := cmd.String("cache-verify"); v != "" {
+		o.FrontendAttrs["cache-verify"] = v
+	}
 	if v := cmd.StringSlice("no-cache-filter"); len(v) > 0 {
 		o.FrontendAttrs["no-cache"] = strings.Join(v, ",")
 	}

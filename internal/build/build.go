@@ -156,7 +156,12 @@ func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, er
 		req.Sink = progress.Discard()
 	}
 	req.Frontend, req.Opts = withoutImage(req.Frontend, req.Opts)
-	br, err := b.newBridge(ctx, req)
+	share, opts, err := verifyShare(req.Opts)
+	if err != nil {
+		return nil, err
+	}
+	req.Opts = opts
+	br, err := b.newBridge(ctx, req, share)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +176,7 @@ func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, er
 	return out, nil
 }
 
-func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
+func (b *Builder) newBridge(ctx context.Context, req Request, verify float64) (*Bridge, error) {
 	for _, e := range req.Entitlements {
 		kind, _, _ := strings.Cut(e, "=") // the rest says which devices
 		if !slices.Contains(b.Entitlements, kind) || kind != e && kind != op.EntitlementDevice {
@@ -192,7 +197,9 @@ func (b *Builder) newBridge(ctx context.Context, req Request) (*Bridge, error) {
 		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
 		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
-	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended, Missed: req.Missed})
+	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{
+		Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended, Missed: req.Missed, Verify: newVerifier(im.br, verify),
+	})
 	im.br.records.producers = &b.producers
 	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
 	job.Proxy = im.br.proxyNetwork()
@@ -266,6 +273,7 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 		return nil, err
 	}
 	maps.Copy(out, made)
+	br.job.Verified()
 	if req.Chooser != nil {
 		err = req.Chooser.Done(ctx, out)
 	}

@@ -58,6 +58,8 @@ type JobOptions struct {
 	// Ended is told of each remembered result as soon as there is one, however it
 	// was come by. It must not wait for anything. Nil for nobody.
 	Ended func(j *Job, k Key, out []Result)
+	// Verify has some of what is remembered made again; nil for nothing.
+	Verify Verifier
 	// Missed is told beside the work of each step that is to run. It finds other
 	// steps of the job by their keys. Nil for nobody.
 	Missed func(s Step, to *progress.Step, other func(Key) (Step, bool))
@@ -73,6 +75,7 @@ type Job struct {
 	values  any
 	imports Imports
 	ended   func(*Job, Key, []Result)
+	verify  verifying
 	nodes   table[*node]
 	recipes table[Recipe] // by key
 
@@ -85,7 +88,7 @@ type Job struct {
 // NewJob starts an empty job, to be closed by the caller.
 func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
-	j := &Job{solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports, ended: opt.Ended, onMiss: opt.Missed}
+	j := &Job{verify: verifying{by: opt.Verify}, solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports, ended: opt.Ended, onMiss: opt.Missed}
 	if j.sink == nil {
 		j.sink = progress.Discard()
 	}
@@ -137,6 +140,7 @@ func (n *node) output(ctx context.Context, index int) (Result, error) {
 // node is a vertex as one job sees it.
 type node struct {
 	job    *Job
+	vertex Vertex
 	op     Op
 	inputs []input
 	report report
@@ -170,7 +174,7 @@ func (j *Job) node(v Vertex) *node {
 	if n, ok := j.nodes.load(string(v.Digest())); ok {
 		return n
 	}
-	n := &node{job: j, op: v.Op()}
+	n := &node{job: j, vertex: v, op: v.Op()}
 	for _, e := range v.Inputs() {
 		in := j.node(e.Vertex)
 		in.need(e.Index)
@@ -327,6 +331,7 @@ func (n *node) evaluate() ([]Result, error) {
 			n.mu.Unlock()
 			n.report.cached()
 			n.tellEnded(id, out)
+			n.verify(id, out)
 		}
 		return out, err
 	}
