@@ -206,7 +206,7 @@ func (t *tree) sameBytes(o *tree, path string) (bool, error) {
 			return false, nil
 		}
 		if err != nil || err2 != nil {
-			end := func(err error) bool { return err == io.EOF || err == io.ErrUnexpectedEOF }
+			end := func(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 			if end(err) && end(err2) {
 				return true, nil
 			}
