@@ -37,6 +37,7 @@ type buildSpec struct {
 	peer.Build
 	llb        []byte   // a marshaled definition, in place of a context
 	ociLayouts []string // NAME=DIRECTORY, which the definition may use
+	command    []string // a command line in place of a build
 }
 
 // measured is what a build took.
@@ -54,6 +55,9 @@ func (e *engine) build(ctx context.Context, limit time.Duration, s buildSpec) (m
 		for _, l := range s.ociLayouts {
 			args = append(args, "--oci-layout", l)
 		}
+	}
+	if s.command != nil {
+		args = s.command
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -146,7 +146,7 @@ func (one *imported) fetch(ctx context.Context) (err error) {
 }
 
 // errPassedOver says that a cache in BuildKit's format is not to be read.
-var errPassedOver = errors.New("BuildKit's format has no signatures, which the policy of trust asks for")
+var errPassedOver = errors.New("BuildKit's format is passed over: it was not asked for, or has no signatures, which the policy of trust asks for")
 
 // readIndex reads the cache that is kept in BuildKit's format.
 func (one *imported) readIndex(ctx context.Context) (cache.Index, error) {
@@ -162,7 +162,7 @@ func (one *imported) readIndex(ctx context.Context) (cache.Index, error) {
 	if scope := cache.Scope(o.Attrs); !trust.Reads(scope) {
 		return nil, fmt.Errorf("cache scope %q: the daemon's configuration (cache.trust) lets builds read only %q", scope, trust.ReadScopes)
 	}
-	if trust.Signed() || !cache.SharesIndex(o.Type, o.Attrs) {
+	if trust.Signed() || !cache.SharesIndex(o.Type, o.Attrs) || o.Attrs["format"] == cache.FormatKiln {
 		return nil, errPassedOver
 	}
 	r, err := place.Reader(ctx, o.Attrs)
