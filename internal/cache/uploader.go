@@ -118,7 +118,9 @@ func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
 // Mount writes the snapshot of the cache mount of an id in place of an earlier
 // one. The blobs that it needs are there.
 func (u *Uploader) Mount(id string, snapshot json.RawMessage, needs []ocispecs.Descriptor) error {
-	u.start(aboutSubject, u.about)
+	if err := u.about(); err != nil {
+		return err
+	}
 	return u.put(Record{Subject: MountSubject(id), Mount: snapshot}, needs, true)
 }
 
