@@ -64,7 +64,7 @@ func (s *services) cacheStores(exports, imports []CacheEntry) error {
 			continue
 		}
 		e, err := s.importCache(e)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) && e.Attrs["mounts-replace"] != "true" {
 			continue // a first build has no cache yet
 		} else if err != nil {
 			return err
