@@ -10,12 +10,13 @@ import (
 
 // choose picks what a policy removes of all that is kept, in an order in which
 // nothing goes before what is on top of it: the least recently used first, until
-// no more than keep bytes of used are left. What is used, and all that it is
-// built on, stays. It does nothing but compute.
+// no more than keep bytes of used are left. A keep of 0 takes all that may go, even
+// what has no bytes, such as layers that were not pulled yet. What is used, and all
+// that it is built on, stays. It does nothing but compute.
 func choose(all []layer.Usage, p Policy, match func(layer.Usage) bool, keep, used int64, now time.Time) (out []layer.Usage) {
 	items := arrange(all)
 	for _, it := range items { // of one time, those on top come first
-		if used <= keep {
+		if keep > 0 && used <= keep {
 			break
 		}
 		if it.children > 0 || it.inUse || !p.takes(it, now) || !match(it.Usage) {
