@@ -123,10 +123,9 @@ func (s *stage) initialize() {
 	s.config.Config.OnBuild = nil // its triggers were for this stage alone
 	s.paths = b.paths
 	s.workdirSet = b.workdirSet
-	s.declared, s.isDeclared = slices.Clone(b.declared), maps.Clone(b.isDeclared)
-	for k, v := range b.argValues {
-		s.argValues[k] = v
-	}
+	s.declared = slices.Clone(b.declared)
+	maps.Copy(s.isDeclared, b.isDeclared)
+	maps.Copy(s.argValues, b.argValues)
 }
 
 // inherit starts a stage with the settings of its base's config.
