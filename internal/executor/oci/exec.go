@@ -147,11 +147,28 @@ func (c *container) finish(ctx context.Context, t *task, ended <-chan error) {
 	}
 	t.err = t.outcome(result)
 	var exit *executor.ExitError
-	if t.err != nil && !errors.As(t.err, &exit) && errors.Is(c.signal(ctx, 0), unix.ESRCH) {
+	if t.err != nil && !errors.As(t.err, &exit) && c.endsSoon(ctx) {
 		// The container ended while the runtime was about to enter it.
 		t.err = &executor.ExitError{Code: 128 + int(unix.SIGKILL)}
 	}
 }
+
+// endsSoon tells whether the first process has ended, or does within a moment: a
+// runtime that finds it on its way out fails before all see its end.
+func (c *container) endsSoon(ctx context.Context) bool {
+	if errors.Is(c.signal(ctx, 0), unix.ESRCH) {
+		return true
+	}
+	c.initMu.Lock()
+	defer c.initMu.Unlock()
+	if c.init <= 0 {
+		return c.init < 0
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.init), Events: unix.POLLIN}}, int(endMoment.Milliseconds()))
+	return err == nil && n > 0
+}
+
+const endMoment = time.Second
 
 func (t *task) forget() {
 	t.mu.Lock()
