@@ -28,6 +28,8 @@ type Caches struct {
 	Trust    cache.Trust // whose records count
 	// Fetcher gets the blobs of caches by key.
 	Fetcher layer.Fetcher
+	// Memory remembers what places of others have; nil has all be asked for.
+	Memory *cache.Memory
 	// Later carries on with exports that builds do not wait for; nil has all wait.
 	Later *Later
 	// Remember returns a context for work that goes on when the client has left.

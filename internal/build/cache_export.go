@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -179,6 +180,7 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 			return "", fmt.Errorf("failed to configure %v cache exporter: %w", e.Type, err)
 		}
 	}
+	kept := e.keptIndex(ctx)
 	entries, err := br.cacheEntries(ctx, e, roots, in)
 	if err != nil {
 		return "", err
@@ -204,7 +206,7 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 		progress.StepFrom(ctx).Task("skipping cache export for empty result", 0).Done()
 		return "", nil
 	}
-	if e.upload.opened != nil && e.written(ctx, doc) {
+	if <-kept == doc.Manifest.Digest { // its layers are there
 		return describe(doc)
 	}
 	if err := w.Write(ctx, doc, openLayers{br.builder.Worker.Layers}.Open); err != nil {
@@ -213,10 +215,21 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 	return describe(doc)
 }
 
-// written tells whether the place has an index already, whose layers are there.
-func (e *cacheExport) written(ctx context.Context, doc *cache.Document) bool {
-	r, err := e.place.Reader(ctx, e.Attrs)
-	return err == nil && r.Root().Digest == doc.Manifest.Digest
+// keptIndex asks which index the place has, while there is other work to do.
+func (e *cacheExport) keptIndex(ctx context.Context) <-chan digest.Digest {
+	kept := make(chan digest.Digest, 1)
+	if !e.index || e.upload.opened == nil {
+		kept <- ""
+		return kept
+	}
+	go func() {
+		var root digest.Digest
+		if r, err := e.place.Reader(ctx, e.Attrs); err == nil {
+			root = r.Root().Digest
+		}
+		kept <- root
+	}()
+	return kept
 }
 
 func describe(doc *cache.Document) (string, error) {

@@ -188,7 +188,7 @@ func (one *imported) openShelf(ctx context.Context) (*cache.Finder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("failed to configure %v cache importer: %w", o.Type, err)
 	}
-	return cache.NewFinder(ctx, cache.FinderConfig{Shelf: shelf, Scope: scope, Trust: trust, Warn: one.warn}), nil
+	return cache.NewFinder(ctx, cache.FinderConfig{Shelf: shelf, Scope: scope, Trust: trust, Memory: b.Caches.Memory, Warn: one.warn}), nil
 }
 
 // warn tells why the cache was passed over.

@@ -119,10 +119,13 @@ func (u *upload) open(shelves cache.Shelves) {
 		u.err = err
 		return
 	}
-	b := u.br.builder
+	b, memory := u.br.builder, u.br.builder.Caches.Memory
+	if u.export.Type == "local" {
+		memory = nil // a folder is soon asked, and its owner does with it what he likes
+	}
 	u.up = cache.NewUploader(u.ctx, cache.UploaderConfig{
 		Shelf: shelf, Scope: cache.Scope(u.export.Attrs), Trust: b.Caches.Trust, Identity: b.Caches.Identity,
-		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records,
+		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records, Memory: memory,
 		Warn: u.warn,
 	})
 }

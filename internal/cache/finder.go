@@ -19,6 +19,8 @@ type FinderConfig struct {
 	Shelf Shelf
 	Scope string
 	Trust Trust
+	// Memory is told of what is lost; nil is nobody.
+	Memory *Memory
 	// Warn is told, once for each kind of trouble, why the cache was passed over.
 	Warn func(error)
 	// Limit is how long one call may take; 0 is a limit that suits most.
@@ -282,6 +284,7 @@ func (f *Finder) missing(ctx context.Context, blobs []ocispecs.Descriptor) (*oci
 		return nil, err
 	}
 	if len(lost) > 0 {
+		f.c.Memory.forget(placeKey(f.c.Shelf, f.c.Scope))
 		return &lost[0], nil
 	}
 	f.mu.Lock()

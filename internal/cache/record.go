@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,6 +106,11 @@ func (r *Record) Blobs() (out []ocispecs.Descriptor) {
 		}
 	}
 	return out
+}
+
+// complete tells whether the record has every result: none will be added.
+func (r *Record) complete() bool {
+	return !slices.ContainsFunc(r.Outputs, func(o RecordOutput) bool { return o.Absent })
 }
 
 // check holds a record against what a record can be.

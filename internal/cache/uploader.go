@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,6 +32,8 @@ type UploaderConfig struct {
 	Variant  layer.Variant
 	// NoRecords uploads layers alone, for a cache in another format.
 	NoRecords bool
+	// Memory spares questions about what is there; nil asks all.
+	Memory *Memory
 	// Warn is told which steps are left out, and why. Nil tells nobody.
 	Warn func(error)
 }
@@ -53,6 +54,9 @@ type Uploader struct {
 	slots   chan struct{}
 	work    errgroup.Group
 	steps   chan struct{}
+	place   string                 // what the memory knows it as
+	about   func() ([]byte, error) // the record about the place
+	met     func() error           // sees to it that there is one
 
 	mu     sync.Mutex
 	taken  map[string]bool // subjects
@@ -85,12 +89,20 @@ func NewUploader(ctx context.Context, c UploaderConfig) *Uploader {
 	u.ctx, u.cancel = context.WithCancel(ctx)
 	u.records = batch[[]byte]{ctx: u.ctx, call: c.Shelf.Records, atOnce: 1}
 	u.blobs = batch[bool]{ctx: u.ctx, call: u.ask, atOnce: 1}
+	u.place, u.met = placeKey(c.Shelf, c.Scope), sync.OnceValue(u.meet)
+	u.about = sync.OnceValues(func() ([]byte, error) { return u.look(aboutSubject) })
+	if !c.NoRecords {
+		u.work.Go(func() error { // who needs the answer has it sooner
+			_, _ = u.about()
+			return nil
+		})
+	}
 	return u
 }
 
 // Ready returns when the place has answered a question, and so knows who asks.
 func (u *Uploader) Ready() error {
-	_, _, err := u.usable(aboutSubject)
+	_, err := u.about()
 	return err
 }
 
@@ -108,7 +120,7 @@ func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
 		}
 	}
 	if !u.c.NoRecords {
-		u.start(aboutSubject, u.about)
+		u.start(aboutSubject, u.met)
 	}
 	if len(out) > 0 {
 		u.start(ResultSubject(k), func() error { return u.result(k, out) })
@@ -118,7 +130,7 @@ func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
 // Mount writes the snapshot of the cache mount of an id in place of an earlier
 // one. The blobs that it needs are there.
 func (u *Uploader) Mount(id string, snapshot json.RawMessage, needs []ocispecs.Descriptor) error {
-	if err := u.about(); err != nil {
+	if err := u.met(); err != nil {
 		return err
 	}
 	return u.put(Record{Subject: MountSubject(id), Mount: snapshot}, needs, true)
@@ -201,52 +213,19 @@ func (u *Uploader) fail(err error) {
 	}
 }
 
-// usable tells whether there is a record of subject, and returns it if it counts.
-func (u *Uploader) usable(subject string) (there bool, r *Record, err error) {
-	name := RecordName(subject, u.c.Scope)
-	found, err := u.records.ask(u.ctx, []string{name})
-	if err != nil {
-		return false, nil, fmt.Errorf("look for records: %w", err)
-	}
-	data, there := found[name]
-	if !there {
-		return false, nil, nil
-	}
-	r, err = Usable(data, subject, u.c.Scope, u.c.Trust)
-	if err != nil {
-		return true, nil, nil //nolint:nilerr // one that does not count is replaced
-	}
-	return true, r, nil
-}
-
-func (u *Uploader) put(r Record, needs []ocispecs.Descriptor, replace bool) error {
-	r.Scope, r.SavedAt = u.c.Scope, time.Now()
-	data, err := u.c.Identity.Seal(r)
-	if err != nil {
-		return err
-	}
-	if _, err := u.c.Shelf.Put(u.ctx, RecordName(r.Subject, r.Scope), data, needs, replace); err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	u.count(func(s *UploadStats) { s.Steps++ })
-	return nil
-}
-
-// about says that there are records.
-func (u *Uploader) about() error {
-	there, r, err := u.usable(aboutSubject)
-	if err != nil || r != nil {
-		return err
-	}
-	return u.put(Record{Subject: aboutSubject}, nil, there)
-}
-
 // content writes a content digest. One that says something else stays: who has
 // written first is right, as with results.
 func (u *Uploader) content(in solver.Ingredient) error {
-	there, r, err := u.usable(ContentSubject(in))
-	if err != nil || r != nil {
+	if known, err := u.known(ContentSubject(in)); err != nil || known {
 		return err
+	}
+	there, r, err := u.usable(ContentSubject(in))
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		u.c.Memory.add(u.place, r.Subject)
+		return nil
 	}
 	return u.put(Record{Subject: ContentSubject(in), Content: in.Content}, nil, there)
 }
@@ -254,6 +233,9 @@ func (u *Uploader) content(in solver.Ingredient) error {
 // result writes what a step has made.
 func (u *Uploader) result(k solver.Key, out []solver.Result) error {
 	r := Record{Subject: ResultSubject(k)}
+	if known, err := u.known(r.Subject); err != nil || known {
+		return err
+	}
 	var blobs []layer.Blob
 	for _, res := range out {
 		o, layers, err := u.output(res)
@@ -273,7 +255,11 @@ func (u *Uploader) result(k solver.Key, out []solver.Result) error {
 		return err
 	}
 	if old != nil && !lacks(old, r.Outputs) {
-		if lost, err := u.lost(old.Blobs()); err != nil || !lost {
+		lost, err := u.lost(old.Blobs())
+		if err == nil && !lost && old.complete() {
+			u.c.Memory.add(u.place, r.Subject)
+		}
+		if err != nil || !lost {
 			return err
 		}
 	}
