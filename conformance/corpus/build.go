@@ -34,6 +34,7 @@ type Builder struct {
 	bases  *Bases
 	store  content.Store
 	agent  string // socket of an ssh agent
+	syntax string // an image that is named as the syntax of all cases, if not ""
 }
 
 // NewBuilder connects with a daemon. Close it.
@@ -46,7 +47,7 @@ func NewBuilder(ctx context.Context, addr string, bases *Bases, agentSocket stri
 	if err != nil {
 		return nil, fmt.Errorf("open the base images: %w", err)
 	}
-	return &Builder{c, bases, store, agentSocket}, nil
+	return &Builder{client: c, bases: bases, store: store, agent: agentSocket}, nil
 }
 
 // Close ends the connection.
@@ -93,6 +94,7 @@ func (b *Builder) Build(ctx context.Context, c *Case, export bool) (*Outcome, er
 	}, watch.updates)
 	watch.wait()
 	out.Steps, out.Warnings, out.Log = watch.end()
+	maps.DeleteFunc(out.Steps, func(name, _ string) bool { return b.syntax != "" && strings.Contains(name, b.syntax) })
 	out.Archive = archive.Bytes()
 	if out.Err = err; err != nil {
 		if ctx.Err() != nil {
@@ -163,6 +165,9 @@ func (b *Builder) solveOpt(c *Case) (client.SolveOpt, error) {
 		attrs["context:"+name] = "oci-layout://bases@" + d
 	}
 	maps.Copy(attrs, c.opts)
+	if b.syntax != "" {
+		attrs["build-arg:BUILDKIT_SYNTAX"] = b.syntax
+	}
 	opt := client.SolveOpt{
 		FrontendAttrs: attrs, OCIStores: map[string]content.Store{"bases": b.store},
 		LocalMounts: map[string]fsutil.FS{}, AllowedEntitlements: c.allow,

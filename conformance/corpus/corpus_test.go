@@ -22,25 +22,70 @@ const atLeast = 300
 func TestCorpus(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
+	pair := start(ctx, t, corpus.Start)
+	judge(ctx, t, "corpus", pair, chosen(t, pair.Cases))
+}
+
+// sampled is every how many-th case TestCorpusByImage builds, unless CORPUS_ALL
+// is set: it is about the road that a graph takes, not about each of its steps.
+const sampled = 8
+
+// TestCorpusByImage builds Dockerfiles of all families by Kiln's own frontend and
+// by BuildKit's, run from an image by the line of the syntax, and compares what
+// came out: it fails unless all are equal.
+func TestCorpusByImage(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	pair := start(ctx, t, corpus.StartImage)
+	cases := chosen(t, pair.Cases)
+	if os.Getenv("CORPUS_ALL") == "" && os.Getenv("CORPUS") == "" {
+		var some []*corpus.Case
+		for i := 0; i < len(cases); i += sampled {
+			some = append(some, cases[i])
+		}
+		cases = some
+	}
+	judge(ctx, t, "corpus by image", pair, cases)
+}
+
+// start starts a pair of daemons that the test's end ends.
+func start(ctx context.Context, t *testing.T, pairOf func(context.Context, corpus.Paths) (*corpus.Pair, error)) *corpus.Pair {
+	t.Helper()
 	bin, err := filepath.Abs(filepath.Join("..", "..", "bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := corpus.Start(ctx, corpus.Paths{
+	pair, err := pairOf(ctx, corpus.Paths{
 		Kiln: filepath.Join(bin, "kiln"), Runtime: filepath.Join(bin, "kiln-runc"), Peers: filepath.Join(bin, "peer"),
 		Conformance: "..", Dir: t.TempDir(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pair.Close()
-	cases := pair.Cases
-	if only := os.Getenv("CORPUS"); only != "" { // a pattern of names, while working on some
-		cases = slices.DeleteFunc(cases, func(c *corpus.Case) bool { return !regexp.MustCompile(only).MatchString(c.Name) })
-		t.Errorf("only %d cases are judged", len(cases))
-	} else if len(cases) < atLeast {
+	t.Cleanup(pair.Close)
+	return pair
+}
+
+// chosen are the cases to judge: all, or those that CORPUS matches, which then
+// fails, lest a part is taken for the whole.
+func chosen(t *testing.T, cases []*corpus.Case) []*corpus.Case {
+	t.Helper()
+	if len(cases) < atLeast {
 		t.Errorf("the corpus has %d Dockerfiles, want %d or more", len(cases), atLeast)
 	}
+	only := os.Getenv("CORPUS")
+	if only == "" {
+		return cases
+	}
+	some := slices.DeleteFunc(slices.Clone(cases), func(c *corpus.Case) bool { return !regexp.MustCompile(only).MatchString(c.Name) })
+	t.Errorf("only %d cases are judged", len(some))
+	return some
+}
+
+// judge has cases built on both sides of a pair, says how many are equal, and
+// fails unless all are.
+func judge(ctx context.Context, t *testing.T, what string, pair *corpus.Pair, cases []*corpus.Case) {
+	t.Helper()
 	equal := 0
 	verdicts := pair.Judge(ctx, cases)
 	for _, c := range cases {
@@ -56,7 +101,7 @@ func TestCorpus(t *testing.T) {
 			}
 		})
 	}
-	fmt.Printf("corpus: %d equal of %d\n", equal, len(cases))
+	fmt.Printf("%s: %d equal of %d\n", what, equal, len(cases))
 	if equal != len(cases) {
 		t.Errorf("%d are not equal", len(cases)-equal)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/kiln-build/kiln/conformance/peer"
@@ -22,6 +23,9 @@ type Paths struct {
 type Pair struct {
 	*Corpus
 	Kiln, BuildKit *Builder
+	// bothKiln says that Kiln's daemon is in BuildKit's place, too, so that an
+	// error is right as well if it has the very words of the other side's.
+	bothKiln bool
 	closers        []func()
 }
 
@@ -48,11 +52,10 @@ func Start(ctx context.Context, paths Paths) (pair *Pair, err error) {
 		return nil, err
 	}
 	p.closers = append(p.closers, p.Corpus.Close)
-	devices := filepath.Join(paths.Dir, "cdi")
-	if err := peer.WriteFiles(devices, map[string]string{"corpus.json": device}); err != nil {
+	config, err := daemonConfig(paths.Dir)
+	if err != nil {
 		return nil, err
 	}
-	config := fmt.Sprintf("insecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]\n[cdi]\nspecDirs = [%q]\n", devices)
 	// The corpus has bases of its own, so that the daemons' clients need none.
 	kiln := peer.NewKiln(paths.Kiln, peer.Base{}, filepath.Join(paths.Dir, "kiln"))
 	buildkit := peer.NewBuildKit(tools, paths.Runtime, peer.Base{}, filepath.Join(paths.Dir, "buildkit"))
@@ -62,6 +65,13 @@ func Start(ctx context.Context, paths Paths) (pair *Pair, err error) {
 	}
 	p.BuildKit, err = p.start(ctx, buildkit)
 	return p, err
+}
+
+// daemonConfig is the configuration of daemons that allow all that cases ask for.
+func daemonConfig(dir string) (string, error) {
+	devices := filepath.Join(dir, "cdi")
+	return fmt.Sprintf("insecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]\n[cdi]\nspecDirs = [%q]\n", devices),
+		peer.WriteFiles(devices, map[string]string{"corpus.json": device})
 }
 
 // device is a device in the form of the Container Device Interface.
@@ -116,12 +126,23 @@ func (p *Pair) Judge(ctx context.Context, cases []*Case) <-chan Verdict {
 			k, b := <-ours, <-theirs
 			v := Verdict{Err: errors.Join(k.err, b.err)}
 			if v.Err == nil {
-				v.Diffs = Compare(c, k.outcomes, b.outcomes)
+				v.Diffs = Compare(p.expecting(c, k.outcomes[0].Err), k.outcomes, b.outcomes)
 			}
 			verdicts <- v
 		}
 	}()
 	return verdicts
+}
+
+// expecting is the case, with the words of Kiln's own error in place of BuildKit's
+// where Kiln is on both sides.
+func (p *Pair) expecting(c *Case, err error) *Case {
+	if !p.bothKiln || c.Fails == "" || err == nil || strings.Contains(err.Error(), c.Fails) {
+		return c
+	}
+	own := *c
+	own.Fails = strings.TrimPrefix(err.Error(), "failed to solve: ")
+	return &own
 }
 
 func (b *Builder) twice(ctx context.Context, c *Case) (outcomes [2]*Outcome, err error) {

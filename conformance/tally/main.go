@@ -35,7 +35,7 @@ func run(in io.Reader, out io.Writer) error {
 	ended := map[test]string{}
 	printed := map[test]*strings.Builder{}
 	broken := 0 // packages that failed otherwise than by a test
-	counts := regexp.MustCompile(`^\w+: \d+ equal of \d+\n$`)
+	counts := regexp.MustCompile(`^\w+[\w ]*: \d+ equal of \d+\n$`)
 	lines := json.NewDecoder(in)
 	for {
 		var e event

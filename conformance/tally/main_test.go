@@ -10,7 +10,7 @@ func TestTally(t *testing.T) {
 		{"pass", `{"Action":"pass","Package":"p","Test":"A/x"}
 {"Action":"pass","Package":"p","Test":"A"}
 {"Action":"pass","Package":"p","Elapsed":1.5}`, "1 passed, 0 failed", ""},
-		{"counts", `{"Action":"output","Package":"p","Test":"A","Output":"kinds: 3 equal of 4\n"}
+		{"counts", `{"Action":"output","Package":"p","Test":"A","Output":"more kinds: 3 equal of 4\n"}
 {"Action":"pass","Package":"p","Test":"A"}`, "1 passed, 0 failed", ""},
 		{"fail", `{"Action":"output","Package":"p","Test":"A/x","Output":"why\n"}
 {"Action":"fail","Package":"p","Test":"A/x"}
@@ -35,7 +35,7 @@ func TestTally(t *testing.T) {
 			if last := lines[len(lines)-1]; last != c.last {
 				t.Errorf("the last line is %q, want %q", last, c.last)
 			}
-			if c.name == "counts" && !strings.Contains(out.String(), "kinds: 3 equal of 4\n") {
+			if c.name == "counts" && !strings.Contains(out.String(), "more kinds: 3 equal of 4\n") {
 				t.Errorf("no counts in %q", out.String())
 			}
 			if c.name == "fail" && !strings.Contains(out.String(), "why") {

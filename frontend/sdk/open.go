@@ -53,19 +53,24 @@ type File struct {
 }
 
 // caps are what requests may ask of a frontend that is made with this package.
-const capInputs, capContexts = "moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts"
+// That it answers subrequests says no more than that it refuses those it does not know.
+const (
+	capInputs      = "moby.buildkit.frontend.inputs"
+	capContexts    = "moby.buildkit.frontend.contexts"
+	capSubrequests = "moby.buildkit.frontend.subrequests"
+)
 
 // Open reads a request and the build file. What the request asks for and this
 // package does not have is a [frontend.UnsupportedError].
 func Open(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*Build, error) {
 	for want := range strings.SplitSeq(req.Opts["frontend.caps"], ",") {
 		switch want, _, _ = strings.Cut(strings.TrimSpace(want), "+"); want {
-		case "", capInputs, capContexts:
+		case "", capInputs, capContexts, capSubrequests:
 		default:
 			return nil, &frontend.UnsupportedError{Kind: "capability", Name: want}
 		}
 	}
-	if id := req.Opts["requestid"]; id != "" {
+	if id := req.Opts[optRequest]; id != "" {
 		return nil, &frontend.UnsupportedError{Kind: "subrequest", Name: id}
 	}
 	b := &Build{

@@ -24,7 +24,7 @@ import (
 const Image = "kiln-build/llb"
 
 // New returns the frontend.
-func New() frontend.Frontend { return sdk.Func(build) }
+func New() frontend.Frontend { return sdk.Answering(build, nil) }
 
 // maxSize is how long a file may be, in bytes.
 const maxSize = 16 << 20

@@ -1,6 +1,7 @@
 package llb
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -131,4 +132,20 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, file string) {
 		_, _ = run(t, file, nil) // it must not panic
 	})
+}
+
+// TestDescribe asks what can be asked: a file has no targets.
+func TestDescribe(t *testing.T) {
+	res, err := run(t, text, map[string]string{"requestid": "frontend.subrequests.describe"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(res.Meta["result.txt"]); !strings.Contains(got, "subrequests.describe") || strings.Contains(got, "targets") {
+		t.Errorf("got %s", got)
+	}
+	_, err = run(t, text, map[string]string{"requestid": "frontend.targets"})
+	var unsupported *frontend.UnsupportedError
+	if !errors.As(err, &unsupported) {
+		t.Errorf("asked for targets: %v", err)
+	}
 }

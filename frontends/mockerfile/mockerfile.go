@@ -22,7 +22,7 @@ import (
 const Image = "r2d4/mocker"
 
 // New returns the frontend.
-func New() frontend.Frontend { return sdk.Func(build) }
+func New() frontend.Frontend { return sdk.Answering(build, targets) }
 
 func build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*frontend.Result, error) {
 	b, err := sdk.Open(ctx, req, gw)
@@ -41,6 +41,23 @@ func build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*fro
 		l := &lowering{Build: b, file: file, platform: p, made: map[string]*sdk.Image{}}
 		return l.image(ctx, target)
 	})
+}
+
+// targets are the images of a file.
+func targets(_ context.Context, b *sdk.Build) ([]sdk.Target, error) {
+	file, err := parse(b.File)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := file.target(b.File, b.Target)
+	if err != nil {
+		return nil, err
+	}
+	var all []sdk.Target
+	for _, img := range file.images {
+		all = append(all, sdk.Target{Name: img.name.string, Default: img == chosen, Base: img.from.string, Line: img.at})
+	}
+	return all, nil
 }
 
 // mockerfile is a file, read.

@@ -2,6 +2,7 @@ package mockerfile
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -131,4 +132,53 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, file string) {
 		_, _ = buildFile(t, file, nil) // it must not panic, nor take long
 	})
+}
+
+// TestTargets asks about a file: nothing of it is built.
+func TestTargets(t *testing.T) {
+	const file = "apiVersion: v1alpha1\nimages:\n- name: tools\n  from: alpine\n- name: app\n  from: tools\n"
+	for _, c := range []struct {
+		request, target, name, want string
+	}{
+		{"frontend.targets", "", "result.txt", "TARGET        DESCRIPTION\ntools         \napp (default) \n"},
+		{"frontend.targets", "tools", "result.txt", "TARGET          DESCRIPTION\ntools (default) \napp             \n"},
+		{"frontend.subrequests.describe", "", "result.txt", "NAME                 VERSION DESCRIPTION\ntargets              1.0.0   List what can be built\nsubrequests.describe 1.0.0   List what can be asked\n"},
+		{"frontend.targets", "", "version", "1.0.0"},
+	} {
+		res, err := buildFile(t, file, map[string]string{"requestid": c.request, "target": c.target, "frontend.caps": "moby.buildkit.frontend.subrequests+forward"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(res.Meta[c.name]); got != c.want || len(res.Platforms) > 0 {
+			t.Errorf("%s, target %q: %s is\n%s\nwant\n%s", c.request, c.target, c.name, got, c.want)
+		}
+	}
+	res, err := buildFile(t, file, map[string]string{"requestid": "frontend.targets"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Targets []struct {
+			Name, Base string
+			Default    bool
+			Location   struct {
+				Ranges []struct{ Start struct{ Line int } }
+			}
+		}
+		Sources [][]byte
+	}
+	if err := json.Unmarshal(res.Meta["result.json"], &list); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(list.Targets); n != 2 || len(list.Sources) != 1 || string(list.Sources[0]) != file {
+		t.Fatalf("got %s", res.Meta["result.json"])
+	}
+	if app := list.Targets[1]; app.Name != "app" || app.Base != "tools" || !app.Default || len(app.Location.Ranges) != 1 || app.Location.Ranges[0].Start.Line != 5 {
+		t.Errorf("app is %+v", app)
+	}
+	_, err = buildFile(t, file, map[string]string{"requestid": "frontend.outline"})
+	var unsupported *frontend.UnsupportedError
+	if !errors.As(err, &unsupported) || unsupported.Kind != "subrequest" {
+		t.Errorf("a question that it does not know: %v", err)
+	}
 }
