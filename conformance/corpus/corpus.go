@@ -26,7 +26,8 @@ type Case struct {
 	Name  string // FAMILY/NAME
 	Fails string // what BuildKit's error says; "" if it builds
 	// Differs are words for what BuildKit has worse, which is not compared: the
-	// names of "steps", or the "lines" of an error. The options say why.
+	// names of "steps", the "lines" of an error, or, of a frontend that is an
+	// "image", anything, which then must differ. The options say why.
 	Differs []string
 	family  *family
 	opts    map[string]string // the frontend's

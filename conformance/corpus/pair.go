@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,7 +27,7 @@ type Pair struct {
 	// bothKiln says that Kiln's daemon is in BuildKit's place, too, so that an
 	// error is right as well if it has the very words of the other side's.
 	bothKiln bool
-	closers        []func()
+	closers  []func()
 }
 
 // Close ends what Start started.
@@ -126,7 +127,7 @@ func (p *Pair) Judge(ctx context.Context, cases []*Case) <-chan Verdict {
 			k, b := <-ours, <-theirs
 			v := Verdict{Err: errors.Join(k.err, b.err)}
 			if v.Err == nil {
-				v.Diffs = Compare(p.expecting(c, k.outcomes[0].Err), k.outcomes, b.outcomes)
+				v.Diffs = p.compare(c, k.outcomes, b.outcomes)
 			}
 			verdicts <- v
 		}
@@ -134,15 +135,28 @@ func (p *Pair) Judge(ctx context.Context, cases []*Case) <-chan Verdict {
 	return verdicts
 }
 
-// expecting is the case, with the words of Kiln's own error in place of BuildKit's
-// where Kiln is on both sides.
-func (p *Pair) expecting(c *Case, err error) *Case {
-	if !p.bothKiln || c.Fails == "" || err == nil || strings.Contains(err.Error(), c.Fails) {
-		return c
+// compare says in what the outcomes of a case differ. Where Kiln is on both sides,
+// its words stand for BuildKit's if it is the daemon, not the frontend, that
+// fails, and what is known to differ by the image has to.
+func (p *Pair) compare(c *Case, kiln, other [2]*Outcome) []string {
+	if !p.bothKiln {
+		return Compare(c, kiln, other)
 	}
-	own := *c
-	own.Fails = strings.TrimPrefix(err.Error(), "failed to solve: ")
-	return &own
+	expected := *c
+	if own, err := kiln[0].Err, other[0].Err; c.Fails != "" && own != nil && err != nil {
+		// Kiln's frontend puts the place before what the daemon says.
+		if said := strings.TrimPrefix(err.Error(), "failed to solve: "); strings.HasSuffix(own.Error(), said) {
+			expected.Fails = said
+		}
+	}
+	diffs := Compare(&expected, kiln, other)
+	if !slices.Contains(c.Differs, "image") {
+		return diffs
+	}
+	if len(diffs) == 0 {
+		return []string{"it is the same by the image, of which the options say that it differs"}
+	}
+	return nil
 }
 
 func (b *Builder) twice(ctx context.Context, c *Case) (outcomes [2]*Outcome, err error) {
