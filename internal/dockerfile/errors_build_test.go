@@ -64,6 +64,7 @@ func stageErrorExamples() []errorExample {
 		{"Platform that is not known", "", "FROM --platform=linux/amd64/v1/x alpine\n", nil},
 		{"Variable in FROM with a mistake", "", "FROM alpine:${VERSION\n", nil},
 		{"Default of a global argument with a mistake", "", "ARG A=${B:1}\nFROM alpine\n", nil},
+		{"Trigger of a stage with a mistake", "ONBUILD takes any text; it is an error where it runs.", "FROM alpine AS base\nONBUILD RNU make\nFROM base\n", nil},
 		{"Trigger of an image with a mistake", "The mistake is in the image, whose ONBUILD runs here.", "FROM badonbuild\n", nil},
 		{"Trigger of an image that cannot run here", "", "FROM wrongonbuild\n", nil},
 		{"Triggers of an image on several lines", "", "FROM longonbuild\n", nil},

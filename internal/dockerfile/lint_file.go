@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"bytes"
 	"encoding/json"
 	"regexp"
 	"slices"
@@ -56,9 +57,19 @@ func (l *linter) lintFile(f *syntax.File) {
 		case *syntax.Maintainer:
 			l.remarkFix(ruleMaintainer, h, h.Line, &fix{h.Line, "LABEL org.opencontainers.image.authors=" + quoteValue(i.Name.Value)}, "MAINTAINER is deprecated, use a label")
 		case *syntax.Cmd:
-			l.lintList(i.Command, h)
+			l.lintList(i.Command.Args, h)
 		case *syntax.Entrypoint:
-			l.lintList(i.Command, h)
+			l.lintList(i.Command.Args, h)
+		case *syntax.Run:
+			l.lintList(i.Command.Args, h)
+		case *syntax.Copy:
+			l.lintList(i.Sources, h)
+		case *syntax.Volume:
+			l.lintList(i.Paths, h)
+		case *syntax.Onbuild:
+			if len(i.Broken) > 0 {
+				l.remark(ruleBrokenTrigger, h, h.Line, "trigger of ONBUILD cannot be carried out: %s", i.Broken[0].Text())
+			}
 		}
 	}
 }
@@ -107,12 +118,14 @@ func (l *linter) lintDescriptions(h *syntax.Head, names []string) {
 	l.remarkFix(ruleDescription, h, h.Line, &fix{last.Span, "# " + name + " " + last.Text}, "comment above %s does not begin with the name it describes, as in \"# %s text\"", strings.ToUpper(h.Word.Value), name)
 }
 
-// lintList remarks on a command that was meant to be in exec form.
-func (l *linter) lintList(c syntax.Command, h *syntax.Head) {
-	if c.JSON || len(c.Args) == 0 {
+// lintList remarks on arguments that were meant to be a JSON list: those of a
+// list do not begin with its bracket.
+func (l *linter) lintList(args []syntax.Text, h *syntax.Head) {
+	if len(args) == 0 {
 		return
 	}
-	if text := c.Args[0].Value; strings.HasPrefix(text, `["`) || strings.HasPrefix(text, `['`) {
+	text := l.source.Data[args[0].Span.Start:]
+	if bytes.HasPrefix(text, []byte(`["`)) || bytes.HasPrefix(text, []byte(`['`)) {
 		l.remark(ruleBrokenList, h, h.Line, "arguments of %s are not the JSON list they look like", strings.ToUpper(h.Word.Value))
 	}
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // rule is a lint rule. The names are those of docker/dockerfile, so that checks
-// can be switched off the same way, but for the two at the end, which are ours.
+// can be switched off the same way, but for the three at the end, which are ours.
 type rule string
 
 const (
@@ -35,6 +35,7 @@ const (
 	ruleDescription         rule = "InvalidDefinitionDescription"
 	ruleBrokenList          rule = "InvalidJSONForm"
 	ruleUnknownBuildArg     rule = "UnknownBuildArg"
+	ruleBrokenTrigger       rule = "BrokenOnbuildTrigger"
 	ruleDocs                     = "https://docs.docker.com/go/dockerfile/rule/"
 	reservedStages               = "context scratch"
 	suspiciousVariableWords      = "apikey|auth|credential|credentials|key|password|pword|passwd|secret|token"
@@ -91,6 +92,8 @@ func (r rule) explain(words syntax.Words) string {
 		return "A comment right above a stage or argument describes it: write \"# NAME text\", or an empty line below the comment"
 	case ruleBrokenList:
 		return "The arguments look like a JSON list but are none, so they are taken as plain text"
+	case ruleBrokenTrigger:
+		return "Builds from the image will fail at the trigger"
 	case ruleUnknownBuildArg:
 		return "The build argument has no effect, for no ARG declares it"
 	}
@@ -99,7 +102,9 @@ func (r rule) explain(words syntax.Words) string {
 
 // own reports whether a rule is not one of docker/dockerfile's. A file that is
 // to have no remarks there may have such ones here.
-func (r rule) own() bool { return r == ruleBrokenList || r == ruleUnknownBuildArg }
+func (r rule) own() bool {
+	return r == ruleBrokenList || r == ruleUnknownBuildArg || r == ruleBrokenTrigger
+}
 
 // experimental reports whether a rule counts only where it is asked for.
 func (r rule) experimental() bool { return r == ruleDescription }

@@ -35,6 +35,7 @@ func lintExamples() map[rule][2]string {
 		ruleDefaultArgInFrom:   {"ARG A\nFROM $A", "-"},
 		ruleDescription:        {"# a stage\nFROM alpine AS base", "# base a stage"},
 		ruleBrokenList:         {"FROM alpine\nSHELL [\"/bin/sh\"]\nCMD [\"a\"", "-"},
+		ruleBrokenTrigger:      {"FROM alpine\nONBUILD RNU make", "-"},
 		ruleUnknownBuildArg:    {"FROM alpine\nARG VERSION", "-"},
 	}
 }

@@ -86,6 +86,9 @@ func (l *lowering) addTriggers(s *stage) (more bool, err error) {
 	if s.base != nil {
 		for _, c := range s.base.commands {
 			if o, ok := c.Instruction.(*syntax.Onbuild); ok {
+				if o.Inner == nil {
+					return false, l.errorAt(s.nameSpan, fmt.Sprintf("ONBUILD trigger %q of stage %s: %s", o.Trigger, s.base.name, o.Broken[0].Text()), "", "")
+				}
 				triggers = append(triggers, command{Instruction: o.Inner})
 			}
 		}

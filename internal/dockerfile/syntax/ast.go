@@ -223,8 +223,10 @@ type Onbuild struct {
 	Head
 	// Trigger is the text of the instruction to run later, heredocs included.
 	Trigger string
-	// Inner is the trigger parsed, nil if it had errors.
+	// Inner is the trigger parsed, nil if it is Broken.
 	Inner Instruction
+	// Broken are the trigger's errors. They count where it is carried out.
+	Broken Errors
 }
 
 func values(texts []Text) []string {

@@ -118,7 +118,7 @@ func (s *statement) parseRun() Instruction {
 		Timeout: s.flag("timeout"), Memory: s.flag("memory"), CPUs: s.flag("cpus"),
 	}
 	r.Command = s.commandLine()
-	if r.Command.JSON && len(r.Command.Args) == 0 {
+	if r.Command.JSON && len(r.Command.Args) == 0 && !s.bad {
 		s.fail(r.Command.Span, s.name()+" has an empty command", usage(VerbRun), "")
 	}
 	return r
@@ -275,6 +275,7 @@ func (s *statement) pairs() []Pair {
 		word := s.args[w.Start:w.End]
 		key, _, ok := strings.Cut(word, "=")
 		if !ok {
+			s.unreadable = true
 			s.fail(s.line.at(s.from+w.Start, s.from+w.End), fmt.Sprintf("%s has no =", quote(word)),
 				"key=value, with quotes around values that have blanks", "")
 			continue
@@ -291,6 +292,7 @@ func (s *statement) pairs() []Pair {
 func (s *statement) legacyPair() []Pair {
 	i := strings.IndexAny(s.args, blanks)
 	if i < 0 {
+		s.unreadable = true
 		s.fail(s.all().Span, fmt.Sprintf("%s has no value", quote(s.args)), "key=value", "")
 		return nil
 	}
@@ -336,6 +338,9 @@ func (s *statement) quotedWords() []Span {
 
 func (s *statement) parseShell() Instruction {
 	list, ok := s.jsonList(0)
+	if s.bad {
+		return nil
+	}
 	if !ok || len(list) == 0 {
 		s.fail(s.all().Span, fmt.Sprintf("%s has %s", s.name(), quote(s.args)), usage(VerbShell), "")
 		return nil
@@ -406,14 +411,20 @@ func (s *statement) parseOnbuild() Instruction {
 		return nil // before it is parsed, for triggers could be nested without end
 	}
 	errorsBefore := len(s.errors)
-	inner := s.parseLine(s.line, s.from, s.from+len(s.args))
-	if inner == nil {
-		s.bad = s.bad || len(s.errors) > errorsBefore
+	trigger := &statement{parser: s.parser, line: s.line}
+	inner := trigger.read(s.from, s.from+len(s.args))
+	if inner == nil && (trigger.unreadable || len(s.errors) == errorsBefore) {
+		s.bad = true
 		return nil
 	}
-	o := &Onbuild{Head: s.Head, Trigger: dockerfileTrigger(s.args, inner.head()), Inner: inner}
-	o.Span.End = max(o.Span.End, inner.head().Span.End)
-	for _, doc := range heredocsOf(inner) {
+	o := &Onbuild{Head: s.Head, Trigger: dockerfileTrigger(s.args, &trigger.Head), Inner: inner}
+	if inner == nil {
+		// It may never be carried out, or by a frontend that knows it.
+		o.Broken = slices.Clone(s.errors[errorsBefore:])
+		s.errors = s.errors[:errorsBefore]
+	}
+	o.Span.End = max(o.Span.End, trigger.Span.End)
+	for _, doc := range trigger.docs {
 		o.Trigger += "\n" + doc.Content + doc.Name.Value
 	}
 	return o
@@ -422,7 +433,7 @@ func (s *statement) parseOnbuild() Instruction {
 // dockerfileTrigger is a trigger in the words of Dockerfiles, which are those
 // that images have.
 func dockerfileTrigger(text string, h *Head) string {
-	if DockerfileWords()[strings.ToUpper(h.Word.Value)] == h.Verb {
+	if h.Verb == 0 || DockerfileWords()[strings.ToUpper(h.Word.Value)] == h.Verb {
 		return text
 	}
 	return h.Verb.String() + strings.TrimPrefix(text, h.Word.Value)

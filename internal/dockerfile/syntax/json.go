@@ -37,6 +37,7 @@ func (s *statement) jsonList(from int) (list []Text, ok bool) {
 		}
 		value, isString := token.(string)
 		if err != nil || !isString {
+			s.unreadable = true
 			s.fail(s.line.at(s.from+start, s.from+end), fmt.Sprintf("%s is in the list", s.args[start:end]), "a string in double quotes", "")
 			return nil, true
 		}
@@ -46,21 +47,12 @@ func (s *statement) jsonList(from int) (list []Text, ok bool) {
 }
 
 // checkBrokenList complains of arguments that nearly are a JSON list where
-// taking them as anything else could not work. CMD, ENTRYPOINT, HEALTHCHECK and
-// VOLUME take them as plain text, as Docker does: what stands there is not run
-// by the build, and images are built with it.
+// nothing but a list will do. All others take them as plain text, as Docker does.
 func (s *statement) checkBrokenList(from int) {
-	rest := strings.TrimLeft(s.args[from+1:], blanks)
-	tight := strings.HasPrefix(s.args[from:], `["`) || strings.HasPrefix(s.args[from:], `['`)
-	switch s.Verb {
-	case VerbShell:
-	case VerbRun, VerbCopy, VerbAdd:
-		if !tight {
-			return // a shell's "[ ... ]", or a file's name
-		}
-	default:
+	if s.Verb != VerbShell {
 		return
 	}
+	rest := strings.TrimLeft(s.args[from+1:], blanks)
 	var syntaxError *json.SyntaxError
 	at := len(s.args)
 	var into []any

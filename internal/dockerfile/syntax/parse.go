@@ -166,6 +166,9 @@ type statement struct {
 	from int    // where they start in the line's text
 	docs []Heredoc
 	bad  bool // an error was found
+	// unreadable says that an error is of a kind that keeps an instruction from
+	// being a trigger, too: it cannot be taken apart.
+	unreadable bool
 }
 
 // fail reports an error in the statement.
@@ -185,7 +188,12 @@ func (s *statement) all() Text { return s.text(0, len(s.args)) }
 // parseLine parses the instruction that is the stretch of a line's text, and
 // reads its heredocs. It returns nil if there were errors.
 func (p *parser) parseLine(line *logicalLine, start, end int) Instruction {
-	s := &statement{parser: p, line: line}
+	return (&statement{parser: p, line: line}).read(start, end)
+}
+
+// read is parseLine into a statement, which keeps what it found if it fails.
+func (s *statement) read(start, end int) Instruction {
+	line := s.line
 	for start < end && isSpace(line.text[start]) {
 		start++
 	}
@@ -194,6 +202,7 @@ func (p *parser) parseLine(line *logicalLine, start, end int) Instruction {
 	s.Line, s.Span = line.at(start, end), line.at(start, end)
 	s.Comments, s.Blanks = line.comments, line.blanks
 	if !utf8.ValidString(s.Code) {
+		s.unreadable = true
 		s.fail(s.Line, "instruction is not text", "UTF-8", "")
 		return nil
 	}
@@ -202,11 +211,11 @@ func (p *parser) parseLine(line *logicalLine, start, end int) Instruction {
 		word = s.Code[:i]
 	}
 	s.Word = Text{Value: word, Span: line.at(start, start+len(word))}
-	verb, known := p.words[strings.ToUpper(word)]
+	verb, known := s.parser.words[strings.ToUpper(word)]
 	if !known {
-		suggest, expected := p.words.suggest(word), ""
+		suggest, expected := s.parser.words.suggest(word), ""
 		if suggest == "" {
-			expected = fmt.Sprintf("an instruction such as %s, or # before a comment", p.words.Name(VerbRun))
+			expected = fmt.Sprintf("an instruction such as %s, or # before a comment", s.parser.words.Name(VerbRun))
 		}
 		s.fail(s.Word.Span, "unknown instruction: "+plain(word), expected, suggest)
 		return nil

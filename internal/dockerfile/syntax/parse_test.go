@@ -250,16 +250,17 @@ func TestErrors(t *testing.T) {
 		{`FROM a
 CMD ["x", 1]`, `2:10-11 1 is in the list: expected a string in double quotes`},
 		{`FROM a
-RUN ["x", "y"`, `2:12-13 list is not JSON: [\"x\", \"y\": it has no end: expected a list such as ["one", "two"]`},
+SHELL ["x", "y"`, `2:14-15 list is not JSON: [\"x\", \"y\": it has no end: expected a list such as ["one", "two"]`},
 		{`FROM a
-RUN ['x']`, `2:5-6 list is not JSON: ['x']: strings stand in single quotes: expected a list such as ["one", "two"]`},
+SHELL ['x']`, `2:7-8 list is not JSON: ['x']: strings stand in single quotes: expected a list such as ["one", "two"]`},
 		{"FROM a\nSHELL bash", `2:6-10 SHELL has "bash": expected a JSON list such as ["/bin/sh", "-c"]`},
 		{"FROM a\nHEALTHCHECK CDM x", `2:12-15 health check of kind "CDM": expected NONE, or CMD and a command (did you mean CMD?)`},
 		{"FROM a\nHEALTHCHECK --interval=1 CMD x", `2:23-24 flag --interval has the value "1": expected a time such as 30s, at least 1ms`},
 		{"FROM a\nHEALTHCHECK --retries=-1 CMD x", `2:22-24 flag --retries has the value "-1": expected a number, 0 or more`},
 		{"FROM a\nONBUILD ONBUILD RUN x", "2:8-15 ONBUILD is the trigger of ONBUILD: expected any instruction but FROM, MAINTAINER and ONBUILD"},
 		{"FROM a\nONBUILD FROM x", "2:8-12 FROM is the trigger of ONBUILD: expected any instruction but FROM, MAINTAINER and ONBUILD"},
-		{"FROM a\nONBUILD RNU x", `2:8-11 unknown instruction: RNU (did you mean RUN?)`},
+		{"FROM a\nONBUILD ENV x", `2:12-13 "x" has no value: expected key=value`},
+		{"FROM a\nONBUILD RUN [1]", `2:13-14 1 is in the list: expected a string in double quotes`},
 		{"FROM a\nRUN <<EOF\nx\n", `2:4-9 heredoc "EOF" has no end: expected a line that is just "EOF"`},
 		{"FROM a\nCOPY x <<EOF\nx\nEOF", "2:7-12 destination is a heredoc: expected a path"},
 		{"FROM a\nARG =x", "2:4-6 build argument has no name: expected a name, and maybe = and a default"},

@@ -69,10 +69,7 @@ func (x *expansion) choose(start int, name string, op rune, colon bool) (string,
 	if err != nil {
 		return "", err
 	}
-	value, set := x.vars.Get(name)
-	if set {
-		x.get(name) // only then, for one that may be unset is no mistake
-	}
+	value, set := x.get(name)
 	if !set && x.SkipUnset {
 		return x.in[start:x.pos], nil
 	}
