@@ -19,8 +19,10 @@ import (
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/moby/buildkit/solver/pb"
 
+	"github.com/kiln-build/kiln/conformance/corpus"
 	"github.com/kiln-build/kiln/conformance/peer"
 )
 
@@ -47,9 +49,18 @@ func asFrontendIn(ctx context.Context, t *testing.T, d *peer.Daemon, f gateway.B
 	if err != nil {
 		t.Fatal(err)
 	}
+	agent, err := corpus.ServeAgent(filepath.Join(t.TempDir(), "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Close()
+	agents, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{ID: "agent", Paths: []string{agent.Addr().String()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, err = c.Build(ctx, client.SolveOpt{
 		OCIStores: map[string]content.Store{"base": store},
-		Session: []session.Attachable{secretsprovider.FromMap(map[string][]byte{
+		Session: []session.Attachable{agents, secretsprovider.FromMap(map[string][]byte{
 			"token": []byte("hush"),
 		})},
 		FrontendInputs: map[string]llb.State{"given": defState(t, inputs)},

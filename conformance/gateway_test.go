@@ -45,6 +45,9 @@ func TestGateway(t *testing.T) {
 		"FailedContent": gatewayFailedContent,
 		"Inputs":        gatewayInputs,
 		"Nested":        gatewayNested,
+		"Cancel":        gatewayCancel,
+		"CancelShared":  gatewayCancelShared,
+		"SSH":           gatewaySSH,
 	}
 	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
 		for name, f := range cases {
