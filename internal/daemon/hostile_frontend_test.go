@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/gateway"
@@ -26,6 +28,23 @@ func flood(n int, call func() error) (err error) {
 	}
 	return err
 }
+
+// hugeCodec makes any message one of a gigabyte, all of whose parts are the same
+// memory: only who reads it needs as much.
+type hugeCodec struct{}
+
+func (hugeCodec) Name() string { return "proto" }
+
+func (hugeCodec) Marshal(any) (mem.BufferSlice, error) {
+	part := mem.SliceBuffer(make([]byte, 1<<20))
+	message := make(mem.BufferSlice, 1<<10)
+	for i := range message {
+		message[i] = part
+	}
+	return message, nil
+}
+
+func (hugeCodec) Unmarshal(mem.BufferSlice, any) error { return errors.New("nothing is answered") }
 
 // TestHostileFrontend has frontends take what they can get. Each is stopped by an
 // error that says why, and the next build is as good as ever.
@@ -70,6 +89,15 @@ func TestHostileFrontend(t *testing.T) {
 				return fmt.Errorf("a large result: %w", err)
 			}
 			return errors.New("large refused")
+		},
+		"huge": func(ctx context.Context, f *inContainer) error {
+			for _, method := range []string{gateway.LLBBridge_Return_FullMethodName, gateway.LLBBridge_Solve_FullMethodName} {
+				err := f.conn.Invoke(ctx, method, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(hugeCodec{}), grpc.MaxCallSendMsgSize(2<<30))
+				if status.Code(err) != codes.ResourceExhausted {
+					return fmt.Errorf("%s of 1 GB: %w", method, err)
+				}
+			}
+			return errors.New("huge refused")
 		},
 		"owner": func(ctx context.Context, f *inContainer) error {
 			res, err := f.solve(ctx, text)
@@ -130,12 +158,18 @@ func TestHostileFrontend(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	for mode, want := range map[string]string{
 		"flood": "may solve 10000 graphs of 512 MiB", "warnings": "2000 warnings of 64 MiB", "large warnings": "2000 warnings of 64 MiB",
-		"containers": "128 containers at a time", "large": "large refused", "owner": "", "endless": "frontends call each other",
+		"containers": "128 containers at a time", "large": "large refused", "huge": "huge refused", "owner": "", "endless": "frontends call each other",
 		"silent": "has said nothing for 3s", "good": "",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		var began, ended runtime.MemStats
+		runtime.ReadMemStats(&began)
 		err := g.runFrontend(ctx, t, mode)
 		cancel()
+		runtime.ReadMemStats(&ended)
+		if used := ended.TotalAlloc - began.TotalAlloc; mode == "huge" && used > 64<<20 {
+			t.Errorf("%s: %d MiB of memory were used", mode, used>>20)
+		}
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: got %v, want %q", mode, err, want)
 		}
