@@ -15,6 +15,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontends/earthfile"
 	"github.com/kiln-build/kiln/frontends/ickfile"
 	llbfile "github.com/kiln-build/kiln/frontends/llb"
 	"github.com/kiln-build/kiln/frontends/mockerfile"
@@ -177,7 +178,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 // repositories of their images.
 func ownFrontends() map[string]frontend.Frontend {
 	return map[string]frontend.Frontend{
-		ickfile.Image: ickfile.New(), llbfile.Image: llbfile.New(), mockerfile.Image: mockerfile.New(),
+		earthfile.Image: earthfile.New(), ickfile.Image: ickfile.New(), llbfile.Image: llbfile.New(), mockerfile.Image: mockerfile.New(),
 	}
 }
 
