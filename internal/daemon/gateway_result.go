@@ -196,7 +196,13 @@ func (r *running) result(w *gateway.Result, native ocispecs.Platform) (*frontend
 		return slices.IndexFunc(known, func(p platformEntry) bool { return p.ID == id || id == "" && len(known) == 1 })
 	}
 	order := func(a, b string) int { return cmp.Or(cmp.Compare(place(a), place(b)), strings.Compare(a, b)) }
-	for _, id := range slices.SortedFunc(maps.Keys(ids), order) {
+	names := slices.SortedFunc(maps.Keys(ids), order)
+	for i, p := range known { // one that was asked for twice is made twice
+		if _, made := ids[p.ID]; made && place(p.ID) < i {
+			names = slices.Insert(names, min(i, len(names)), p.ID)
+		}
+	}
+	for _, id := range names {
 		p := frontend.PlatformResult{ID: id, Config: w.Metadata[configKey(id)]}
 		if i := place(id); i >= 0 {
 			p.Platform = known[i].Platform
@@ -228,18 +234,23 @@ func (r *running) returned(id string) (*llb.Graph, error) {
 // readAttestations gives the results of res the statements about them.
 func (r *running) readAttestations(w map[string]*gateway.Attestations, res *frontend.Result) error {
 	for _, key := range slices.Sorted(maps.Keys(w)) {
-		i := slices.IndexFunc(res.Platforms, func(p frontend.PlatformResult) bool {
-			return key == p.ID || key == platformID(p) || key == platforms.Format(p.Platform)
-		})
-		if i < 0 {
-			return status.Errorf(codes.InvalidArgument, "attestations of %q: there is no such result", key)
-		}
+		var all []frontend.Attestation
 		for _, a := range w[key].GetAttestation() {
 			read, err := r.readAttestation(a)
 			if err != nil {
 				return err
 			}
-			res.Platforms[i].Attestations = append(res.Platforms[i].Attestations, read)
+			all = append(all, read)
+		}
+		found := false
+		for i, p := range res.Platforms {
+			if key == p.ID || key == platformID(p) || key == platforms.Format(p.Platform) {
+				res.Platforms[i].Attestations = append(p.Attestations, all...)
+				found = true
+			}
+		}
+		if !found {
+			return status.Errorf(codes.InvalidArgument, "attestations of %q: there is no such result", key)
 		}
 	}
 	return nil
