@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,7 +20,7 @@ import (
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"daemon":   scriptDaemon,
-		"kill":     scriptKillDaemon,
+		"crash":    scriptCrashDaemon,
 		"build":    scriptBuild,
 		"await":    scriptAwait,
 		"tidy":     scriptTidy,
@@ -54,15 +55,27 @@ func scriptDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(s.start(filepath.Join(bin, "kiln"), env, ts.Getenv("EXECUTOR"), args...))
 }
 
-// scriptKillDaemon: "kill" ends the daemon without a warning, as a crash does.
-func scriptKillDaemon(ts *testscript.TestScript, neg bool, args []string) {
+// scriptCrashDaemon: "crash" ends the daemon without a warning. It cannot be called
+// "kill", which is testscript's own and concerns commands in the background.
+func scriptCrashDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	s := state(ts)
 	if neg || len(args) > 0 || s.daemon == nil {
-		ts.Fatalf("usage: kill, with a daemon running")
+		ts.Fatalf("usage: crash, with a daemon running")
 	}
 	ts.Check(s.daemon.Process.Kill())
 	_ = s.daemon.Wait() // it was killed
 	s.daemon = nil
+	// The process in its namespaces dies with it, a moment later.
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c, err := net.Dial("unix", filepath.Join(s.run, "sock"))
+		if err != nil {
+			return
+		}
+		ts.Check(c.Close())
+		if time.Now().After(end) {
+			ts.Fatalf("something answers though the daemon was killed")
+		}
+	}
 }
 
 // scriptBuild: "build args" is "exec kiln build" with plain progress and the

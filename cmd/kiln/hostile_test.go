@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -67,7 +68,8 @@ func scriptMakeTar(ts *testscript.TestScript, neg bool, args []string) {
 // scriptRegistry: "registry NAME [fault]" starts a registry on loopback that
 // holds the base image as library/base:1, and puts its address into NAME.
 // Faults: a status code for blobs or, as "auth-CODE", for everything; "hang",
-// "reset" and "lie" concern layers.
+// "reset" and "lie" concern layers; "hang-upload" takes no blobs, and "login" wants
+// the user "me" with the password "sesame".
 func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: registry name [fault]")
@@ -124,7 +126,16 @@ func (f *faultyRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// That a layer exists, which a HEAD asks, is always told.
 	layer := r.Method == http.MethodGet && f.layers[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]
 	status := statusFault.FindStringSubmatch(f.fault)
+	user, password, _ := r.BasicAuth()
 	switch {
+	case f.fault == "login" && (user != "me" || password != "sesame"):
+		w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	case f.fault == "login":
+		f.next.ServeHTTP(w, r)
+	case f.fault == "hang-upload" && strings.Contains(r.URL.Path, "/blobs/uploads/"):
+		_, _ = io.Copy(io.Discard, r.Body) // only then it is seen when the client leaves
+		<-r.Context().Done()
 	case f.fault == "" || status == nil && !layer:
 		f.next.ServeHTTP(w, r)
 	case status != nil && (layer || status[1] != ""):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -11,16 +12,21 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// diskUse is what du says that the daemon's folder takes, in bytes.
+// diskUse is what du says that a script's daemon's folder takes, in bytes.
 func diskUse(ts *testscript.TestScript) int64 {
-	out, err := exec.Command("du", "-sx", "--block-size=1", filepath.Clean(ts.Getenv("ROOT"))).Output()
-	if len(out) == 0 { // files that vanish while it looks make it complain, too
-		ts.Check(err)
-	}
-	size, _, _ := strings.Cut(string(out), "\t")
-	n, err := strconv.ParseInt(size, 10, 64)
+	n, err := folderUse(ts.Getenv("ROOT"))
 	ts.Check(err)
 	return n
+}
+
+// folderUse is what du says that a folder takes, in bytes.
+func folderUse(dir string) (int64, error) {
+	out, err := exec.Command("du", "-sx", "--block-size=1", filepath.Clean(dir)).Output()
+	if len(out) == 0 { // files that vanish while it looks make it complain, too
+		return 0, fmt.Errorf("du %s: %w", dir, err)
+	}
+	size, _, _ := strings.Cut(string(out), "\t")
+	return strconv.ParseInt(size, 10, 64)
 }
 
 // scriptSameUsage: "same-usage PERCENT" holds that the sum of what kiln du lists
