@@ -170,6 +170,7 @@ func (l *lowering) localContext(s *stage, c *namedContext, name string) {
 		"local.sharedkeyhint": "context:" + c.name + "-" + l.in.opts.sharedKeys[name],
 	})
 	l.locals = append(l.locals, localUse{vertex: v, patterns: patterns, paths: s.paths})
+	l.places = append(l.places, place{v, s.nameSpan}) // the client may not send it
 	s.state.edge = llb.Edge{Vertex: v}
 	s.resolved = true
 }
