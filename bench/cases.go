@@ -64,7 +64,7 @@ func cases() []benchCase {
 			run: exportRun("type="+typ+",dest=", rows),
 		})
 	}
-	return slices.Concat(list, graphCases(), wireCases(), cacheCases(), recordCases(), corpusCases(), mountCases())
+	return slices.Concat(list, graphCases(), wireCases(), cacheCases(), recordCases(), corpusCases(), mountCases(), frontendCases())
 }
 
 // timed builds once and keeps what it took under row.
