@@ -27,7 +27,7 @@ import (
 const Image = "kiln-build/earthfile"
 
 // New returns the frontend.
-func New() frontend.Frontend { return sdk.Func(build) }
+func New() frontend.Frontend { return sdk.Answering(build, targets) }
 
 func build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*frontend.Result, error) {
 	b, err := sdk.Open(ctx, req, gw)
@@ -59,6 +59,32 @@ func build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*fro
 		res.Meta["image.name"] = []byte(strings.Join(list.([]string), ","))
 	}
 	return res, nil
+}
+
+// targets are what a file can make.
+func targets(_ context.Context, b *sdk.Build) ([]sdk.Target, error) {
+	file, err := parse(b.File)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := file.target(b.File.Name, "")
+	if err != nil {
+		return nil, err
+	}
+	var all []sdk.Target
+	for _, name := range file.names {
+		r := file.recipes[name]
+		all = append(all, sdk.Target{Name: name, Default: name == chosen, Base: r.from(), Line: r.at.Start.Line})
+	}
+	return all, nil
+}
+
+// from is what a target says that it starts from; "" if it does not.
+func (r *recipe) from() string {
+	if len(r.body) > 0 && r.body[0].verb == "FROM" {
+		return r.body[0].words[0].text
+	}
+	return ""
 }
 
 // target is the name of the target to build: if none is named, "all", or the file's

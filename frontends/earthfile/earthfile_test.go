@@ -213,6 +213,7 @@ func TestErrors(t *testing.T) {
 	}
 	for file, want := range map[string]string{
 		"VERSION 0.8\n":                 "Dockerfile has no targets",
+		"VERSION 0.8\n\\\n \v\\\n":      "Dockerfile has no targets",
 		strings.Repeat("#", maxSize+1):  "expected at most",
 		head + "t:\n" + loops(5) + "\n": "more than 20000 commands carried out",
 	} {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/kiln-build/kiln/frontend/sdk"
 	"github.com/kiln-build/kiln/llb"
@@ -42,7 +43,7 @@ func scan(f *sdk.File) []line {
 			continue // also between lines that are one
 		}
 		start := strings.Index(text, body)
-		if open == nil {
+		if open == nil || open.text == "" {
 			open = &line{at: sdk.Lines(number, number), indented: start > 0}
 		} else {
 			// The blanks before the rest separate words.
@@ -60,9 +61,9 @@ func scan(f *sdk.File) []line {
 		out = append(out, *open)
 	}
 	for i := range out {
-		out[i].text = strings.TrimRight(out[i].text, " \t")
+		out[i].text = strings.TrimRightFunc(out[i].text, unicode.IsSpace)
 	}
-	return out
+	return slices.DeleteFunc(out, func(l line) bool { return l.text == "" }) // nothing but a backslash
 }
 
 // place is the range of a part of the text. A line that was made of a word has but
