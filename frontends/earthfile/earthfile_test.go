@@ -212,8 +212,9 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	for file, want := range map[string]string{
-		"VERSION 0.8\n":                 "Dockerfile has no targets",
-		"VERSION 0.8\n\\\n \v\\\n":      "Dockerfile has no targets",
+		"VERSION 0.8\n":            "Dockerfile has no targets",
+		"VERSION 0.8\n\\\n \v\\\n": "Dockerfile has no targets",
+		head + "t:\n  LET a=" + strings.Repeat("x", 1000) + "\n" + strings.Repeat("  LET a=$a$a\n", 10) + strings.Repeat("  LET b=$a\n", 80): "become more than",
 		strings.Repeat("#", maxSize+1):  "expected at most",
 		head + "t:\n" + loops(5) + "\n": "more than 20000 commands carried out",
 	} {

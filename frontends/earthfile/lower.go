@@ -15,10 +15,11 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Bounds of what a file may make: how many commands are carried out in all, and how
-// deep targets and functions call each other.
+// Bounds of what a file may make: how many commands are carried out in all, how many
+// bytes their words become, and how deep targets and functions call each other.
 const (
 	maxCommands = 20_000
+	maxExpanded = 64 << 20
 	maxDepth    = 64
 )
 
@@ -30,6 +31,7 @@ type lowering struct {
 	made     map[string]*made // by what they were called with; nil while being made
 	making   []string         // names
 	commands int              // carried out
+	expanded int              // bytes of words
 }
 
 // call is a target, or a function, with what it is called with.

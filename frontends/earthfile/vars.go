@@ -74,6 +74,9 @@ func (f *frame) expand(ctx context.Context, c *command, w word) (string, error) 
 	if err != nil {
 		return "", f.File.Errorf(w.at, "%w", err)
 	}
+	if f.expanded += len(x.Text); f.expanded > maxExpanded {
+		return "", f.File.Errorf(w.at, "words of the file become more than %d bytes in all: expected shorter variables, or fewer turns of FOR", maxExpanded)
+	}
 	return x.Text, nil
 }
 
