@@ -117,6 +117,11 @@ var errEnded = errors.New("the process has ended")
 func (p *Process) send(m *gateway.ExecMessage) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	select {
+	case <-p.done: // the stream may not know yet
+		return errEnded
+	default:
+	}
 	m.ProcessID = p.id
 	err := p.stream.Send(m)
 	if errors.Is(err, io.EOF) {
