@@ -1,12 +1,8 @@
 package earthfile
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
-	"os"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +10,6 @@ import (
 	"testing"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/tools/txtar"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/frontend/frontendtest"
@@ -56,36 +51,7 @@ func buildFile(t *testing.T, gw *frontendtest.Gateway, opts map[string]string) (
 
 var update = flag.Bool("update", false, "write what is made into the test data")
 
-func TestGolden(t *testing.T) {
-	names, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(names) == 0 {
-		t.Fatal("no test data", err)
-	}
-	for _, name := range names {
-		t.Run(filepath.Base(name), func(t *testing.T) {
-			archive, err := txtar.ParseFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			opts := map[string]string{}
-			for _, kv := range strings.Fields(string(archive.Comment)) {
-				k, v, _ := strings.Cut(kv, "=")
-				opts[k] = v
-			}
-			got := golden(t, string(archive.Files[0].Data), opts)
-			if *update {
-				archive.Files = append(archive.Files[:1], txtar.File{Name: "want", Data: []byte(got)})
-				if err := os.WriteFile(name, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if len(archive.Files) != 2 || string(archive.Files[1].Data) != got {
-				t.Errorf("got\n%s", got)
-			}
-		})
-	}
-}
+func TestGolden(t *testing.T) { frontendtest.Golden(t, *update, golden) }
 
 // golden is what a file becomes, as text: also what was built beside the result.
 func golden(t *testing.T, file string, opts map[string]string) string {
@@ -107,22 +73,14 @@ func golden(t *testing.T, file string, opts map[string]string) string {
 	if err != nil {
 		return b.String() + "error: " + err.Error() + "\n"
 	}
-	for _, p := range res.Platforms {
-		var config struct{ Config json.RawMessage }
-		if err := json.Unmarshal(p.Config, &config); err != nil {
-			t.Fatal(err)
-		}
-		g := *p.Graph
-		g.Sources.Files, g.Sources.Locations = nil, nil
-		b.WriteString(g.Text() + "config " + string(config.Config) + "\n")
-	}
+	b.WriteString(frontendtest.Text(t, res))
 	if name := res.Meta["image.name"]; name != nil {
 		b.WriteString("name " + string(name) + "\n")
 	}
 	for _, w := range gw.Warnings() {
 		b.WriteString("warning: " + w.Short + "\n")
 	}
-	return regexp.MustCompile(`local.unique=\w+`).ReplaceAllString(b.String(), "local.unique=ID") // of each request
+	return b.String()
 }
 
 // TestErrors checks that errors have a line and say what to write.

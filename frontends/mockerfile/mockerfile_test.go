@@ -4,14 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/tools/txtar"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/frontend/frontendtest"
@@ -32,36 +28,7 @@ func buildFile(t *testing.T, file string, opts map[string]string) (*frontend.Res
 
 var update = flag.Bool("update", false, "write what is made into the test data")
 
-func TestGolden(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no test data", err)
-	}
-	for _, name := range files {
-		t.Run(filepath.Base(name), func(t *testing.T) {
-			archive, err := txtar.ParseFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			opts := map[string]string{}
-			for _, kv := range strings.Fields(string(archive.Comment)) {
-				k, v, _ := strings.Cut(kv, "=")
-				opts[k] = v
-			}
-			got := golden(t, string(archive.Files[0].Data), opts)
-			if *update {
-				archive.Files = append(archive.Files[:1], txtar.File{Name: "want", Data: []byte(got)})
-				if err := os.WriteFile(name, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if len(archive.Files) != 2 || string(archive.Files[1].Data) != got {
-				t.Errorf("got\n%s", got)
-			}
-		})
-	}
-}
+func TestGolden(t *testing.T) { frontendtest.Golden(t, *update, golden) }
 
 // golden is what a file becomes, as text.
 func golden(t *testing.T, file string, opts map[string]string) string {
@@ -70,18 +37,7 @@ func golden(t *testing.T, file string, opts map[string]string) string {
 	if err != nil {
 		return "error: " + err.Error() + "\n"
 	}
-	var b strings.Builder
-	for _, p := range res.Platforms {
-		var config struct{ Config json.RawMessage }
-		if err := json.Unmarshal(p.Config, &config); err != nil {
-			t.Fatal(err)
-		}
-		g := *p.Graph
-		g.Sources.Files, g.Sources.Locations = nil, nil
-		b.WriteString(p.ID + "\n" + g.Text() + "config " + string(config.Config) + "\n")
-	}
-	unique := regexp.MustCompile(`local.unique=\w+`) // of each request
-	return strings.TrimLeft(unique.ReplaceAllString(b.String(), "local.unique=ID"), "\n")
+	return frontendtest.Text(t, res)
 }
 
 // TestErrors checks that errors have a line and say what to write.
