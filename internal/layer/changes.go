@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,27 @@ func (m marks) isOpaque(dir int) (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("read attribute %s: %w", m.opaqueXattr, err)
+}
+
+// timeXattr is the attribute of folders of which only the time has changed. As
+// the name has the prefix of overlays, no mounted overlay shows it.
+func (m marks) timeXattr() string { return strings.TrimSuffix(m.opaqueXattr, "opaque") + "kiln.time" }
+
+func (m marks) markTimeOnly(dir int) error {
+	if err := unix.Fsetxattr(dir, m.timeXattr(), []byte("y"), 0); err != nil {
+		return fmt.Errorf("set attribute %s: %w", m.timeXattr(), err)
+	}
+	return nil
+}
+
+// isTimeOnly tells whether a folder has that mark, of whichever kind.
+func isTimeOnly(dir int) bool {
+	for _, m := range []marks{{"trusted.overlay.opaque"}, {"user.overlay.opaque"}} {
+		if _, err := unix.Fgetxattr(dir, m.timeXattr(), nil); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (m marks) setOpaque(dir int) error {

@@ -13,8 +13,9 @@ import (
 // dropUnchanged removes from an upper directory what is the same in the layers
 // below. The kernel copies up what is merely opened to be written, or gets the
 // owner that it has, and each folder in which a mount point was made; a layer,
-// and a diff, must hold only what the step changed. The time of a folder in which
-// nothing is left counts as nothing.
+// and a diff, must hold only what the step changed. A folder of which only
+// the time is another stays, with a mark: later steps see its time, but no layer
+// is to have it, as with BuildKit.
 func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string) error {
 	root, err := openRoot(upper)
 	if err != nil {
@@ -108,6 +109,9 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 		return false, 0, err
 	}
 	equal, err := sameXattrs(sub, covered[0])
+	if err == nil && equal && now.Mtim != was.Mtim {
+		return false, 0, s.marks.markTimeOnly(fd(sub))
+	}
 	return equal, unix.AT_REMOVEDIR, err
 }
 

@@ -49,7 +49,7 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 			t.Fatalf("the layer has %q, want %q", parts, want)
 		}
 	}
-	w.want(w.diff(b, c), "etc/", "etc/group=root", "gone/", "mode/", "new/", "own=2", "time=1")
+	w.want(w.diff(b, c), "etc/", "etc/group=root", "gone/", "mode/", "new/", "own=2", "time=1", "touched/")
 }
 
 // What is dropped leaves no trace in the time of its folder.
