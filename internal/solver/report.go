@@ -14,7 +14,8 @@ type report struct {
 
 	mu      sync.Mutex
 	vertex  progress.Vertex
-	running bool // its operation is being executed
+	running bool             // its operation is being executed
+	held    []progress.Event // what was told too early, see ahead
 }
 
 func (r *report) init(sink progress.Sink, v Vertex, inputs []input) {
@@ -28,6 +29,20 @@ func (r *report) init(sink progress.Sink, v Vertex, inputs []input) {
 // step is for those who have more to tell than that the node began or ended.
 func (r *report) step() *progress.Step { return progress.NewStep(r.sink, r.vertex.Digest) }
 
+// ahead is for those who may have something to tell before the node begins: it
+// is held back until then, and dropped if the node begins and ends at once.
+func (r *report) ahead() *progress.Step {
+	return progress.NewStep(progress.SinkFunc(func(e progress.Event) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.vertex.Started == nil {
+			r.held = append(r.held, e)
+			return
+		}
+		r.sink.Emit(e)
+	}), r.vertex.Digest)
+}
+
 // update changes the vertex and tells it, unless the node has ended.
 func (r *report) update(change func(v *progress.Vertex, now time.Time)) {
 	r.mu.Lock()
@@ -38,6 +53,15 @@ func (r *report) update(change func(v *progress.Vertex, now time.Time)) {
 	change(&r.vertex, time.Now())
 	v := r.vertex
 	r.sink.Emit(progress.Event{Vertex: &v})
+	if v.Started == nil {
+		return
+	}
+	for _, e := range r.held {
+		if v.Completed == nil {
+			r.sink.Emit(e)
+		}
+	}
+	r.held = nil
 }
 
 func (r *report) announce() { r.update(func(*progress.Vertex, time.Time) {}) }

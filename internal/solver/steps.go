@@ -99,7 +99,7 @@ func (n *node) missed() {
 	j.missing.Lock()
 	defer j.missing.Unlock()
 	if !j.settled {
-		j.explaining.Go(func() { j.onMiss(s, n.report.step(), j.stepOf) })
+		j.explaining.Go(func() { j.onMiss(s, n.report.ahead(), j.stepOf) })
 	}
 }
 
