@@ -98,12 +98,18 @@ func (s scenario) write(t *testing.T, dir string, build int) {
 				delete(all, name)
 			}
 		}
+		// Nothing is to be known from another scenario.
+		all["src/scenario"] = s.name
+		all["tool.sh"] += "# " + s.name + "\n"
 		if err := peer.WriteFiles(dir, all); err != nil {
 			t.Fatal(err)
 		}
 	} else {
 		written := map[string]string{}
 		for name, text := range s.change {
+			if name == "tool.sh" {
+				text += "# " + s.name + "\n"
+			}
 			if text != "" {
 				written[name] = text
 			} else if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
