@@ -51,20 +51,7 @@ func (n *node) remake() ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
-	if err != nil {
-		return nil, err
-	}
-	out, own, err := n.share(ctx, id, ins, true)
-	if isLoss(err) {
-		out, err = n.shareAgain(ctx, id, own, err)
-	}
-	if err != nil {
-		return nil, n.fail("", err)
-	}
-	n.report.completed()
-	n.tellEnded(id, out)
-	return out, nil
+	return n.produce(ctx, id, true)
 }
 
 // attempts is how often an operation is run whose inputs have lost files: it may

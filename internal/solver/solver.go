@@ -348,12 +348,18 @@ func (n *node) make() ([]Result, error) {
 	if id.keep == KeepAlways {
 		n.missed()
 	}
+	return n.produce(ctx, id, false)
+}
+
+// produce runs the operation, or shares its run with others. again is set for
+// one whose result is known and has lost files.
+func (n *node) produce(ctx context.Context, id identity, again bool) ([]Result, error) {
 	// The inputs come first, so that the flight below is a leaf.
 	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 	if err != nil {
 		return nil, err
 	}
-	out, own, err := n.share(ctx, id, ins, false)
+	out, own, err := n.share(ctx, id, ins, again)
 	if isLoss(err) {
 		out, err = n.shareAgain(ctx, id, own, err)
 	}
