@@ -48,8 +48,9 @@ func (m marks) isOpaque(dir int) (bool, error) {
 	return false, fmt.Errorf("read attribute %s: %w", m.opaqueXattr, err)
 }
 
-// timeXattr is the attribute of folders of which only the time has changed. As
-// the name has the prefix of overlays, no mounted overlay shows it.
+// timeXattr is the attribute of folders in which at most times have changed, and
+// of an upper directory that has such folders. As the name has the prefix of
+// overlays, no mounted overlay shows it.
 func (m marks) timeXattr() string { return strings.TrimSuffix(m.opaqueXattr, "opaque") + "kiln.time" }
 
 func (m marks) markTimeOnly(dir int) error {
@@ -83,7 +84,7 @@ func makeWhiteout(dir int, name string) error {
 	return nil
 }
 
-// walkMarked tells to what a directory holds that has overlay's marks, which
+// walk tells to what a directory holds that has overlay's marks, which
 // is what an upper directory is.
 func (m marks) walk(ctx context.Context, dir *os.File, at string, to sink) error {
 	names, err := readNames(dir)
@@ -114,14 +115,17 @@ func (m marks) walkEntry(ctx context.Context, dir *os.File, name, at string, to 
 	case !isDir(st):
 		return to.put(at, fd(dir), name, st)
 	}
-	if err := to.put(at, fd(dir), name, st); err != nil {
-		return err
-	}
 	sub, err := openDir(fd(dir), name)
 	if err != nil {
 		return err
 	}
 	defer sub.Close()
+	if isTimeOnly(fd(sub)) {
+		return nil // counts as no change, as with BuildKit
+	}
+	if err := to.put(at, fd(dir), name, st); err != nil {
+		return err
+	}
 	opaque, err := m.isOpaque(fd(sub))
 	if err != nil {
 		return err

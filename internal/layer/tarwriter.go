@@ -114,9 +114,6 @@ func (t *tarSink) directory(h *tar.Header, dir int, name string) error {
 		return err
 	}
 	defer d.Close()
-	if isTimeOnly(fd(d)) {
-		return nil
-	}
 	if err := addXattrs(h, fd(d)); err != nil {
 		return err
 	}

@@ -27,67 +27,82 @@ func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string
 		return err
 	}
 	defer below.Close()
-	_, err = s.dropIn(ctx, root, below.dirs, "")
-	return err
+	kept, err := s.dropIn(ctx, root, below.dirs, "")
+	if err != nil || kept.retimed == 0 {
+		return err
+	}
+	return s.marks.markTimeOnly(fd(root)) // so that one look tells
 }
 
-// dropIn does so in one folder, which has the path at, and tells whether it is
-// empty then. Below are the folders that it covers, the topmost first.
-func (s *Store) dropIn(ctx context.Context, dir *os.File, below []*os.File, at string) (empty bool, err error) {
+// remains counts what stays in a folder.
+type remains struct {
+	changed int
+	retimed int // folders, at any depth, of which only the time is another
+}
+
+// dropIn does so in one folder, which has the path at, and tells what stays
+// there. Below are the folders that it covers, the topmost first.
+func (s *Store) dropIn(ctx context.Context, dir *os.File, below []*os.File, at string) (kept remains, err error) {
 	var before unix.Stat_t
 	if err := unix.Fstat(fd(dir), &before); err != nil {
-		return false, err
+		return kept, err
 	}
 	names, err := readNames(dir)
 	if err != nil {
-		return false, err
+		return kept, err
 	}
-	left := len(names)
+	dropped := false
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
-			return false, err
+			return kept, err
 		}
-		same, flags, err := s.unchanged(ctx, dir, below, name, path.Join(at, name))
-		if err == nil && same {
-			left--
+		of, flags, err := s.unchanged(ctx, dir, below, name, path.Join(at, name))
+		if err == nil && of == (remains{}) {
+			dropped = true
 			err = unix.Unlinkat(fd(dir), name, flags)
 		}
 		if err != nil {
-			return false, fmt.Errorf("compare %s with what it was: %w", path.Join(at, name), err)
+			return kept, fmt.Errorf("compare %s with what it was: %w", path.Join(at, name), err)
 		}
+		kept.changed += of.changed
+		kept.retimed += of.retimed
 	}
-	if left < len(names) {
+	if dropped {
 		err = setTimes(fd(dir), "", before.Mtim)
 	}
-	return left == 0, err
+	return kept, err
 }
 
-// unchanged compares an entry with what the layers below have in its place.
-// Flags are those to unlink it with.
-func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, name, at string) (same bool, flags int, err error) {
+// unchanged compares an entry with what the layers below have in its place, and
+// tells what stays of it. Flags are those to unlink it with.
+func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, name, at string) (kept remains, flags int, err error) {
+	changed := remains{changed: 1}
 	now, err := lstat(fd(dir), name)
 	if err != nil || now == nil || isWhiteout(now) {
-		return false, 0, err
+		return changed, 0, err
 	}
 	was, parent, err := topmost(below, name)
 	if err != nil || was == nil && !isDir(now) {
-		return false, 0, err
+		return changed, 0, err
 	}
 	if !isDir(now) {
 		if now.Nlink > 1 { // the link itself may be what is new
-			return false, 0, nil
+			return changed, 0, nil
 		}
-		changed, err := differ(fd(parent), was, fd(dir), now, name)
-		return !changed, 0, err
+		other, err := differ(fd(parent), was, fd(dir), now, name)
+		if err != nil || other {
+			return changed, 0, err
+		}
+		return remains{}, 0, nil
 	}
 	sub, err := openDir(fd(dir), name)
 	if err != nil {
-		return false, 0, err
+		return changed, 0, err
 	}
 	defer sub.Close()
 	opaque, err := s.marks.isOpaque(fd(sub))
 	if err != nil || !opaque && (was == nil || !isDir(was)) {
-		return false, 0, err
+		return changed, 0, err
 	}
 	covered, err := s.folders(below, name)
 	defer func() {
@@ -99,20 +114,26 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 		err = s.spellOut(sub, covered)
 	}
 	if err != nil || was == nil || !isDir(was) {
-		return false, 0, err
+		return changed, 0, err
 	}
-	empty, err := s.dropIn(ctx, sub, covered, at)
-	if err != nil || !empty {
-		return false, 0, err
+	if kept, err = s.dropIn(ctx, sub, covered, at); err != nil {
+		return changed, 0, err
 	}
-	if changed, err := differ(fd(parent), was, fd(dir), now, name); err != nil || changed {
-		return false, 0, err
+	other, err := differ(fd(parent), was, fd(dir), now, name)
+	if err == nil && !other {
+		var equal bool
+		equal, err = sameXattrs(sub, covered[0])
+		other = !equal
 	}
-	equal, err := sameXattrs(sub, covered[0])
-	if err == nil && equal && now.Mtim != was.Mtim {
-		return false, 0, s.marks.markTimeOnly(fd(sub))
+	switch {
+	case err != nil:
+	case other:
+		kept.changed++
+	case kept.changed == 0 && (kept.retimed > 0 || now.Mtim != was.Mtim):
+		kept.retimed++
+		err = s.marks.markTimeOnly(fd(sub))
 	}
-	return equal, unix.AT_REMOVEDIR, err
+	return kept, unix.AT_REMOVEDIR, err
 }
 
 // spellOut takes the mark off a folder that hides all that was in its place, and

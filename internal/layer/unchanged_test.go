@@ -16,7 +16,7 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 	w := newWorld(t, "overlayfs")
 	then := time.Unix(1_600_000_000, 0)
 	a := w.step(nil, func(dir string) error {
-		return errors.Join(files("etc/passwd=root", "etc/group=root", "deep/er/x=1", "touched/", "gone/x=1", "mode/", "time=1")(dir),
+		return errors.Join(files("etc/passwd=root", "etc/group=root", "deep/er/x=1", "touched/", "around/touched/", "gone/x=1", "mode/", "time=1")(dir),
 			os.Chtimes(filepath.Join(dir, "deep/er"), then, then))
 	})
 	b := w.step(a, files("own=1", "more/x=1"))
@@ -30,6 +30,7 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 			os.Remove(at("gone/x")),
 			os.Chmod(at("mode"), 0o700),
 			os.Chtimes(at("time"), touched, touched), os.Chtimes(at("touched"), touched, touched),
+			os.Chtimes(at("around/touched"), touched, touched),
 			os.WriteFile(at("own"), []byte("2"), 0o644),
 			os.Mkdir(at("new"), 0o755),
 			unix.Setxattr(at("etc/group"), "user.test", []byte("x"), 0),
@@ -49,7 +50,18 @@ func TestUnchangedIsNoPartOfLayer(t *testing.T) {
 			t.Fatalf("the layer has %q, want %q", parts, want)
 		}
 	}
-	w.want(w.diff(b, c), "etc/", "etc/group=root", "gone/", "mode/", "new/", "own=2", "time=1", "touched/")
+	// What is another time only is seen by later steps, and is no part of a diff.
+	dir, release, err := w.Mount(context.Background(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"touched", "around/touched"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.ModTime().Unix() != 1 {
+			t.Errorf("the time of %s is lost: %v", name, err)
+		}
+	}
+	w.released(release)
+	w.want(w.diff(b, c), "etc/", "etc/group=root", "gone/", "mode/", "new/", "own=2", "time=1")
 }
 
 // What is dropped leaves no trace in the time of its folder.
