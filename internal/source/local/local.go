@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -261,13 +262,26 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 // receive takes what the client sends, and returns what makes a state of it.
 func (in *intake) receive(p *private) (finish func() (*state, error), err error) {
 	if !p.req.metadataOnly {
-		return in.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, in)
+		return in.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, listing{in, in.task})
 	}
 	m, err := newMetadataOnly(in, p.req.exceptions)
 	if err != nil {
 		return nil, err
 	}
-	return m.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, m)
+	return m.finish, files.Receive(in.ctx, p.caller, p.req.ReceiveOptions, listing{m, in.task})
+}
+
+// listing counts the client's listing as transferred, for a client that sees
+// nothing of it would take a long listing for one that does not answer.
+type listing struct {
+	files.Destination
+	task *progress.Task
+}
+
+// Stat counts the entry.
+func (l listing) Stat(st *files.Stat) (bool, error) {
+	l.task.Add(int64(proto.Size(st)))
+	return l.Destination.Stat(st)
 }
 
 // sharedKey is the name under which a client's files are kept. Clients that give

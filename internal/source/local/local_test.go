@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -68,6 +69,7 @@ type rig struct {
 	memo   source.Memo
 	source *local.Source
 	caller *session.Caller
+	sent   atomic.Int64 // bytes of files' content
 
 	mu    sync.Mutex
 	trees map[string]*contenthash.Tree // by layer
@@ -84,7 +86,7 @@ func newRig(t testing.TB, maxDepth int) *rig {
 	t.Helper()
 	r := &rig{dir: t.TempDir(), trees: map[string]*contenthash.Tree{}}
 	r.layers, r.memo = newLayers(t)
-	r.caller = sessiontest.Connect(t, files.NewProvider(map[string]files.Source{"context": files.FromDir(r.dir)}))
+	r.caller = sessiontest.Connect(t, files.NewProvider(map[string]files.Source{"context": r.share}))
 	r.restart(maxDepth)
 	return r
 }
@@ -107,12 +109,20 @@ func op(attrs ...string) *llb.SourceOp {
 // fetch brings the directory in and tells how many bytes of content were sent.
 func (r *rig) fetch(t testing.TB, o *llb.SourceOp) (*layer.Ref, int64) {
 	t.Helper()
+	before := r.sent.Load()
+	ref, _ := r.fetchTold(t, o)
+	return ref, r.sent.Load() - before
+}
+
+// fetchTold brings the directory in and tells how many bytes progress has as transferred.
+func (r *rig) fetchTold(t testing.TB, o *llb.SourceOp) (*layer.Ref, int64) {
+	t.Helper()
 	var mu sync.Mutex
-	var sent int64
+	var told int64
 	sink := progress.SinkFunc(func(e progress.Event) {
 		if e.Status != nil {
 			mu.Lock()
-			sent = max(sent, e.Status.Current)
+			told = max(told, e.Status.Current)
 			mu.Unlock()
 		}
 	})
@@ -125,7 +135,7 @@ func (r *rig) fetch(t testing.TB, o *llb.SourceOp) (*layer.Ref, int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ref, sent
+	return ref, told
 }
 
 func (r *rig) write(t testing.TB, name, data string) {
