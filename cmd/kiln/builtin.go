@@ -37,6 +37,7 @@ import (
 	localexporter "github.com/kiln-build/kiln/internal/exporter/local"
 	ociexporter "github.com/kiln-build/kiln/internal/exporter/oci"
 	tarexporter "github.com/kiln-build/kiln/internal/exporter/tar"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/namespace"
@@ -131,7 +132,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := build.NewImageFrontend(s.config.Frontend.Gateway.AllowedRepositories, ownFrontends())
+	images, err := gateway.NewImageFrontend(s.config.Frontend.Gateway.AllowedRepositories, ownFrontends())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -170,7 +171,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		History:   past, Ledger: ledger, Spans: spans,
 		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Trim: trimMemory, Labels: workerLabels(snapshots.Kind, s, ns),
 	})
-	images.Attach(server)
+	images.Attach(server.Gateway())
 	return server, parts, nil
 }
 

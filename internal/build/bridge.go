@@ -66,6 +66,12 @@ func (br *Bridge) Sessions() []*session.Caller { return br.values.Sessions }
 // Inputs are the graphs that the request hands to the frontend.
 func (br *Bridge) Inputs() map[string]*llb.Graph { return br.req.Inputs }
 
+// Sink takes the build's progress.
+func (br *Bridge) Sink() progress.Sink { return br.req.Sink }
+
+// SessionID is that of the client's session; "" without one.
+func (br *Bridge) SessionID() string { return br.sessionID }
+
 // Frontend runs a frontend by name.
 func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]string, inputs map[string]*llb.Graph) (*frontend.Result, error) {
 	name, opts = withoutImage(name, opts)

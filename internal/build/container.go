@@ -21,6 +21,7 @@ import (
 // ContainerSpec describes a container that a frontend wants to run processes in.
 type ContainerSpec struct {
 	Mounts   []ContainerMount // one of them at "/"
+	Given    []GivenFolder    // beside the mounts
 	Network  llb.NetMode
 	Hosts    []llb.HostIP
 	Hostname string
@@ -32,6 +33,9 @@ type ContainerMount struct {
 	llb.Mount
 	Ref *Ref // where its content comes from; nil is an empty file system
 }
+
+// GivenFolder is a folder of files that no graph makes.
+type GivenFolder = op.GivenFolder
 
 // Process is a process to run in a container.
 type Process = op.ContainerProcess
@@ -59,7 +63,7 @@ func (br *Bridge) NewContainer(ctx context.Context, spec ContainerSpec) (*Contai
 		return nil, err
 	}
 	defer done()
-	inner := op.ContainerSpec{Network: spec.Network, Hosts: spec.Hosts, Hostname: spec.Hostname}
+	inner := op.ContainerSpec{Given: spec.Given, Network: spec.Network, Hosts: spec.Hosts, Hostname: spec.Hostname}
 	if spec.Platform != nil {
 		inner.System = spec.Platform.OS
 	}

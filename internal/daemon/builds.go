@@ -2,19 +2,14 @@ package daemon
 
 import (
 	"context"
-	"crypto/rand"
-	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/kiln-build/kiln/frontend"
-	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/history"
-	"github.com/kiln-build/kiln/llb"
 )
 
 // keepUnrecorded is how long a build that is in no history can still be asked
@@ -44,31 +39,11 @@ type running struct {
 	record *history.Build
 	events *eventLog
 
-	// For a build whose client acts as the frontend:
-	gateway chan struct{} // closed once bridge is set
-	bridge  *build.Bridge
-	answer  chan answer // what the client returned
-	done    chan struct{}
-
-	choosing atomic.Bool // the client is asked how to export the result
-
-	mu   sync.Mutex
-	refs map[string]*gatewayRef
+	phase *gateway.Phase // of a client that acts as the frontend
+	done  chan struct{}
 
 	stop    context.CancelCauseFunc // set once the build has begun; guarded by builds.mu
-	phase   gatewayPhase
 	reasons reasons
-}
-
-// gatewayRef is a result that a client may refer to by id.
-type gatewayRef struct {
-	graph *llb.Graph
-	ref   frontend.Ref
-}
-
-type answer struct {
-	result *frontend.Result
-	err    error
 }
 
 // begin registers a build, whose record open makes. The caller must call end.
@@ -85,10 +60,8 @@ func (b *builds) begin(ref string, open func() (*history.Build, error)) (*runnin
 	if err != nil {
 		return nil, err
 	}
-	r := &running{
-		ref: ref, began: time.Now(), record: record, events: newEventLog(record.Log()), gateway: make(chan struct{}), answer: make(chan answer, 1),
-		done: make(chan struct{}), refs: map[string]*gatewayRef{},
-	}
+	r := &running{ref: ref, began: time.Now(), record: record, events: newEventLog(record.Log()), done: make(chan struct{})}
+	r.phase = gateway.NewPhase(ref, r.done)
 	b.byRef[ref] = r
 	b.busy++
 	close(b.came)
@@ -167,54 +140,6 @@ func (b *builds) get(ctx context.Context, ref string, wait time.Duration) (*runn
 			return nil, ctx.Err()
 		}
 	}
-}
-
-// serve lets the client act as frontend, until it returns a result.
-func (r *running) serve(ctx context.Context, br *build.Bridge) (*frontend.Result, error) {
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	r.bridge, r.phase.ctx, r.phase.inputs = br, ctx, br.Inputs()
-	close(r.gateway)
-	select {
-	case a := <-r.answer:
-		return a.result, a.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-// waitBridge returns the bridge of a build whose client acts as frontend.
-func (r *running) waitBridge(ctx context.Context) (*build.Bridge, error) {
-	select {
-	case <-r.gateway:
-		return r.bridge, nil
-	case <-r.done:
-		return nil, status.Errorf(codes.NotFound, "no such job %s: it has ended", r.ref)
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// keep gives a result an id.
-func (r *running) keep(g *gatewayRef) string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	id := rand.Text()
-	r.refs[id] = g
-	return id
-}
-
-// lookup finds a result by its id; the empty id is the empty file system.
-func (r *running) lookup(id string) (*gatewayRef, error) {
-	if id == "" {
-		return nil, nil
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if g, ok := r.refs[id]; ok {
-		return g, nil
-	}
-	return nil, fmt.Errorf("no such ref %q in build %s", id, r.ref)
 }
 
 // running is how many builds are under way.

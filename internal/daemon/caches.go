@@ -6,7 +6,6 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/session"
 )
@@ -33,14 +32,6 @@ func caches(r *control.SolveRequest, req *build.Request) {
 	}
 }
 
-// readCacheImports reads which caches one request of a frontend names.
-func readCacheImports(r *gateway.SolveRequest) (out []build.CacheOption) {
-	for _, i := range r.GetCacheImports() {
-		out = append(out, build.CacheOption{Type: i.GetType(), Attrs: i.GetAttrs()})
-	}
-	return out
-}
-
 // ExportClient asks a client how to bring out a result.
 type ExportClient interface {
 	FindExporters(ctx context.Context, c *session.Caller, meta map[string][]byte, refs []string, add func(kind string, attrs map[string]string)) error
@@ -57,14 +48,10 @@ type sessionChooser struct {
 
 // Choose asks the client.
 func (c *sessionChooser) Choose(ctx context.Context, meta map[string][]byte, refs []frontend.Ref) (chosen []build.Export, err error) {
-	c.run.choosing.Store(true)
-	defer c.run.choosing.Store(false)
-	var ids []string
-	for _, ref := range refs {
-		ids = append(ids, c.run.keep(&gatewayRef{ref: ref}))
-	}
-	err = c.client.FindExporters(ctx, c.caller, meta, ids, func(kind string, attrs map[string]string) {
-		chosen = append(chosen, build.Export{Type: kind, Attrs: attrs})
+	err = c.run.phase.Choose(refs, func(ids []string) error {
+		return c.client.FindExporters(ctx, c.caller, meta, ids, func(kind string, attrs map[string]string) {
+			chosen = append(chosen, build.Export{Type: kind, Attrs: attrs})
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("choose exporters: %w", err)

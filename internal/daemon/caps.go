@@ -3,11 +3,8 @@ package daemon
 import (
 	"slices"
 
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/kiln-build/kiln/internal/api/caps"
 	"github.com/kiln-build/kiln/llb"
-	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // frontendCaps are the parts of the gateway API that work (WIRE.md section 4).
@@ -32,15 +29,4 @@ func wireCaps(ids []string) (out []*caps.APICap) {
 		out = append(out, &caps.APICap{ID: id, Enabled: true})
 	}
 	return out
-}
-
-func wirePlatform(p ocispecs.Platform) *pb.Platform {
-	return &pb.Platform{Architecture: p.Architecture, OS: p.OS, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
-}
-
-func readPlatform(p *pb.Platform) *ocispecs.Platform {
-	if p == nil {
-		return nil
-	}
-	return &ocispecs.Platform{Architecture: p.Architecture, OS: p.OS, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/worker"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb"
-	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // Times that the daemon waits for what clients send out of order (WIRE.md section 1.1).
@@ -97,10 +97,10 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 		}
 		req.Graph = g
 	case r.Frontend == "":
-		req.FrontendFunc = run.serve
+		req.FrontendFunc = run.phase.Serve
 	}
 	var err error
-	if req.Inputs, err = graphs(r.FrontendInputs); err != nil {
+	if req.Inputs, err = gateway.ReadGraphs(r.FrontendInputs); err != nil {
 		return req, err
 	}
 	if err := s.policies(r, &req); err != nil {
@@ -134,21 +134,6 @@ func exporters(r *control.SolveRequest) []*control.Exporter {
 	return r.Exporters
 }
 
-func graphs(defs map[string]*pb.Definition) (map[string]*llb.Graph, error) {
-	if len(defs) == 0 {
-		return nil, nil
-	}
-	out := map[string]*llb.Graph{}
-	for name, d := range defs {
-		g, err := llb.Unmarshal(d)
-		if err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "decode input %q: %v", name, err)
-		}
-		out[name] = g
-	}
-	return out, nil
-}
-
 // Session takes a client's back-channel and keeps it until it ends.
 func (s *controlService) Session(stream grpc.BidiStreamingServer[control.BytesMessage, control.BytesMessage]) error {
 	s.mu.Lock()
@@ -170,7 +155,7 @@ func (s *controlService) ListWorkers(context.Context, *control.ListWorkersReques
 func (s *Server) workers() []*worker.WorkerRecord {
 	w := &worker.WorkerRecord{ID: s.config.WorkerID, Labels: s.config.Labels, BuildkitVersion: s.version(), CDIDevices: s.devices()}
 	for _, p := range s.platforms() {
-		w.Platforms = append(w.Platforms, wirePlatform(p))
+		w.Platforms = append(w.Platforms, gateway.WirePlatform(p))
 	}
 	for _, p := range s.config.Policies {
 		w.GCPolicy = append(w.GCPolicy, wirePolicy(p))

@@ -1,7 +1,7 @@
 // Package daemon serves Kiln's API, which is BuildKit's (WIRE.md sections 0,
 // 1, 5 and 6): it decodes requests into values, hands them to package build,
-// and makes its events and errors messages again. Wire types go no further
-// than this package.
+// and makes its events and errors messages again. What frontends ask of a build
+// is package gateway's. Wire types go no further than these two.
 package daemon
 
 import (
@@ -25,9 +25,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
+	gatewaypb "github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/api/kiln"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/session"
@@ -68,6 +69,7 @@ type Server struct {
 	traces  *traces
 	grpc    *grpc.Server
 	metrics *metrics
+	gateway *gateway.Service
 	steps   *grpc.Server // for the spans of steps, and for nothing else
 
 	mu      sync.Mutex
@@ -78,10 +80,11 @@ type Server struct {
 func New(c Config) *Server {
 	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version), metrics: newMetrics()}
 	s.grpc = grpc.NewServer(append(session.ServerOptions(),
-		grpc.ChainUnaryInterceptor(s.metrics.unary, recoverUnary), grpc.ChainStreamInterceptor(s.metrics.stream, recoverStream))...)
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	kiln.RegisterKilnServer(s.grpc, &kilnService{Server: s})
-	gateway.RegisterLLBBridgeServer(s.grpc, &gatewayService{Server: s})
+	s.gateway = gateway.NewService(gatewayHost{s}, c.Platforms[0])
+	gatewaypb.RegisterLLBBridgeServer(s.grpc, s.gateway)
 	kiln.RegisterCachesServer(s.grpc, &cachesService{Server: s})
 	kiln.RegisterCacheMountsServer(s.grpc, &mountsService{Server: s})
 	contentpb.RegisterContentServer(s.grpc, &contentService{Server: s})
@@ -92,6 +95,9 @@ func New(c Config) *Server {
 	collectorpb.RegisterTraceServiceServer(s.steps, &traceService{Server: s})
 	return s
 }
+
+// Gateway is what frontends ask of builds here.
+func (s *Server) Gateway() *gateway.Service { return s.gateway }
 
 // ServeSteps takes the spans of steps on a listener, until the daemon ends. It
 // is a step's way to the daemon: whoever runs there may do nothing else.
@@ -157,6 +163,20 @@ func (s *Server) watchIdle(idle, stop chan struct{}) {
 			}
 		}
 	}
+}
+
+// unary is what each call goes through.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	return s.metrics.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+		return recoverUnary(ctx, req, info, next)
+	})
+}
+
+// stream is what each call of messages goes through.
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return s.metrics.stream(srv, ss, info, func(srv any, ss grpc.ServerStream) error {
+		return recoverStream(srv, ss, info, next)
+	})
 }
 
 // recoverUnary makes a panic an error of the call that it happened in.

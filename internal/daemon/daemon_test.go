@@ -13,14 +13,12 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -284,39 +282,6 @@ func TestErrorsKeepWhatClientsNeed(t *testing.T) {
 	} {
 		if got := status.Code(wireError(err)); got != code {
 			t.Errorf("%v: code %v, want %v", err, got, code)
-		}
-	}
-}
-
-// What a client returns may be anything (SECURITY.md, CVE-2024-23650).
-func TestHostileResults(t *testing.T) {
-	r := &running{ref: "b", refs: map[string]*gatewayRef{}}
-	native := ocispecs.Platform{OS: "linux", Architecture: "amd64"}
-	for name, w := range map[string]*gateway.Result{
-		"unknown ref":      {Result: &gateway.Result_Ref{Ref: &gateway.Ref{Id: "nope"}}},
-		"no platforms":     {Result: &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: map[string]*gateway.Ref{"linux/arm64": {}}}}},
-		"platforms = null": {Metadata: map[string][]byte{"refs.platforms": []byte("null")}},
-		"platform no id": {
-			Metadata: map[string][]byte{"refs.platforms": []byte(`{"Platforms":[{"Platform":{"os":"linux","architecture":"amd64"}}]}`)},
-		},
-		"platforms broken": {Metadata: map[string][]byte{"refs.platforms": []byte("[{}]")}},
-		"platform empty": {
-			Result:   &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: map[string]*gateway.Ref{"x": nil}}},
-			Metadata: map[string][]byte{"refs.platforms": []byte(`{"Platforms":[{"ID":"x"}]}`)},
-		},
-	} {
-		if _, err := r.result(w, native); err == nil {
-			t.Errorf("%s: taken", name)
-		}
-	}
-	for name, w := range map[string]*gateway.Result{
-		"nothing":       nil,
-		"the empty ref": {Result: &gateway.Result_Ref{Ref: &gateway.Ref{}}},
-		"nil ref":       {Result: &gateway.Result_Ref{}},
-		"nil refs":      {Result: &gateway.Result_Refs{}},
-	} {
-		if _, err := r.result(w, native); err != nil {
-			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/errdefs"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/executor"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
@@ -63,9 +64,9 @@ func errorStatus(err error) *status.Status {
 	if errors.As(err, &denied) && len(denied.Messages) > 0 {
 		st.Details = appendDetail(st.Details, "policysession.DecisionResponse", denial(denied))
 	}
-	var failed *solveError
+	var failed *gateway.StepError
 	if errors.As(err, &failed) {
-		st.Details = appendDetail(st.Details, "errdefs.Solve", solveDetail{failed.detail})
+		st.Details = appendDetail(st.Details, "errdefs.Solve", failed.Detail())
 	}
 	attestDetails(st, err)
 	var be *build.Error

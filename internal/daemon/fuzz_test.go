@@ -4,11 +4,9 @@ import (
 	"context"
 	"testing"
 
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/api/sourcepolicy"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/llb/pb"
@@ -63,42 +61,6 @@ func FuzzSolveRequest(f *testing.F) {
 		for name, g := range req.Inputs {
 			if err := g.Verify(); err != nil {
 				t.Errorf("input %s: %v", name, err)
-			}
-		}
-	})
-}
-
-// FuzzResult decodes what clients return that act as frontends.
-func FuzzResult(f *testing.F) {
-	for _, r := range []*gateway.Result{
-		{Result: &gateway.Result_Ref{Ref: &gateway.Ref{}}},
-		{
-			Result:   &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: map[string]*gateway.Ref{"linux/amd64": {}}}},
-			Metadata: map[string][]byte{"refs.platforms": []byte(`{"Platforms":[{"ID":"linux/amd64","Platform":{"architecture":"amd64","os":"linux"}}]}`)},
-		},
-		{
-			Result:       &gateway.Result_RefDeprecated{},
-			Attestations: map[string]*gateway.Attestations{"": {Attestation: []*gateway.Attestation{{Ref: &gateway.Ref{}, Path: "p", InTotoSubjects: []*gateway.InTotoSubject{{Digest: []string{"sha256:a"}}}}}}},
-		},
-	} {
-		data, err := proto.Marshal(r)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(data)
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		w := &gateway.Result{}
-		if proto.Unmarshal(data, w) != nil {
-			return
-		}
-		res, err := (&running{refs: map[string]*gatewayRef{}}).result(w, ocispecs.Platform{OS: "linux", Architecture: "amd64"})
-		if err != nil {
-			return
-		}
-		for _, p := range res.Platforms {
-			if p.Platform.OS == "" || p.Platform.Architecture == "" {
-				t.Errorf("result %q is for no platform", p.ID)
 			}
 		}
 	})

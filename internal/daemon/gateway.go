@@ -2,260 +2,36 @@ package daemon
 
 import (
 	"context"
-	"fmt"
-	"slices"
-	"strings"
 
-	digest "github.com/opencontainers/go-digest"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
 
-	"github.com/kiln-build/kiln/frontend"
-	"github.com/kiln-build/kiln/internal/api/gateway"
-	"github.com/kiln-build/kiln/internal/build"
-	"github.com/kiln-build/kiln/llb"
-	"github.com/kiln-build/kiln/llb/pb"
+	gatewaypb "github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/gateway"
 )
 
-// buildIDKey is the metadata that names the build a call belongs to.
-const buildIDKey = "buildkit-controlapi-buildid"
+// gatewayHost is the daemon as package gateway sees it; it implements
+// [gateway.Host].
+type gatewayHost struct{ *Server }
 
-// gatewayService is moby.buildkit.v1.frontend.LLBBridge, for clients that act
-// as the frontend of their own build, and for frontends in containers.
-type gatewayService struct {
-	gateway.UnimplementedLLBBridgeServer
-	*Server
-	only *running // whom the connection belongs to; nil if calls name their build
+// Phase waits for a build to begin.
+func (s gatewayHost) Phase(ctx context.Context, build string) (*gateway.Phase, error) {
+	r, err := s.builds.get(ctx, build, waitGateway)
+	if err != nil {
+		return nil, err
+	}
+	return r.phase, nil
 }
 
-// named returns the build that a call names, once it has begun.
-func (s *gatewayService) named(ctx context.Context) (*running, error) {
-	if s.only != nil {
-		return s.only, nil
-	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	ids := md.Get(buildIDKey)
-	if len(ids) == 0 {
-		return nil, status.Errorf(codes.InvalidArgument, "no buildid found in context: the call has no %s metadata", buildIDKey)
-	}
-	return s.builds.get(ctx, ids[0], waitGateway)
+// Pong tells what the daemon can do.
+func (s gatewayHost) Pong() *gatewaypb.PongResponse {
+	return &gatewaypb.PongResponse{FrontendAPICaps: wireCaps(frontendCaps), LLBCaps: wireCaps(Caps()), Workers: s.workers()}
 }
 
-// running finds the build that a call belongs to, which waits for its frontend.
-func (s *gatewayService) running(ctx context.Context) (*running, *build.Bridge, error) {
-	r, err := s.named(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	br, err := r.waitBridge(ctx)
-	if err == nil {
-		err = r.ended()
-	}
-	return r, br, err
-}
+// Status gives an error its details.
+func (s gatewayHost) Status(err error) *rpcstatus.Status { return errorStatus(err) }
 
-// Ping tells what the daemon can do. That needs no frontend's part to have come.
-func (s *gatewayService) Ping(ctx context.Context, _ *gateway.PingRequest) (*gateway.PongResponse, error) {
-	r, err := s.named(ctx)
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case <-r.gateway:
-		if err := r.ended(); err != nil {
-			return nil, err
-		}
-	default:
-	}
-	return &gateway.PongResponse{FrontendAPICaps: wireCaps(frontendCaps), LLBCaps: wireCaps(Caps()), Workers: s.workers()}, nil
-}
-
-// Solve evaluates a definition, or has a frontend make one.
-func (s *gatewayService) Solve(ctx context.Context, r *gateway.SolveRequest) (*gateway.SolveResponse, error) {
-	run, br, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := run.admitSolve(proto.Size(r)); err != nil {
-		return nil, err
-	}
-	if slices.Contains(r.CacheImports, nil) {
-		return nil, status.Error(codes.InvalidArgument, "invalid nil cache import")
-	}
-	br.ImportCaches(readCacheImports(r))
-	hasDef := r.Definition != nil && len(r.Definition.Def) > 0
-	if hasDef && r.Frontend != "" {
-		return nil, status.Error(codes.InvalidArgument, "a solve takes a definition or a frontend, not both")
-	}
-	var res *frontend.Result
-	if r.Frontend != "" {
-		inputs, err := graphs(r.FrontendInputs)
-		if err != nil {
-			return nil, err
-		}
-		if res, err = br.Frontend(ctx, r.Frontend, r.FrontendOpt, inputs); err != nil {
-			return nil, run.failed(br, err)
-		}
-	} else {
-		g := &llb.Graph{}
-		if hasDef {
-			if g, err = llb.Unmarshal(r.Definition); err != nil {
-				return nil, status.Errorf(codes.InvalidArgument, "decode definition: %v", err)
-			}
-			policies, err := readPolicies(r.SourcePolicies...)
-			if err != nil {
-				return nil, err
-			}
-			if g, err = br.ApplyPolicies(ctx, g, policies); err != nil {
-				return nil, br.Locate(err)
-			}
-		}
-		res = &frontend.Result{Platforms: []frontend.PlatformResult{{Platform: s.config.Platforms[0], Graph: g}}}
-	}
-	out, err := run.wireResult(ctx, br, res, r)
-	if err != nil {
-		return nil, run.failed(br, err)
-	}
-	if r.Final { // frontends of before Return
-		if err := run.final(out, r.ExporterAttr, s.config.Platforms[0]); err != nil {
-			return nil, err
-		}
-	}
-	if !r.AllowResultReturn { // clients of before results
-		return &gateway.SolveResponse{Ref: out.GetRefDeprecated()}, nil
-	}
-	return &gateway.SolveResponse{Result: out}, nil
-}
-
-// Return ends the client's part: it says what the build is to export, or why
-// there is nothing.
-func (s *gatewayService) Return(ctx context.Context, r *gateway.ReturnRequest) (*gateway.ReturnResponse, error) {
-	run, _, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case (r.Error == nil) == (r.Result == nil):
-		return nil, status.Error(codes.InvalidArgument, "gateway return must be either result or err")
-	case r.Error != nil && r.Error.Code == int32(codes.OK):
-		return nil, status.Error(codes.InvalidArgument, "the returned error has the code of success")
-	case r.Error != nil:
-		return &gateway.ReturnResponse{}, run.give(answer{err: &remoteError{r.Error}})
-	}
-	res, err := run.result(r.Result, s.config.Platforms[0])
-	if err != nil {
-		return nil, err
-	}
-	return &gateway.ReturnResponse{}, run.give(answer{result: res})
-}
-
-// ResolveImageConfig tells an image's digest and config.
-func (s *gatewayService) ResolveImageConfig(ctx context.Context, r *gateway.ResolveImageConfigRequest) (*gateway.ResolveImageConfigResponse, error) {
-	_, br, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	op := &llb.SourceOp{Identifier: "docker-image://" + strings.TrimPrefix(r.Ref, "docker-image://")}
-	if r.ResolverType == 1 {
-		op = &llb.SourceOp{
-			Identifier: "oci-layout://" + strings.TrimPrefix(r.Ref, "oci-layout://"),
-			Attrs:      map[string]string{"oci.session": r.SessionID, "oci.store": r.StoreID},
-		}
-	}
-	policies, err := readPolicies(r.SourcePolicies...)
-	if err != nil {
-		return nil, err
-	}
-	m, err := br.ResolveSourceUnder(ctx, op, frontend.ResolveOpt{Platform: readPlatform(r.Platform), Mode: r.ResolveMode, LogName: r.LogName}, policies)
-	if err != nil {
-		return nil, err
-	}
-	_, ref, _ := strings.Cut(m.Op.Identifier, "://")
-	return &gateway.ResolveImageConfigResponse{Digest: string(m.Digest), Config: m.Config, Ref: ref}, nil
-}
-
-// ResolveSourceMeta tells what is known of a source without fetching it whole.
-func (s *gatewayService) ResolveSourceMeta(ctx context.Context, r *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
-	_, br, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if r.Source == nil {
-		return nil, status.Error(codes.InvalidArgument, "the request has no source")
-	}
-	policies, err := readPolicies(r.SourcePolicies...)
-	if err != nil {
-		return nil, err
-	}
-	opt, err := readResolveOpt(r)
-	if err != nil {
-		return nil, err
-	}
-	m, err := br.ResolveSourceUnder(ctx, readSourceOp(r.Source), opt, policies)
-	if err != nil {
-		return nil, err
-	}
-	return wireMeta(m), nil
-}
-
-// Evaluate makes a ref's files.
-func (s *gatewayService) Evaluate(ctx context.Context, r *gateway.EvaluateRequest) (*gateway.EvaluateResponse, error) {
-	run, br, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	g, err := run.lookup(r.Ref)
-	if err != nil {
-		return nil, status.Error(codes.NotFound, err.Error())
-	}
-	if g != nil {
-		err = run.failed(br, g.ref.Evaluate(ctx))
-	}
-	return &gateway.EvaluateResponse{}, err
-}
-
-// Inputs returns the graphs that were given to the frontend.
-func (s *gatewayService) Inputs(ctx context.Context, _ *gateway.InputsRequest) (*gateway.InputsResponse, error) {
-	run, _, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	resp := &gateway.InputsResponse{Definitions: map[string]*pb.Definition{}}
-	for name, g := range run.phase.inputs {
-		if resp.Definitions[name], err = g.Marshal(); err != nil {
-			return nil, fmt.Errorf("encode input %q: %w", name, err)
-		}
-	}
-	return resp, nil
-}
-
-// Warn tells the user of something that stops nothing.
-func (s *gatewayService) Warn(ctx context.Context, r *gateway.WarnRequest) (*gateway.WarnResponse, error) {
-	run, br, err := s.running(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := run.admitWarning(proto.Size(r)); err != nil {
-		return nil, err
-	}
-	w := frontend.Warning{Level: int(r.Level), Short: string(r.Short), URL: r.Url}
-	for _, d := range r.Detail {
-		w.Detail = append(w.Detail, string(d))
-	}
-	if r.Info != nil {
-		w.File = &llb.SourceFile{Name: r.Info.Filename, Data: r.Info.Data, Language: r.Info.Language}
-	}
-	for _, rg := range r.Ranges {
-		if rg == nil {
-			return nil, status.Error(codes.InvalidArgument, "invalid source range")
-		}
-		w.Ranges = append(w.Ranges, llb.Range{
-			Start: llb.Position{Line: int(rg.GetStart().GetLine()), Character: int(rg.GetStart().GetCharacter())},
-			End:   llb.Position{Line: int(rg.GetEnd().GetLine()), Character: int(rg.GetEnd().GetCharacter())},
-		})
-	}
-	br.Warn(ctx, digest.Digest(r.Digest), w)
-	return &gateway.WarnResponse{}, nil
+// Intercept is what the calls of the daemon's own listeners go through, too.
+func (s gatewayHost) Intercept() (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+	return s.unary, s.stream
 }

@@ -20,10 +20,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
-	"github.com/kiln-build/kiln/internal/build"
+	gatewaypb "github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/executor/fake"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/llb/pb"
 )
@@ -40,7 +40,7 @@ type programs struct {
 
 // inContainer is a frontend's view.
 type inContainer struct {
-	gateway.LLBBridgeClient
+	gatewaypb.LLBBridgeClient
 	conn *grpc.ClientConn
 	raw  net.Conn // for who does not use conn
 	spec executor.Spec
@@ -73,7 +73,7 @@ func (p *programs) Start(ctx context.Context, spec executor.Spec, stdio executor
 	if err != nil {
 		return nil, err
 	}
-	f.LLBBridgeClient = gateway.NewLLBBridgeClient(f.conn)
+	f.LLBBridgeClient = gatewaypb.NewLLBBridgeClient(f.conn)
 	ctx, cancel := context.WithCancel(ctx)
 	c := &finished{done: make(chan struct{}), kill: cancel}
 	go func() {
@@ -115,7 +115,7 @@ func (c processConn) SetWriteDeadline(time.Time) error { return nil }
 // serveFrontends is a daemon with frontends by mode.
 func serveFrontends(t *testing.T, byMode map[string]program) *gatewayServer {
 	t.Helper()
-	images, err := build.NewImageFrontend(nil, nil)
+	images, err := gateway.NewImageFrontend(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,8 +157,8 @@ func (g *gatewayServer) runFrontend(ctx context.Context, t *testing.T, mode stri
 }
 
 // solve makes a result of one file.
-func (f *inContainer) solve(ctx context.Context, def *pb.Definition) (*gateway.Result, error) {
-	resp, err := f.Solve(ctx, &gateway.SolveRequest{Definition: def, AllowResultReturn: true, AllowResultArrayRef: true})
+func (f *inContainer) solve(ctx context.Context, def *pb.Definition) (*gatewaypb.Result, error) {
+	resp, err := f.Solve(ctx, &gatewaypb.SolveRequest{Definition: def, AllowResultReturn: true, AllowResultArrayRef: true})
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func (f *inContainer) give(ctx context.Context, def *pb.Definition) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Return(ctx, &gateway.ReturnRequest{Result: res})
+	_, err = f.Return(ctx, &gatewaypb.ReturnRequest{Result: res})
 	return err
 }
 
@@ -182,11 +182,11 @@ func TestFrontendInContainer(t *testing.T) {
 			if h, err := healthpb.NewHealthClient(f.conn).Check(ctx, &healthpb.HealthCheckRequest{}); err != nil || h.Status != healthpb.HealthCheckResponse_SERVING {
 				return fmt.Errorf("health: %v, %w", h, err)
 			}
-			pong, err := f.Ping(ctx, &gateway.PingRequest{})
+			pong, err := f.Ping(ctx, &gatewaypb.PingRequest{})
 			if err != nil || len(pong.Workers) != 1 || len(pong.LLBCaps) == 0 || len(pong.FrontendAPICaps) == 0 {
 				return fmt.Errorf("ping: %v, %w", pong, err)
 			}
-			in, err := f.Inputs(ctx, &gateway.InputsRequest{})
+			in, err := f.Inputs(ctx, &gatewaypb.InputsRequest{})
 			if err != nil || len(in.Definitions) != 2 || in.Definitions["other"] == nil {
 				return fmt.Errorf("inputs: %v, %w", in, err)
 			}
@@ -197,7 +197,7 @@ func TestFrontendInContainer(t *testing.T) {
 			return f.give(ctx, text)
 		},
 		"error": func(ctx context.Context, f *inContainer) error {
-			_, err := f.Return(ctx, &gateway.ReturnRequest{Error: &rpcstatus.Status{Code: int32(codes.OutOfRange), Message: "its own words"}})
+			_, err := f.Return(ctx, &gatewaypb.ReturnRequest{Error: &rpcstatus.Status{Code: int32(codes.OutOfRange), Message: "its own words"}})
 			return errors.Join(err, &executor.ExitError{Code: 3})
 		},
 		"late crash": func(ctx context.Context, f *inContainer) error {
@@ -206,7 +206,7 @@ func TestFrontendInContainer(t *testing.T) {
 		"crash": func(context.Context, *inContainer) error { return &executor.ExitError{Code: 5} },
 		"leave": func(context.Context, *inContainer) error { return nil },
 		"hang up": func(ctx context.Context, f *inContainer) error {
-			_, err := f.Ping(ctx, &gateway.PingRequest{})
+			_, err := f.Ping(ctx, &gatewaypb.PingRequest{})
 			f.conn.Close() // closes its input, which the daemon notices when it writes
 			return errors.Join(err, &executor.ExitError{Code: 6})
 		},
@@ -218,7 +218,7 @@ func TestFrontendInContainer(t *testing.T) {
 			return err
 		},
 		"foreign": func(ctx context.Context, f *inContainer) error {
-			ctx = metadata.AppendToOutgoingContext(ctx, buildIDKey, "build-result") // says nothing on this connection
+			ctx = metadata.AppendToOutgoingContext(ctx, gateway.BuildIDKey, "build-result") // says nothing on this connection
 			return f.give(ctx, text)
 		},
 		"outer": func(ctx context.Context, f *inContainer) error {
@@ -228,21 +228,21 @@ func TestFrontendInContainer(t *testing.T) {
 			}
 			opts := imageOpts("thief")
 			opts["ref"] = res.GetRef().GetId()
-			_, err = f.Solve(ctx, &gateway.SolveRequest{
+			_, err = f.Solve(ctx, &gatewaypb.SolveRequest{
 				Frontend: "gateway.v0", FrontendOpt: opts, AllowResultReturn: true, AllowResultArrayRef: true,
 				FrontendInputs: map[string]*pb.Definition{"image": text},
 			})
 			if err != nil {
 				return err
 			}
-			_, err = f.Return(ctx, &gateway.ReturnRequest{Result: res})
+			_, err = f.Return(ctx, &gatewaypb.ReturnRequest{Result: res})
 			return err
 		},
 		"thief": func(ctx context.Context, f *inContainer) error {
-			if _, err := f.StatFile(ctx, &gateway.StatFileRequest{Ref: f.opts["ref"], Path: "file"}); status.Code(err) == codes.OK {
+			if _, err := f.StatFile(ctx, &gatewaypb.StatFileRequest{Ref: f.opts["ref"], Path: "file"}); status.Code(err) == codes.OK {
 				return errors.New("it reads what is another's")
 			}
-			in, err := f.Inputs(ctx, &gateway.InputsRequest{})
+			in, err := f.Inputs(ctx, &gatewaypb.InputsRequest{})
 			if err != nil || len(in.Definitions) != 1 {
 				return fmt.Errorf("inputs of another: %v, %w", in, err)
 			}
@@ -277,7 +277,7 @@ func TestFrontendCancelled(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if _, err := f.NewContainer(ctx, &gateway.NewContainerRequest{
+		if _, err := f.NewContainer(ctx, &gatewaypb.NewContainerRequest{
 			ContainerID: "c", Mounts: []*pb.Mount{{Dest: "/", ResultID: res.GetRef().GetId()}},
 		}); err != nil {
 			return err

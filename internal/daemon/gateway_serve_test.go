@@ -17,13 +17,14 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
+	gatewaypb "github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/executor/fake"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -42,14 +43,14 @@ type gatewayServer struct {
 	layers *layer.Store
 	conn   *grpc.ClientConn
 	socket string
-	images *build.ImageFrontend
+	images *gateway.ImageFrontend
 	// frontends may be added to before the first build.
 	frontends map[string]frontend.Frontend
 }
 
 func serveGateway(t *testing.T) *gatewayServer { return serveGatewayOn(t, fake.New(), nil) }
 
-func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFrontend) *gatewayServer {
+func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFrontend) *gatewayServer {
 	t.Helper()
 	root := t.TempDir()
 	must := func(err error) {
@@ -93,7 +94,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *build.ImageFront
 		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
 	})
 	if images != nil {
-		images.Attach(s)
+		images.Attach(s.Gateway())
 	}
 	socket := filepath.Join(root, "sock")
 	l, err := net.Listen("unix", socket)
@@ -119,7 +120,7 @@ func (g *gatewayServer) dial(t *testing.T) *grpc.ClientConn {
 
 // build is a build whose client acts as its frontend.
 type clientBuild struct {
-	gateway.LLBBridgeClient
+	gatewaypb.LLBBridgeClient
 	ctx  context.Context
 	done chan error // what Solve answered
 }
@@ -129,13 +130,13 @@ func begin(t *testing.T, conn *grpc.ClientConn, ref string) *clientBuild {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	b := &clientBuild{
-		gateway.NewLLBBridgeClient(conn), metadata.AppendToOutgoingContext(ctx, buildIDKey, ref), make(chan error, 1),
+		gatewaypb.NewLLBBridgeClient(conn), metadata.AppendToOutgoingContext(ctx, gateway.BuildIDKey, ref), make(chan error, 1),
 	}
 	go func() {
 		_, err := control.NewControlClient(conn).Solve(ctx, &control.SolveRequest{Ref: ref})
 		b.done <- err
 	}()
-	if _, err := b.Ping(b.ctx, &gateway.PingRequest{}); err != nil {
+	if _, err := b.Ping(b.ctx, &gatewaypb.PingRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -144,7 +145,7 @@ func begin(t *testing.T, conn *grpc.ClientConn, ref string) *clientBuild {
 // end returns nothing and waits for the end of the build.
 func (b *clientBuild) end(t *testing.T) {
 	t.Helper()
-	if _, err := b.Return(b.ctx, &gateway.ReturnRequest{Result: &gateway.Result{}}); err != nil {
+	if _, err := b.Return(b.ctx, &gatewaypb.ReturnRequest{Result: &gatewaypb.Result{}}); err != nil {
 		t.Errorf("return: %v", err)
 	}
 	if err := <-b.done; err != nil {
@@ -163,7 +164,7 @@ func (b *clientBuild) solve(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := b.Solve(b.ctx, &gateway.SolveRequest{Definition: def, AllowResultReturn: true, AllowResultArrayRef: true, Evaluate: true})
+	resp, err := b.Solve(b.ctx, &gatewaypb.SolveRequest{Definition: def, AllowResultReturn: true, AllowResultArrayRef: true, Evaluate: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,9 +172,9 @@ func (b *clientBuild) solve(t *testing.T) string {
 }
 
 // container makes a container and a stream for its processes.
-func (b *clientBuild) container(t *testing.T, id string) gateway.LLBBridge_ExecProcessClient {
+func (b *clientBuild) container(t *testing.T, id string) gatewaypb.LLBBridge_ExecProcessClient {
 	t.Helper()
-	if _, err := b.NewContainer(b.ctx, &gateway.NewContainerRequest{
+	if _, err := b.NewContainer(b.ctx, &gatewaypb.NewContainerRequest{
 		ContainerID: id, Mounts: []*pb.Mount{{Dest: "/", ResultID: b.solve(t)}},
 	}); err != nil {
 		t.Fatal(err)

@@ -25,7 +25,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
-	"github.com/kiln-build/kiln/internal/api/gateway"
+	gatewaypb "github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/progress"
 )
@@ -129,7 +130,7 @@ func TestTrace(t *testing.T) {
 	defer cancel()
 	ctx = metadata.AppendToOutgoingContext(ctx, "traceparent", "00-"+traceID+"-"+parent+"-01")
 	b := &clientBuild{
-		gateway.NewLLBBridgeClient(g.conn), metadata.AppendToOutgoingContext(ctx, buildIDKey, "traced"), make(chan error, 1),
+		gatewaypb.NewLLBBridgeClient(g.conn), metadata.AppendToOutgoingContext(ctx, gateway.BuildIDKey, "traced"), make(chan error, 1),
 	}
 	go func() {
 		_, err := control.NewControlClient(g.conn).Solve(ctx, &control.SolveRequest{Ref: "traced"})

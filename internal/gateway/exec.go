@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"context"
@@ -27,7 +27,8 @@ const unknownExit = 255
 // of each file, Exit, Done.
 type execStream struct {
 	stream grpc.BidiStreamingServer[gateway.ExecMessage, gateway.ExecMessage]
-	run    *running
+	run    *Phase
+	host   Host
 	ctx    context.Context // ends with the stream and with the frontend's part
 	procs  map[string]*execProcess
 	work   sync.WaitGroup
@@ -36,15 +37,15 @@ type execStream struct {
 
 // ExecProcess runs processes in containers until the client closes the stream
 // and they have ended. Where the stream breaks, its processes are killed.
-func (s *gatewayService) ExecProcess(stream grpc.BidiStreamingServer[gateway.ExecMessage, gateway.ExecMessage]) error {
+func (s *Service) ExecProcess(stream grpc.BidiStreamingServer[gateway.ExecMessage, gateway.ExecMessage]) error {
 	run, _, err := s.running(stream.Context())
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	defer context.AfterFunc(run.phase.ctx, func() { cancel(context.Cause(run.phase.ctx)) })()
-	x := &execStream{stream: stream, run: run, ctx: ctx, procs: map[string]*execProcess{}, out: make(chan *gateway.ExecMessage)}
+	defer context.AfterFunc(run.ctx, func() { cancel(context.Cause(run.ctx)) })()
+	x := &execStream{stream: stream, run: run, host: s.host, ctx: ctx, procs: map[string]*execProcess{}, out: make(chan *gateway.ExecMessage)}
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
@@ -220,18 +221,18 @@ func (p *execProcess) finish(err error) {
 			p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_File{File: &gateway.FdMessage{Fd: fd, EOF: true}}})
 		}
 	}
-	p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_Exit{Exit: exitMessage(err)}})
+	p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_Exit{Exit: p.x.exitMessage(err)}})
 	p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_Done{Done: &gateway.DoneMessage{}}})
 }
 
 // send tells the client something, if it is still there.
 func (p *execProcess) send(m *gateway.ExecMessage) { _ = p.x.send(p.id, m) }
 
-func exitMessage(err error) *gateway.ExitMessage {
+func (x *execStream) exitMessage(err error) *gateway.ExitMessage {
 	if err == nil {
 		return &gateway.ExitMessage{}
 	}
-	m := &gateway.ExitMessage{Code: unknownExit, Error: errorStatus(err)}
+	m := &gateway.ExitMessage{Code: unknownExit, Error: x.host.Status(err)}
 	var exit *executor.ExitError
 	if errors.As(err, &exit) {
 		m.Code = uint32(exit.Code)

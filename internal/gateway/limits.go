@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"google.golang.org/grpc/codes"
@@ -23,12 +23,12 @@ type quota struct {
 }
 
 // admitSolve counts a graph of some bytes.
-func (r *running) admitSolve(bytes int) error {
+func (r *Phase) admitSolve(bytes int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.phase.quota.solves++
-	r.phase.quota.solved += bytes
-	if q := r.phase.quota; q.solves > mostSolves || q.solved > mostSolved {
+	r.quota.solves++
+	r.quota.solved += bytes
+	if q := r.quota; q.solves > mostSolves || q.solved > mostSolved {
 		return r.refuse(q.solves-mostSolves, status.Errorf(codes.ResourceExhausted,
 			"a frontend may solve %d graphs of %d MiB together in one build: solve graphs that are larger, or the same reference again", mostSolves, mostSolved>>20))
 	}
@@ -36,12 +36,12 @@ func (r *running) admitSolve(bytes int) error {
 }
 
 // admitWarning counts a warning of some bytes.
-func (r *running) admitWarning(bytes int) error {
+func (r *Phase) admitWarning(bytes int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.phase.quota.warnings++
-	r.phase.quota.warningBytes += bytes
-	if q := r.phase.quota; q.warnings > mostWarnings || q.warningBytes > mostWarningBytes {
+	r.quota.warnings++
+	r.quota.warningBytes += bytes
+	if q := r.quota; q.warnings > mostWarnings || q.warningBytes > mostWarningBytes {
 		return r.refuse(q.warnings-mostWarnings, status.Errorf(codes.ResourceExhausted, "a frontend may give %d warnings of %d MiB together in one build", mostWarnings, mostWarningBytes>>20))
 	}
 	return nil
@@ -49,10 +49,10 @@ func (r *running) admitWarning(bytes int) error {
 
 // refuse is the error of a call beyond what is admitted. Who does not stop then is
 // stopped.
-func (r *running) refuse(beyond int, err error) error {
-	if beyond > mostRefused && r.phase.hangUp != nil {
+func (r *Phase) refuse(beyond int, err error) error {
+	if beyond > mostRefused && r.hangUp != nil {
 		_ = r.give(answer{err: err}) // unless it has returned something
-		r.phase.hangUp()
+		r.hangUp()
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-package build
+package gateway
 
 import (
 	"context"
@@ -11,18 +11,19 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/llb"
 )
 
-// findNamedFrontend uses what the user put in place of a frontend's image by an
+// findReplacement uses what the user put in place of a frontend's image by an
 // option "context:IMAGE"; false if there is none.
-func (br *Bridge) findNamedFrontend(ctx context.Context, image *frontendImage, req frontend.Request) (bool, error) {
+func findReplacement(ctx context.Context, br *build.Bridge, image *frontendImage, req frontend.Request) (bool, error) {
 	named, err := reference.ParseNormalizedNamed(image.name)
 	if err != nil {
 		return false, fmt.Errorf("read frontend image %q: %w", image.name, err)
 	}
 	short := shortName(named)
-	worker := platforms.FormatAll(platforms.Normalize(br.builder.Worker.Platforms[0]))
+	worker := platforms.FormatAll(platforms.Normalize(req.Worker))
 	value, ok := req.Opts["context:"+short+"::"+worker]
 	if !ok {
 		if value, ok = req.Opts["context:"+short]; !ok {
@@ -35,10 +36,10 @@ func (br *Bridge) findNamedFrontend(ctx context.Context, image *frontendImage, r
 	case "docker-image":
 		var target reference.Named
 		if target, err = reference.ParseNormalizedNamed(rest); err == nil {
-			err = br.useImage(ctx, image, &llb.SourceOp{Identifier: "docker-image://" + reference.TagNameOnly(target).String()})
+			err = useImage(ctx, br, image, req.Worker, &llb.SourceOp{Identifier: "docker-image://" + reference.TagNameOnly(target).String()})
 		}
 	case "oci-layout":
-		err = br.useLayout(ctx, image, named, rest)
+		err = useLayout(ctx, br, image, req.Worker, named, rest)
 	case "input":
 		err = useInput(image, req, rest)
 	default:
@@ -51,7 +52,7 @@ func (br *Bridge) findNamedFrontend(ctx context.Context, image *frontendImage, r
 }
 
 // useLayout uses an image of a client's layout, "STORE@DIGEST".
-func (br *Bridge) useLayout(ctx context.Context, image *frontendImage, named reference.Named, spec string) error {
+func useLayout(ctx context.Context, br *build.Bridge, image *frontendImage, worker ocispecs.Platform, named reference.Named, spec string) error {
 	ref, err := reference.Parse(spec)
 	if err != nil {
 		return fmt.Errorf("read layout reference %q: %w", spec, err)
@@ -65,7 +66,7 @@ func (br *Bridge) useLayout(ctx context.Context, image *frontendImage, named ref
 	if err != nil {
 		return fmt.Errorf("name layout %q: %w", spec, err)
 	}
-	return br.useImage(ctx, image, &llb.SourceOp{
+	return useImage(ctx, br, image, worker, &llb.SourceOp{
 		Identifier: "oci-layout://" + shown.String(), Attrs: map[string]string{"oci.store": store.Name()},
 	})
 }

@@ -1,15 +1,11 @@
-package daemon
+package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
-	"time"
 
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -17,7 +13,6 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
-	"github.com/kiln-build/kiln/internal/gc"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -26,21 +21,20 @@ import (
 // It is known by that connection and sees nothing but what it made itself.
 
 // ServeFrontend answers a frontend until its connection or ctx ends, and returns
-// what it returned; nil and no error if that was nothing. It implements
-// [build.FrontendHost].
-func (s *Server) ServeFrontend(ctx context.Context, br *build.Bridge, inputs map[string]*llb.Graph, conn net.Conn) (*frontend.Result, error) {
+// what it returned; nil and no error if that was nothing. All that the frontend had
+// is released by then.
+func (s *Service) ServeFrontend(ctx context.Context, br *build.Bridge, inputs map[string]*llb.Graph, conn net.Conn) (*frontend.Result, error) {
 	phase, end := context.WithCancel(ctx)
 	defer end()
-	run := &running{
-		ref: "of the frontend", gateway: make(chan struct{}), bridge: br, done: make(chan struct{}),
-		answer: make(chan answer, 1), refs: map[string]*gatewayRef{}, phase: gatewayPhase{ctx: phase, inputs: inputs, hangUp: func() { _ = conn.Close() }},
-	}
-	close(run.gateway)
+	run := NewPhase("of the frontend", nil)
+	run.hangUp = func() { _ = conn.Close() }
+	run.begin(phase, br, inputs)
+	unary, stream := s.host.Intercept()
 	server := grpc.NewServer(append(session.ServerOptions(),
 		grpc.WaitForHandlers(true),
-		grpc.ChainUnaryInterceptor(s.metrics.unary, withValuesUnary(phase), recoverUnary),
-		grpc.ChainStreamInterceptor(s.metrics.stream, withValuesStream(phase), recoverStream))...)
-	gateway.RegisterLLBBridgeServer(server, &gatewayService{Server: s, only: run})
+		grpc.ChainUnaryInterceptor(withValuesUnary(phase), unary),
+		grpc.ChainStreamInterceptor(withValuesStream(phase), stream))...)
+	gateway.RegisterLLBBridgeServer(server, &Service{host: s.host, native: s.native, only: run})
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	defer context.AfterFunc(ctx, server.Stop)()
 	_ = server.Serve(newSingleListener(conn)) // ends with the connection, always by an error
@@ -57,16 +51,16 @@ func (s *Server) ServeFrontend(ctx context.Context, br *build.Bridge, inputs map
 }
 
 // releaseContainers ends all containers that are left, and has none taken any more.
-func (r *running) releaseContainers() {
+func (r *Phase) releaseContainers() {
 	r.mu.Lock()
-	r.phase.closed = true
+	r.closed = true
 	var left []*build.Container
-	for _, c := range r.phase.containers {
+	for _, c := range r.containers {
 		if c != nil {
 			left = append(left, c)
 		}
 	}
-	r.phase.containers = nil
+	r.containers = nil
 	r.mu.Unlock()
 	var all sync.WaitGroup
 	for _, c := range left {
@@ -154,66 +148,4 @@ type listenedConn struct {
 func (c *listenedConn) Close() error {
 	defer c.l.Close()
 	return c.Conn.Close()
-}
-
-// frontendWorker is a worker as frontends read it from their environment
-// (WIRE.md section 15.1).
-type frontendWorker struct {
-	ID              string              `json:"id"`
-	Labels          map[string]string   `json:"labels"`
-	Platforms       []ocispecs.Platform `json:"platforms"`
-	GCPolicy        []frontendPolicy    `json:"gcPolicy"`
-	BuildkitVersion frontendVersion     `json:"buildkitVersion"`
-	CDIDevices      []frontendDevice    `json:"cdiDevices"`
-}
-
-type frontendPolicy struct {
-	All           bool          `json:"all"`
-	Filter        []string      `json:"filter"`
-	KeepDuration  time.Duration `json:"keepDuration"` // nanoseconds
-	ReservedSpace int64         `json:"reservedSpace"`
-	MaxUsedSpace  int64         `json:"maxUsedSpace"`
-	MinFreeSpace  int64         `json:"minFreeSpace"`
-}
-
-func readFrontendPolicy(p gc.Policy) frontendPolicy {
-	return frontendPolicy{
-		All: p.All, Filter: p.Filters, KeepDuration: p.KeepFor,
-		ReservedSpace: p.Reserved, MaxUsedSpace: p.MaxUsed, MinFreeSpace: p.MinFree,
-	}
-}
-
-type frontendVersion struct {
-	Package           string `json:"package"`
-	Version           string `json:"version"`
-	Revision          string `json:"revision"`
-	DockerfileVersion string `json:"dockerfileVersion"`
-}
-
-type frontendDevice struct {
-	Name        string            `json:"name"`
-	AutoAllow   bool              `json:"autoAllow"`
-	Annotations map[string]string `json:"annotations"`
-	OnDemand    bool              `json:"onDemand"`
-}
-
-// FrontendWorkers lists the workers in JSON, as frontends read it from their
-// environment. It implements [build.FrontendHost].
-func (s *Server) FrontendWorkers() ([]byte, error) {
-	v := s.version()
-	w := frontendWorker{
-		ID: s.config.WorkerID, Labels: s.config.Labels, Platforms: s.platforms(), GCPolicy: []frontendPolicy{}, CDIDevices: []frontendDevice{},
-		BuildkitVersion: frontendVersion{v.Package, v.Version, v.Revision, v.DockerfileVersion},
-	}
-	for _, p := range s.config.Policies {
-		w.GCPolicy = append(w.GCPolicy, readFrontendPolicy(p))
-	}
-	for _, d := range s.devices() {
-		w.CDIDevices = append(w.CDIDevices, frontendDevice{Name: d.Name, AutoAllow: d.AutoAllow, Annotations: d.Annotations, OnDemand: d.OnDemand})
-	}
-	b, err := json.Marshal([]frontendWorker{w})
-	if err != nil {
-		return nil, fmt.Errorf("encode workers: %w", err)
-	}
-	return b, nil
 }

@@ -1,12 +1,10 @@
-package build
+package gateway
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,51 +15,16 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/executor"
-	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/op"
-	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/llb"
 )
-
-// ImageFrontendName is the frontend that runs an image as a frontend.
-const ImageFrontendName = "gateway.v0"
-
-// dockerfileName is the frontend that needs no image, also where it is asked
-// for as if it were one.
-const dockerfileName = "dockerfile.v0"
-
-// withoutImage has the Dockerfile frontend serve a request that asks for it as
-// if it were an image, unless the user puts an image in its place.
-func withoutImage(name string, opts map[string]string) (string, map[string]string) {
-	if name != ImageFrontendName || opts["source"] != dockerfileName {
-		return name, opts
-	}
-	for k := range opts {
-		if replaced, _, _ := strings.Cut(k, "::"); replaced == "context:"+dockerfileName {
-			return name, opts
-		}
-	}
-	opts = maps.Clone(opts)
-	delete(opts, "source")
-	return dockerfileName, opts
-}
-
-// FrontendHost is the gateway's API for frontends that run in containers.
-type FrontendHost interface {
-	// ServeFrontend answers the calls that come on conn until the connection or
-	// ctx ends. It then releases all that the frontend had, and returns what the
-	// frontend returned; nil and no error if that was nothing.
-	ServeFrontend(ctx context.Context, br *Bridge, inputs map[string]*llb.Graph, conn net.Conn) (*frontend.Result, error)
-	// FrontendWorkers are the workers as frontends read them, in JSON.
-	FrontendWorkers() ([]byte, error)
-}
 
 // ImageFrontend runs images as frontends (WIRE.md section 15.1).
 type ImageFrontend struct {
 	allowed []string // repositories; empty is all
 	builtin map[string]frontend.Frontend
-	host    FrontendHost
+	service *Service
 	// Silence is how long one may take to say its first word: who takes longer is
 	// most likely no frontend.
 	Silence time.Duration
@@ -84,12 +47,12 @@ func NewImageFrontend(repositories []string, builtin map[string]frontend.Fronten
 }
 
 // Attach says who answers the frontends. It is called before the first build.
-func (f *ImageFrontend) Attach(host FrontendHost) { f.host = host }
+func (f *ImageFrontend) Attach(s *Service) { f.service = s }
 
 // Build runs the image that the option "source" names.
 func (f *ImageFrontend) Build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*frontend.Result, error) {
-	br, ok := gw.(*Bridge)
-	if !ok || f.host == nil {
+	br, ok := gw.(*build.Bridge)
+	if !ok || f.service == nil {
 		return nil, errors.New("frontend images can be run by a daemon alone")
 	}
 	if _, ok := req.Opts["gateway-devel"]; ok {
@@ -109,7 +72,7 @@ func (f *ImageFrontend) Build(ctx context.Context, req frontend.Request, gw fron
 	if own != nil {
 		return own.Build(ctx, req, br)
 	}
-	image, err := br.frontendImage(ctx, source, req)
+	image, err := findImage(ctx, br, source, req)
 	if err != nil {
 		return nil, err
 	}
@@ -170,20 +133,20 @@ const (
 
 // run runs the frontend's container. What the frontend says went wrong counts
 // more than how its container failed, and that more than a result.
-func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImage, req frontend.Request) (*frontend.Result, error) {
+func (f *ImageFrontend) run(ctx context.Context, br *build.Bridge, image *frontendImage, req frontend.Request) (*frontend.Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c, err := f.container(ctx, br, image)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close() // how it ended is known from its process
+	defer func() { _ = c.Release() }() // how it ended is known from its process
 	process, err := f.process(br, image, req)
 	if err != nil {
 		return nil, err
 	}
 	stdio, conn, spoke := newFrontendConn()
-	log := &lateLog{sink: br.req.Sink, name: "[frontend] " + image.name}
+	log := &lateLog{sink: br.Sink(), name: "[frontend] " + image.name}
 	defer log.end()
 	type answer struct {
 		result *frontend.Result
@@ -193,7 +156,7 @@ func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImag
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() {
-		res, err := f.host.ServeFrontend(serving, br, req.Inputs, conn)
+		res, err := f.service.ServeFrontend(serving, br, req.Inputs, conn)
 		answers <- answer{res, err}
 		wait := leaving
 		if res == nil && err == nil {
@@ -235,7 +198,7 @@ func (f *ImageFrontend) run(ctx context.Context, br *Bridge, image *frontendImag
 }
 
 // container mounts the image's files, which the frontend may change for itself.
-func (f *ImageFrontend) container(ctx context.Context, br *Bridge, image *frontendImage) (*op.Container, error) {
+func (f *ImageFrontend) container(ctx context.Context, br *build.Bridge, image *frontendImage) (*build.Container, error) {
 	def, err := image.graph.Marshal()
 	if err != nil {
 		return nil, fmt.Errorf("encode frontend image %s: %w", image.name, err)
@@ -244,14 +207,14 @@ func (f *ImageFrontend) container(ctx context.Context, br *Bridge, image *fronte
 	if err != nil {
 		return nil, fmt.Errorf("encode frontend image %s: %w", image.name, err)
 	}
-	spec := op.ContainerSpec{
-		Mounts: []llb.Mount{{Dest: "/"}}, Refs: []*layer.Ref{image.files},
-		Given: []op.GivenFolder{{Dest: "/run/config/buildkit/metadata", Files: map[string][]byte{"frontend.bin": metadata}}},
+	spec := build.ContainerSpec{
+		Mounts: []build.ContainerMount{{Mount: llb.Mount{Dest: "/"}, Ref: image.files}},
+		Given:  []build.GivenFolder{{Dest: "/run/config/buildkit/metadata", Files: map[string][]byte{"frontend.bin": metadata}}},
 	}
 	if none, err := strconv.ParseBool(image.config.Labels["moby.buildkit.frontend.network.none"]); err == nil && none {
 		spec.Network = llb.NetNone
 	}
-	c, err := br.builder.Worker.NewContainer(session.WithGroup(ctx, br), br.values, spec)
+	c, err := br.NewContainer(ctx, spec)
 	if err != nil {
 		return nil, fmt.Errorf("run frontend %s: %w", image.name, err)
 	}
@@ -259,8 +222,8 @@ func (f *ImageFrontend) container(ctx context.Context, br *Bridge, image *fronte
 }
 
 // process is the frontend's program: the image's entrypoint, or /run.
-func (f *ImageFrontend) process(br *Bridge, image *frontendImage, req frontend.Request) (op.ContainerProcess, error) {
-	p := op.ContainerProcess{Args: []string{"/run"}, Env: slices.Clone(image.config.Env), Cwd: "/"}
+func (f *ImageFrontend) process(br *build.Bridge, image *frontendImage, req frontend.Request) (build.Process, error) {
+	p := build.Process{Args: []string{"/run"}, Env: slices.Clone(image.config.Env), Cwd: "/"}
 	if image.config.Entrypoint != nil {
 		p.Args = image.config.Entrypoint
 	}
@@ -272,12 +235,12 @@ func (f *ImageFrontend) process(br *Bridge, image *frontendImage, req frontend.R
 		p.Env = append(p.Env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", n, k, v))
 		n++
 	}
-	workers, err := f.host.FrontendWorkers()
+	workers, err := f.service.host.FrontendWorkers()
 	if err != nil {
 		return p, fmt.Errorf("list workers for frontend %s: %w", image.name, err)
 	}
 	// Frontends show the product in what they say about old daemons.
-	p.Env = append(p.Env, "BUILDKIT_SESSION_ID="+br.sessionID, "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT=buildkit")
+	p.Env = append(p.Env, "BUILDKIT_SESSION_ID="+br.SessionID(), "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT=buildkit")
 	return p, nil
 }
 
@@ -287,44 +250,48 @@ type frontendImage struct {
 	digest string // "" if unknown
 	config ocispecs.ImageConfig
 	graph  *llb.Graph
-	files  *layer.Ref
+	files  *build.Ref
 }
 
-// frontendImage finds and fetches the image, or what the user put in its place.
-func (br *Bridge) frontendImage(ctx context.Context, source string, req frontend.Request) (*frontendImage, error) {
+// findImage finds and fetches the image, or what the user put in its place.
+func findImage(ctx context.Context, br *build.Bridge, source string, req frontend.Request) (*frontendImage, error) {
 	image := &frontendImage{name: source}
-	found, err := br.findNamedFrontend(ctx, image, req)
+	found, err := findReplacement(ctx, br, image, req)
 	if err == nil && !found {
-		err = br.findFrontend(ctx, image)
+		err = findByName(ctx, br, image, req.Worker)
 	}
 	if err != nil {
 		return nil, err
 	}
-	edge, err := br.edge(ctx, image.graph)
+	ref, err := br.Solve(ctx, image.graph)
 	if err != nil {
 		return nil, err
 	}
-	if image.files, err = br.build(ctx, edge); err != nil {
+	var isRef bool
+	if image.files, isRef = ref.(*build.Ref); !isRef {
+		return nil, errors.New("the frontend's image has no files")
+	}
+	files, err := image.files.Layer(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if image.files == nil {
+	if files == nil {
 		return nil, errors.New("gateway source didn't return default result")
 	}
 	return image, nil
 }
 
-// findFrontend finds an image by its name, for the worker's platform.
-func (br *Bridge) findFrontend(ctx context.Context, image *frontendImage) error {
+// findByName finds an image by its name, for the worker's platform.
+func findByName(ctx context.Context, br *build.Bridge, image *frontendImage, worker ocispecs.Platform) error {
 	named, err := reference.ParseNormalizedNamed(image.name)
 	if err != nil {
 		return fmt.Errorf("read frontend image %q: %w", image.name, err)
 	}
-	return br.useImage(ctx, image, &llb.SourceOp{Identifier: "docker-image://" + reference.TagNameOnly(named).String()})
+	return useImage(ctx, br, image, worker, &llb.SourceOp{Identifier: "docker-image://" + reference.TagNameOnly(named).String()})
 }
 
 // useImage resolves an image to be run, and pins it.
-func (br *Bridge) useImage(ctx context.Context, image *frontendImage, o *llb.SourceOp) error {
-	worker := br.builder.Worker.Platforms[0]
+func useImage(ctx context.Context, br *build.Bridge, image *frontendImage, worker ocispecs.Platform, o *llb.SourceOp) error {
 	meta, err := br.ResolveSource(ctx, o, frontend.ResolveOpt{Platform: &worker, LogName: "resolve image config for " + o.Identifier})
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
-package build
+package gateway
 
 import (
-	"context"
 	"io"
 	"maps"
 	"slices"
@@ -12,7 +11,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/frontend"
-	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -77,57 +76,20 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-func TestWithoutImage(t *testing.T) {
-	opts := map[string]string{"source": "dockerfile.v0", "cmdline": "x"}
-	name, got := withoutImage("gateway.v0", opts)
-	if name != "dockerfile.v0" || !maps.Equal(got, map[string]string{"cmdline": "x"}) || len(opts) != 2 {
-		t.Errorf("got %s %v, and left %v", name, got, opts)
-	}
-	for _, opts := range []map[string]string{
-		{"source": "other"}, {}, {"source": "dockerfile.v0", "context:dockerfile.v0::linux/amd64": "docker-image://x"},
-	} {
-		if name, got := withoutImage("gateway.v0", opts); name != "gateway.v0" || !maps.Equal(got, opts) {
-			t.Errorf("%v became %s %v", opts, name, got)
-		}
-	}
-}
-
-// stubHost is never reached.
-type stubHost struct{ FrontendHost }
-
 func TestRefusedFrontends(t *testing.T) {
 	f, err := NewImageFrontend([]string{"docker/dockerfile"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Attach(stubHost{})
+	f.Attach(&Service{}) // which is never reached
 	for want, opts := range map[string]map[string]string{
 		"development gateway is no longer supported":         {"source": "docker/dockerfile", "gateway-devel": "true"},
 		"no source specified for gateway":                    {},
 		"'example.com/x:1' is not an allowed gateway source": {"source": "example.com/x:1"},
 	} {
-		if _, err := f.Build(t.Context(), frontend.Request{Opts: opts}, &Bridge{}); errorText(err) != want {
+		if _, err := f.Build(t.Context(), frontend.Request{Opts: opts}, &build.Bridge{}); errorText(err) != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
-	}
-}
-
-func TestFrontendDepth(t *testing.T) {
-	ctx, n := t.Context(), 0
-	for {
-		next, err := deeper(ctx)
-		if err != nil {
-			break
-		}
-		if ctx, n = next, n+1; n > mostFrontends {
-			t.Fatal("there is no end")
-		}
-	}
-	if n != mostFrontends {
-		t.Errorf("%d frontends may call each other, want %d", n, mostFrontends)
-	}
-	if _, err := deeper(context.Background()); err != nil {
-		t.Errorf("another request is refused: %v", err)
 	}
 }
 
@@ -138,19 +100,19 @@ func TestNamedFrontendInput(t *testing.T) {
 			"context:example.com/f": "input:front", "context:example.com/g:1": "local:x", "context:example.com/h": "input:none",
 			"input-metadata:front": `{"containerimage.config":"eyJjb25maWciOnsiRW50cnlwb2ludCI6WyIvZiJdfX0="}`,
 		},
-		Inputs: map[string]*llb.Graph{"front": g},
+		Inputs: map[string]*llb.Graph{"front": g}, Worker: ocispecs.Platform{OS: "linux", Architecture: "amd64"},
 	}
-	br := &Bridge{builder: &Builder{Worker: &op.Worker{Platforms: []ocispecs.Platform{{OS: "linux", Architecture: "amd64"}}}}}
+	br := &build.Bridge{}
 	image := &frontendImage{name: "example.com/f:latest"}
-	found, err := br.findNamedFrontend(t.Context(), image, req)
+	found, err := findReplacement(t.Context(), br, image, req)
 	if err != nil || !found || image.graph != g || !slices.Equal(image.config.Entrypoint, []string{"/f"}) {
 		t.Errorf("got %t, %v, %+v", found, err, image)
 	}
-	if found, err := br.findNamedFrontend(t.Context(), &frontendImage{name: "example.com/other"}, req); found || err != nil {
+	if found, err := findReplacement(t.Context(), br, &frontendImage{name: "example.com/other"}, req); found || err != nil {
 		t.Errorf("another image: %t, %v", found, err)
 	}
 	for _, name := range []string{"example.com/g:1", "example.com/h"} {
-		if _, err := br.findNamedFrontend(t.Context(), &frontendImage{name: name}, req); err == nil {
+		if _, err := findReplacement(t.Context(), br, &frontendImage{name: name}, req); err == nil {
 			t.Errorf("%s is replaced", name)
 		}
 	}

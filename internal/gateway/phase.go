@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/errdefs"
 	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/build"
@@ -23,39 +26,133 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// gatewayPhase is what a client has in its hands while it acts as the frontend
-// of a build. All of it ends when the client returns a result.
-type gatewayPhase struct {
-	ctx        context.Context
+// Phase is one client's part in a build, in which it acts as the frontend, and
+// what it has in its hands meanwhile. All of it ends when it returns a result.
+type Phase struct {
+	ref    string          // the build's, for messages
+	over   <-chan struct{} // closed at the end of the build
+	begun  chan struct{}   // closed once bridge, ctx and inputs are set
+	bridge *build.Bridge
+	ctx    context.Context
+	inputs map[string]*llb.Graph
+	answer chan answer // what the client returned
+	hangUp func()      // ends a frontend's connection; nil if it is shared
+
+	choosing atomic.Bool // the client is asked how to export the result
+
+	mu         sync.Mutex
+	refs       map[string]*kept
 	states     map[string]*build.Ref       // what failed steps had and left, by id
 	containers map[string]*build.Container // by the client's id; nil while one is made
 	closed     bool                        // no container is taken any more
-	inputs     map[string]*llb.Graph
 	quota      quota
-	hangUp     func() // ends a frontend's connection; nil if it is shared
+}
+
+// kept is a result that a client may refer to by id.
+type kept struct {
+	graph *llb.Graph
+	ref   frontend.Ref
+}
+
+type answer struct {
+	result *frontend.Result
+	err    error
+}
+
+// NewPhase returns the part of the build ref's client, which begins with
+// [Phase.Serve], if at all. Closing over says that the build has ended.
+func NewPhase(ref string, over <-chan struct{}) *Phase {
+	return &Phase{ref: ref, over: over, begun: make(chan struct{}), answer: make(chan answer, 1), refs: map[string]*kept{}}
+}
+
+// Serve lets the client act as frontend, until it returns a result.
+func (r *Phase) Serve(ctx context.Context, br *build.Bridge) (*frontend.Result, error) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	r.begin(ctx, br, br.Inputs())
+	select {
+	case a := <-r.answer:
+		return a.result, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// begin lets calls in.
+func (r *Phase) begin(ctx context.Context, br *build.Bridge, inputs map[string]*llb.Graph) {
+	r.bridge, r.ctx, r.inputs = br, ctx, inputs
+	close(r.begun)
+}
+
+// Choose calls ask with ids by which the client can look into results once more,
+// after its part has ended, until ask returns.
+func (r *Phase) Choose(refs []frontend.Ref, ask func(ids []string) error) error {
+	r.choosing.Store(true)
+	defer r.choosing.Store(false)
+	var ids []string
+	for _, ref := range refs {
+		ids = append(ids, r.keep(&kept{ref: ref}))
+	}
+	return ask(ids)
+}
+
+// waitBridge returns the bridge of a build whose client acts as frontend.
+func (r *Phase) waitBridge(ctx context.Context) (*build.Bridge, error) {
+	select {
+	case <-r.begun:
+		return r.bridge, nil
+	case <-r.over:
+		return nil, status.Errorf(codes.NotFound, "no such job %s: it has ended", r.ref)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// keep gives a result an id.
+func (r *Phase) keep(g *kept) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := rand.Text()
+	r.refs[id] = g
+	return id
+}
+
+// lookup finds a result by its id; the empty id is the empty file system.
+func (r *Phase) lookup(id string) (*kept, error) {
+	if id == "" {
+		return nil, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if g, ok := r.refs[id]; ok {
+		return g, nil
+	}
+	return nil, fmt.Errorf("no such ref %q in build %s", id, r.ref)
 }
 
 // ended is the error of a call that comes after the client's result. A client
 // that is asked how to export it may look into it once more.
-func (r *running) ended() error {
-	if r.phase.ctx.Err() != nil && !r.choosing.Load() {
+func (r *Phase) ended() error {
+	if r.ctx.Err() != nil && !r.choosing.Load() {
 		return status.Errorf(codes.NotFound, "no such job %s: its result was returned", r.ref)
 	}
 	return nil
 }
 
-// solveError says of a failure what a debugger needs to look into the step
+// StepError says of a failure what a debugger needs to look into the step
 // (WIRE.md section 6).
-type solveError struct {
+type StepError struct {
 	error
 	detail *errdefs.Solve
 }
 
-// Unwrap returns the error without the detail.
-func (e *solveError) Unwrap() error { return e.error }
+// Detail is encoded in the way of protobuf's JSON, as BuildKit does it for this
+// detail and no other.
+func (e *StepError) Detail() json.Marshaler { return solveDetail{e.detail} }
 
-// solveDetail is encoded in the way of protobuf's JSON, as BuildKit does it
-// for this detail and no other.
+// Unwrap returns the error without the detail.
+func (e *StepError) Unwrap() error { return e.error }
+
 type solveDetail struct{ *errdefs.Solve }
 
 // MarshalJSON returns the JSON form.
@@ -63,7 +160,7 @@ func (d solveDetail) MarshalJSON() ([]byte, error) { return protojson.Marshal(d.
 
 // failed gives an error its place and, if a step failed, the ids by which the
 // client can mount what the step left.
-func (r *running) failed(br *build.Bridge, err error) error {
+func (r *Phase) failed(br *build.Bridge, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -86,11 +183,11 @@ func (r *running) failed(br *build.Bridge, err error) error {
 	case f.Input != llb.None:
 		d.Subject = &errdefs.Solve_Cache{Cache: &errdefs.ContentCache{Index: int64(f.Input)}}
 	}
-	return &solveError{err, d}
+	return &StepError{err, d}
 }
 
 // keepStates gives file systems of a failed step ids; "" is an empty one.
-func (r *running) keepStates(refs []*build.Ref) []string {
+func (r *Phase) keepStates(refs []*build.Ref) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	ids := make([]string, len(refs))
@@ -99,10 +196,10 @@ func (r *running) keepStates(refs []*build.Ref) []string {
 			continue
 		}
 		ids[i] = rand.Text()
-		if r.phase.states == nil {
-			r.phase.states = map[string]*build.Ref{}
+		if r.states == nil {
+			r.states = map[string]*build.Ref{}
 		}
-		r.phase.states[ids[i]] = ref
+		r.states[ids[i]] = ref
 	}
 	return ids
 }
@@ -117,10 +214,13 @@ func (e *remoteError) Error() string { return e.st.GetMessage() }
 // GRPCStatus is what the client sent.
 func (e *remoteError) GRPCStatus() *status.Status { return status.FromProto(e.st) }
 
+// sourceDetail is the type of the detail that says where an error is.
+const sourceDetail = "github.com/moby/buildkit/errdefs.Source+json"
+
 // Located tells whether the client said where in a build file the error is.
 func (e *remoteError) Located() bool {
 	return slices.ContainsFunc(e.st.GetDetails(), func(d *anypb.Any) bool {
-		return d.GetTypeUrl() == typePrefix+"errdefs.Source"+typeSuffix
+		return d.GetTypeUrl() == sourceDetail
 	})
 }
 
@@ -138,7 +238,7 @@ func readFinal(attrs []byte) (map[string][]byte, error) {
 }
 
 // give ends the client's part of the build with what it returned.
-func (r *running) give(a answer) error {
+func (r *Phase) give(a answer) error {
 	select {
 	case r.answer <- a:
 		return nil
@@ -148,7 +248,7 @@ func (r *running) give(a answer) error {
 }
 
 // final ends the client's part with the result of a solve.
-func (r *running) final(w *gateway.Result, attrs []byte, native ocispecs.Platform) error {
+func (r *Phase) final(w *gateway.Result, attrs []byte, native ocispecs.Platform) error {
 	meta, err := readFinal(attrs)
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())

@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"maps"
@@ -9,9 +9,9 @@ import (
 	"github.com/kiln-build/kiln/internal/api/gateway"
 )
 
-// readResolveOpt is what a client wants to know of a source.
-func readResolveOpt(r *gateway.ResolveSourceMetaRequest) (frontend.ResolveOpt, error) {
-	o := frontend.ResolveOpt{Platform: readPlatform(r.GetPlatform()), Mode: r.GetResolveMode(), LogName: r.GetLogName()}
+// ReadResolveOpt is what a client wants to know of a source.
+func ReadResolveOpt(r *gateway.ResolveSourceMetaRequest) (frontend.ResolveOpt, error) {
+	o := frontend.ResolveOpt{Platform: ReadPlatform(r.GetPlatform()), Mode: r.GetResolveMode(), LogName: r.GetLogName()}
 	if i := r.GetImage(); i != nil {
 		o.Image = frontend.ImageQuery{
 			NoConfig: i.GetNoConfig(), Attestations: i.GetResolveAttestations(),
@@ -21,9 +21,9 @@ func readResolveOpt(r *gateway.ResolveSourceMetaRequest) (frontend.ResolveOpt, e
 	return o, readQueries(r, &o)
 }
 
-// wireMeta tells what is known of a source.
-func wireMeta(m *frontend.SourceMeta) *gateway.ResolveSourceMetaResponse {
-	resp := &gateway.ResolveSourceMetaResponse{Source: wireSourceOp(m.Op), Git: wireGit(m.Git), HTTP: wireHTTP(m)}
+// WireMeta tells what is known of a source.
+func WireMeta(m *frontend.SourceMeta) *gateway.ResolveSourceMetaResponse {
+	resp := &gateway.ResolveSourceMetaResponse{Source: WireSourceOp(m.Op), Git: wireGit(m.Git), HTTP: wireHTTP(m)}
 	switch scheme, _, _ := strings.Cut(m.Op.Identifier, "://"); scheme {
 	case "docker-image", "oci-layout":
 		resp.Image = &gateway.ResolveSourceImageResponse{

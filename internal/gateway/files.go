@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"context"
@@ -23,7 +23,7 @@ import (
 )
 
 // withRoot calls f with the files of the ref that a request names.
-func (s *gatewayService) withRoot(ctx context.Context, id string, f func(*safepath.Root) error) error {
+func (s *Service) withRoot(ctx context.Context, id string, f func(*safepath.Root) error) error {
 	run, br, err := s.running(ctx)
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func (s *gatewayService) withRoot(ctx context.Context, id string, f func(*safepa
 }
 
 // ReadFile returns a file's content, or a range of it.
-func (s *gatewayService) ReadFile(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
+func (s *Service) ReadFile(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
 	resp := &gateway.ReadFileResponse{}
 	err := s.withRoot(ctx, r.Ref, func(root *safepath.Root) (err error) {
 		resp.Data, err = readFile(root, r)
@@ -53,7 +53,7 @@ func (s *gatewayService) ReadFile(ctx context.Context, r *gateway.ReadFileReques
 }
 
 // ReadDir lists a directory.
-func (s *gatewayService) ReadDir(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
+func (s *Service) ReadDir(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
 	resp := &gateway.ReadDirResponse{}
 	err := s.withRoot(ctx, r.Ref, func(root *safepath.Root) (err error) {
 		resp.Entries, err = readDir(root, r)
@@ -63,7 +63,7 @@ func (s *gatewayService) ReadDir(ctx context.Context, r *gateway.ReadDirRequest)
 }
 
 // StatFile tells of a file, of what it leads to if it is a symlink.
-func (s *gatewayService) StatFile(ctx context.Context, r *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
+func (s *Service) StatFile(ctx context.Context, r *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
 	resp := &gateway.StatFileResponse{}
 	err := s.withRoot(ctx, r.Ref, func(root *safepath.Root) error {
 		at, err := root.Resolve(r.Path)

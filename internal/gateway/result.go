@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"cmp"
@@ -22,7 +22,7 @@ import (
 )
 
 // wireResult keeps a frontend's result for the client and names it.
-func (r *running) wireResult(ctx context.Context, br *build.Bridge, res *frontend.Result, req *gateway.SolveRequest) (*gateway.Result, error) {
+func (r *Phase) wireResult(ctx context.Context, br *build.Bridge, res *frontend.Result, req *gateway.SolveRequest) (*gateway.Result, error) {
 	out := &gateway.Result{Metadata: maps.Clone(res.Meta)}
 	if out.Metadata == nil {
 		out.Metadata = map[string][]byte{}
@@ -66,7 +66,7 @@ func (r *running) wireResult(ctx context.Context, br *build.Bridge, res *fronten
 }
 
 // keepGraph gives a graph's result an id. An empty file system has none.
-func (r *running) keepGraph(ctx context.Context, br *build.Bridge, g *llb.Graph, evaluate bool) (*gateway.Ref, error) {
+func (r *Phase) keepGraph(ctx context.Context, br *build.Bridge, g *llb.Graph, evaluate bool) (*gateway.Ref, error) {
 	if g == nil || g.Root.Vertex == nil {
 		return &gateway.Ref{}, nil
 	}
@@ -83,11 +83,11 @@ func (r *running) keepGraph(ctx context.Context, br *build.Bridge, g *llb.Graph,
 	if err != nil {
 		return nil, fmt.Errorf("encode result: %w", err)
 	}
-	return &gateway.Ref{Id: r.keep(&gatewayRef{graph: g, ref: ref}), Def: def}, nil
+	return &gateway.Ref{Id: r.keep(&kept{graph: g, ref: ref}), Def: def}, nil
 }
 
 // wireAttestations adds the statements about one platform's result.
-func (r *running) wireAttestations(ctx context.Context, br *build.Bridge, p frontend.PlatformResult, out *gateway.Result) error {
+func (r *Phase) wireAttestations(ctx context.Context, br *build.Bridge, p frontend.PlatformResult, out *gateway.Result) error {
 	if len(p.Attestations) == 0 {
 		return nil
 	}
@@ -103,7 +103,10 @@ func (r *running) wireAttestations(ctx context.Context, br *build.Bridge, p fron
 			w.Kind = gateway.AttestationKind_Bundle
 		}
 		for _, s := range a.Subjects {
-			subject := &gateway.InTotoSubject{Kind: gateway.InTotoSubjectKind_Raw, Name: s.Name, Digest: digestStrings(s.Digests)}
+			subject := &gateway.InTotoSubject{Kind: gateway.InTotoSubjectKind_Raw, Name: s.Name}
+			for _, d := range s.Digests {
+				subject.Digest = append(subject.Digest, d.String())
+			}
 			if s.Self {
 				subject.Kind = gateway.InTotoSubjectKind_Self
 			}
@@ -164,7 +167,7 @@ func configKey(id string) string {
 }
 
 // result reads what a client returned.
-func (r *running) result(w *gateway.Result, native ocispecs.Platform) (*frontend.Result, error) {
+func (r *Phase) result(w *gateway.Result, native ocispecs.Platform) (*frontend.Result, error) {
 	res := &frontend.Result{Meta: map[string][]byte{}}
 	if w == nil {
 		return res, nil
@@ -220,7 +223,7 @@ func (r *running) result(w *gateway.Result, native ocispecs.Platform) (*frontend
 }
 
 // returned is the graph of a ref that a client returns.
-func (r *running) returned(id string) (*llb.Graph, error) {
+func (r *Phase) returned(id string) (*llb.Graph, error) {
 	ref, err := r.lookup(id)
 	if err != nil {
 		return nil, status.Errorf(codes.NotFound, "return reference %s not found", id)
@@ -232,7 +235,7 @@ func (r *running) returned(id string) (*llb.Graph, error) {
 }
 
 // readAttestations gives the results of res the statements about them.
-func (r *running) readAttestations(w map[string]*gateway.Attestations, res *frontend.Result) error {
+func (r *Phase) readAttestations(w map[string]*gateway.Attestations, res *frontend.Result) error {
 	for _, key := range slices.Sorted(maps.Keys(w)) {
 		var all []frontend.Attestation
 		for _, a := range w[key].GetAttestation() {
@@ -256,7 +259,7 @@ func (r *running) readAttestations(w map[string]*gateway.Attestations, res *fron
 	return nil
 }
 
-func (r *running) readAttestation(w *gateway.Attestation) (frontend.Attestation, error) {
+func (r *Phase) readAttestation(w *gateway.Attestation) (frontend.Attestation, error) {
 	a := frontend.Attestation{
 		Bundle: w.GetKind() == gateway.AttestationKind_Bundle, Meta: w.GetMetadata(),
 		Path: w.GetPath(), PredicateType: w.GetInTotoPredicateType(),

@@ -1,4 +1,4 @@
-package daemon
+package gateway
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 )
 
 // NewContainer makes a container, for processes to be run in.
-func (s *gatewayService) NewContainer(ctx context.Context, r *gateway.NewContainerRequest) (*gateway.NewContainerResponse, error) {
+func (s *Service) NewContainer(ctx context.Context, r *gateway.NewContainerRequest) (*gateway.NewContainerResponse, error) {
 	run, br, err := s.running(ctx)
 	if err != nil {
 		return nil, err
@@ -44,11 +44,11 @@ func (s *gatewayService) NewContainer(ctx context.Context, r *gateway.NewContain
 }
 
 // containerSpec checks what a client wants of a container.
-func (r *running) containerSpec(w *gateway.NewContainerRequest) (build.ContainerSpec, error) {
+func (r *Phase) containerSpec(w *gateway.NewContainerRequest) (build.ContainerSpec, error) {
 	invalid := func(format string, args ...any) error {
 		return status.Errorf(codes.InvalidArgument, format, args...)
 	}
-	spec := build.ContainerSpec{Hostname: w.Hostname, Network: llb.NetMode(w.Network), Platform: readPlatform(w.Platform)}
+	spec := build.ContainerSpec{Hostname: w.Hostname, Network: llb.NetMode(w.Network), Platform: ReadPlatform(w.Platform)}
 	if spec.Network < llb.NetSandbox || spec.Network > llb.NetNone {
 		return spec, invalid("invalid network mode %d", w.Network)
 	}
@@ -117,9 +117,9 @@ func readMount(w *pb.Mount) (llb.Mount, error) {
 }
 
 // mountRef finds what a mount is of: a result, or what a failed step left.
-func (r *running) mountRef(id string) (*build.Ref, error) {
+func (r *Phase) mountRef(id string) (*build.Ref, error) {
 	r.mu.Lock()
-	left, ok := r.phase.states[id]
+	left, ok := r.states[id]
 	r.mu.Unlock()
 	if ok {
 		return left, nil
@@ -135,52 +135,52 @@ func (r *running) mountRef(id string) (*build.Ref, error) {
 	return ref, nil
 }
 
-func (r *running) reserveContainer(id string) error {
+func (r *Phase) reserveContainer(id string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.phase.containers[id]; ok {
+	if _, ok := r.containers[id]; ok {
 		return status.Errorf(codes.AlreadyExists, "Container %s already exists", id)
 	}
-	if len(r.phase.containers) >= mostContainers {
+	if len(r.containers) >= mostContainers {
 		return status.Errorf(codes.ResourceExhausted, "a frontend may have %d containers at a time: release those that are not needed", mostContainers)
 	}
-	if r.phase.containers == nil {
-		r.phase.containers = map[string]*build.Container{}
+	if r.containers == nil {
+		r.containers = map[string]*build.Container{}
 	}
-	r.phase.containers[id] = nil
+	r.containers[id] = nil
 	return nil
 }
 
 // setContainer keeps a container under a reserved id, or frees the id if there
 // is none. It returns false if nobody wants the container any more.
-func (r *running) setContainer(id string, c *build.Container) bool {
+func (r *Phase) setContainer(id string, c *build.Container) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c == nil || r.phase.closed {
-		delete(r.phase.containers, id)
+	if c == nil || r.closed {
+		delete(r.containers, id)
 		return false
 	}
-	r.phase.containers[id] = c
+	r.containers[id] = c
 	return true
 }
 
 // container finds a container, and takes it out if it is to be released.
-func (r *running) container(id string, take bool) (*build.Container, error) {
+func (r *Phase) container(id string, take bool) (*build.Container, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := r.phase.containers[id]
+	c := r.containers[id]
 	if c == nil {
 		return nil, status.Errorf(codes.NotFound, "container %q previously released or not created", id)
 	}
 	if take {
-		delete(r.phase.containers, id)
+		delete(r.containers, id)
 	}
 	return c, nil
 }
 
 // ReleaseContainer ends a container and tells how the first of its processes
 // to fail ended.
-func (s *gatewayService) ReleaseContainer(ctx context.Context, r *gateway.ReleaseContainerRequest) (*gateway.ReleaseContainerResponse, error) {
+func (s *Service) ReleaseContainer(ctx context.Context, r *gateway.ReleaseContainerRequest) (*gateway.ReleaseContainerResponse, error) {
 	run, _, err := s.running(ctx)
 	if err != nil {
 		return nil, err
@@ -193,7 +193,7 @@ func (s *gatewayService) ReleaseContainer(ctx context.Context, r *gateway.Releas
 }
 
 // withMount calls f with the files of a container's mount.
-func (s *gatewayService) withMount(ctx context.Context, id string, mount int32, f func(*safepath.Root) error) error {
+func (s *Service) withMount(ctx context.Context, id string, mount int32, f func(*safepath.Root) error) error {
 	run, _, err := s.running(ctx)
 	if err != nil {
 		return err
@@ -206,7 +206,7 @@ func (s *gatewayService) withMount(ctx context.Context, id string, mount int32, 
 }
 
 // ReadFileContainer reads a file of a container's mount as it is at the moment.
-func (s *gatewayService) ReadFileContainer(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
+func (s *Service) ReadFileContainer(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
 	resp := &gateway.ReadFileResponse{}
 	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
 		resp.Data, err = readFile(root, r)
@@ -216,7 +216,7 @@ func (s *gatewayService) ReadFileContainer(ctx context.Context, r *gateway.ReadF
 }
 
 // ReadDirContainer lists a directory of a container's mount.
-func (s *gatewayService) ReadDirContainer(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
+func (s *Service) ReadDirContainer(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
 	resp := &gateway.ReadDirResponse{}
 	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
 		resp.Entries, err = readDir(root, r)
@@ -227,7 +227,7 @@ func (s *gatewayService) ReadDirContainer(ctx context.Context, r *gateway.ReadDi
 
 // StatFileContainer tells of a file of a container's mount. A symlink that may
 // lead to another mount is left to the client to follow.
-func (s *gatewayService) StatFileContainer(ctx context.Context, r *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
+func (s *Service) StatFileContainer(ctx context.Context, r *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
 	resp := &gateway.StatFileResponse{}
 	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
 		resp.Stat, err = statLive(root, r.Path)
