@@ -181,6 +181,7 @@ func cachePlaces() []cachePlace {
 		place("registry min zstd", true, to("--export-cache type=registry,ref=WHERE/cache:x,mode=min,compression=zstd"), fromRegistry, host),
 		place("local", false, to("--export-cache type=local,dest=WHERE,mode=max"), to("--import-cache type=local,src=WHERE"), folder),
 		place("inline", true, to("--export-cache type=inline --output type=image,name=WHERE/cache:x,push=true"), fromRegistry, host),
+		place("inline max", true, to("--export-cache type=inline,mode=max --output type=image,name=WHERE/cache:x,push=true"), fromRegistry, host),
 	}
 }
 

@@ -12,9 +12,7 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/cache"
-	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/solver"
 )
 
@@ -45,9 +43,6 @@ type CacheOption struct {
 	Type  string
 	Attrs map[string]string
 }
-
-// inlineType is the type of a cache that travels in an image's config.
-const inlineType = "inline"
 
 // roots are the steps that a result came of.
 func (br *Bridge) roots(ctx context.Context, ps []frontend.PlatformResult) (roots []cache.Root, err error) {
@@ -190,28 +185,6 @@ func (g *gatherer) there(ctx context.Context, blobs []layer.Blob) bool {
 		_ = ra.Close() // nothing was read
 	}
 	return true
-}
-
-// inlineCaches lets exporters put a cache into the configs of images.
-func (br *Bridge) inlineCaches(exports []cacheExport, res *frontend.Result, in *exporter.Input) {
-	if !slices.ContainsFunc(exports, func(e cacheExport) bool { return e.Type == inlineType }) {
-		return
-	}
-	for i := range in.Platforms {
-		in.Platforms[i].MakeCache = func(ctx context.Context, layers []layer.Blob) ([]byte, error) {
-			task := progress.StepFrom(ctx).Task("preparing layers for inline cache", 0)
-			defer task.Done()
-			roots, err := br.roots(ctx, res.Platforms[i:i+1])
-			if err != nil {
-				return nil, err
-			}
-			entries, err := br.gather(ctx, roots, layer.Variant{}, append([]layer.Blob{}, layers...), func(cache.Recipes, solver.Key, []solver.Result) {})
-			if err != nil {
-				return nil, err
-			}
-			return br.builder.Caches.Format.EncodeInline(entries, roots, layers)
-		}
-	}
 }
 
 // readCacheImports reads the frontend's options "cache-imports" and, of before

@@ -162,14 +162,26 @@ func (one *imported) readIndex(ctx context.Context) (cache.Index, error) {
 	if scope := cache.Scope(o.Attrs); !trust.Reads(scope) {
 		return nil, fmt.Errorf("cache scope %q: the daemon's configuration (cache.trust) lets builds read only %q", scope, trust.ReadScopes)
 	}
-	if trust.Signed() || !cache.SharesIndex(o.Type, o.Attrs) || o.Attrs["format"] == cache.FormatKiln {
+	policy := cache.ReadPolicy{
+		BuildKit: !trust.Signed() && cache.SharesIndex(o.Type, o.Attrs) && o.Attrs["format"] != cache.FormatKiln,
+		Bundles:  o.Type == "registry" && o.Attrs["format"] != cache.FormatV0, // where images are
+		Scope:    cache.Scope(o.Attrs), Trust: trust, Warn: one.warn,
+	}
+	if !policy.BuildKit && !policy.Bundles {
 		return nil, errPassedOver
 	}
 	r, err := place.Reader(ctx, o.Attrs)
+	if err != nil && !policy.BuildKit {
+		return nil, errPassedOver // there need not be an image
+	}
 	if err != nil {
 		return nil, fmt.Errorf("failed to configure %v cache importer: %w", o.Type, err)
 	}
-	return b.Caches.Format.Decode(ctx, r)
+	index, err := b.Caches.Format.Decode(ctx, r, policy)
+	if err == nil && index.Empty() && !policy.BuildKit {
+		err = errPassedOver
+	}
+	return index, err
 }
 
 // openShelf prepares to look into the cache by key.

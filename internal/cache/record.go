@@ -84,6 +84,15 @@ func RecordName(subject, scope string) string {
 	return fmt.Sprintf("1-%x", sha256.Sum256([]byte(scope+"\x00"+subject)))
 }
 
+// layerOf tells of a blob.
+func layerOf(b layer.Blob) RecordLayer {
+	rec := b.Ref.Record()
+	return RecordLayer{
+		MediaType: b.Desc.MediaType, Digest: b.Desc.Digest, Size: b.Desc.Size, DiffID: b.DiffID,
+		CreatedAt: rec.CreatedAt.UTC(), Description: rec.Description, Annotations: b.Desc.Annotations,
+	}
+}
+
 // Descriptor is the blob of a layer.
 func (l RecordLayer) Descriptor() ocispecs.Descriptor {
 	return ocispecs.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size, Annotations: l.Annotations}
@@ -236,7 +245,16 @@ func (id *Identity) Seal(r Record) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode record: %w", err)
 	}
-	e := envelope{PayloadType: recordType, Payload: payload}
+	data, err := id.sign(recordType, payload)
+	if err != nil {
+		return nil, fmt.Errorf("encode record: %w", err)
+	}
+	return data, nil
+}
+
+// sign writes an envelope.
+func (id *Identity) sign(payloadType string, payload []byte) ([]byte, error) {
+	e := envelope{PayloadType: payloadType, Payload: payload}
 	if id != nil {
 		e.Signatures = []signature{{id.Public(), ed25519.Sign(id.private, e.signedBytes())}}
 	}
@@ -244,24 +262,29 @@ func (id *Identity) Seal(r Record) ([]byte, error) {
 	if err == nil && len(data) > LargestRecord {
 		err = fmt.Errorf("it has %d bytes, at most %d can be kept", len(data), LargestRecord)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("encode record: %w", err)
+	return data, err
+}
+
+// openEnvelope reads an envelope, whose signature is not verified.
+func openEnvelope(data []byte, payloadType string) (e envelope, err error) {
+	if len(data) > LargestRecord {
+		return e, fmt.Errorf("record has %d bytes, expected at most %d", len(data), LargestRecord)
 	}
-	return data, nil
+	if err := json.Unmarshal(data, &e); err != nil {
+		return e, fmt.Errorf("decode record: %w", err)
+	}
+	if e.PayloadType != payloadType {
+		return e, fmt.Errorf("record is a %.80q, expected %s", e.PayloadType, payloadType)
+	}
+	return e, nil
 }
 
 // OpenRecord reads a record and checks that it is what it claims: a record that
 // names a writer has that writer's signature.
 func OpenRecord(data []byte) (*Record, error) {
-	if len(data) > LargestRecord {
-		return nil, fmt.Errorf("record has %d bytes, expected at most %d", len(data), LargestRecord)
-	}
-	var e envelope
-	if err := json.Unmarshal(data, &e); err != nil {
-		return nil, fmt.Errorf("decode record: %w", err)
-	}
-	if e.PayloadType != recordType {
-		return nil, fmt.Errorf("record is a %.80q, expected %s", e.PayloadType, recordType)
+	e, err := openEnvelope(data, recordType)
+	if err != nil {
+		return nil, err
 	}
 	var r Record
 	if err := json.Unmarshal(e.Payload, &r); err != nil {

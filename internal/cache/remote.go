@@ -39,6 +39,8 @@ type Index interface {
 	Find(r Recipes, k solver.Key, output int) ([]layer.LazyBlob, bool)
 	// Content returns the digest of what a selector chooses of a result, or "".
 	Content(r Recipes, of solver.Ingredient) string
+	// Empty tells whether nothing can be found.
+	Empty() bool
 }
 
 // Format is how a cache for others is written.
@@ -48,8 +50,19 @@ type Format interface {
 	// EncodeInline writes what of it an image with these layers can carry, or
 	// nil if that is nothing.
 	EncodeInline(entries []Entry, roots []Root, image []layer.Blob) ([]byte, error)
-	// Decode reads what r leads to. A place without a cache is no error.
-	Decode(ctx context.Context, r Reader) (Index, error)
+	// Decode reads what r leads to and counts by p. A place without a cache is no
+	// error.
+	Decode(ctx context.Context, r Reader, p ReadPolicy) (Index, error)
+}
+
+// ReadPolicy says what of a place's documents counts.
+type ReadPolicy struct {
+	BuildKit bool // records in BuildKit's format, which nobody has signed
+	Bundles  bool // records of Kiln in the configs of images, see [Bundle]
+	Scope    string
+	Trust    Trust
+	// Warn is told why a bundle does not count; nil tells nobody.
+	Warn func(error)
 }
 
 // Root is a result that was asked for.

@@ -70,22 +70,25 @@ func matches(patterns []string, scope string) bool {
 }
 
 // accepts tells why a record, whose signature holds, does not count.
-func (t Trust) accepts(r *Record) error {
+func (t Trust) accepts(r *Record) error { return t.acceptsFrom(r.Writer, r.Scope) }
+
+// acceptsFrom is the same for whatever a writer, "" is nobody, wrote in a scope.
+func (t Trust) acceptsFrom(writer, scope string) error {
 	if len(t.Writers) == 0 {
 		return nil
 	}
-	if r.Writer == "" {
+	if writer == "" {
 		if t.Unsigned {
 			return nil
 		}
 		return errors.New("record has no signature, which the policy of trust asks for")
 	}
 	for _, w := range t.Writers {
-		if w.Key == r.Writer && (w.Scopes == nil || matches(w.Scopes, r.Scope)) {
+		if w.Key == writer && (w.Scopes == nil || matches(w.Scopes, scope)) {
 			return nil
 		}
 	}
-	return fmt.Errorf("record was written by %s, whom the policy of trust does not let write scope %q", r.Writer, r.Scope)
+	return fmt.Errorf("record was written by %s, whom the policy of trust does not let write scope %q", writer, scope)
 }
 
 // narrowed is the policy with only those of its writers that a user names, or

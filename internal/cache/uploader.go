@@ -307,11 +307,7 @@ func (u *Uploader) output(res solver.Result) (*RecordOutput, []layer.Blob, error
 		}
 		o := &RecordOutput{}
 		for _, b := range blobs {
-			rec := b.Ref.Record()
-			o.Layers = append(o.Layers, RecordLayer{
-				MediaType: b.Desc.MediaType, Digest: b.Desc.Digest, Size: b.Desc.Size, DiffID: b.DiffID,
-				CreatedAt: rec.CreatedAt.UTC(), Description: rec.Description, Annotations: b.Desc.Annotations,
-			})
+			o.Layers = append(o.Layers, layerOf(b))
 		}
 		return o, blobs, nil
 	}

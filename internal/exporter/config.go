@@ -20,8 +20,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // completeConfig makes the config of an image from what the frontend made: it
 // fills in the layers, what history does not tell of them, and the times.
-// Fields that are unknown here stay as they are.
-func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]byte, error) {
+// Fields that are unknown here stay as they are, and more are set.
+func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time, more map[string]json.RawMessage) ([]byte, error) {
 	config, platform := result.Config, result.Platform
 	if len(config) > maxConfig {
 		return nil, fmt.Errorf("image config has %d bytes, expected at most %d", len(config), maxConfig)
@@ -70,8 +70,8 @@ func completeConfig(result Platform, layers []layer.Blob, epoch *time.Time) ([]b
 	}
 	set["created"] = clamp(created, epoch) // null if nothing tells a time
 	set["history"], set["rootfs"] = history, rootFS(layers)
-	if result.Cache != nil {
-		set["moby.buildkit.cache.v0"] = result.Cache
+	for key, value := range more {
+		set[key] = value
 	}
 	for key, value := range set {
 		b, err := json.Marshal(value)

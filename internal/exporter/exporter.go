@@ -6,6 +6,7 @@ package exporter
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -47,11 +48,9 @@ type Platform struct {
 	Config   []byte     // image config JSON as the frontend made it, nil for a default
 	Base     []byte     // config of the image that it is based on, nil if unknown
 	Epoch    *time.Time // where Input has none
-	// Cache is what an image is to say of the build cache (its config's field
-	// "moby.buildkit.cache.v0"); nil for nothing.
-	Cache []byte
-	// MakeCache makes Cache for an image of these layers; nil keeps it.
-	MakeCache func(ctx context.Context, layers []layer.Blob) ([]byte, error)
+	// MakeCache makes what an image of these layers is to say of the build cache,
+	// as fields of its config; nil says nothing.
+	MakeCache func(ctx context.Context, layers []layer.Blob) (map[string]json.RawMessage, error)
 	// Attestations are statements about the result.
 	Attestations []Attestation
 }

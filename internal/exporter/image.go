@@ -77,13 +77,14 @@ func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Ima
 	index := isSplit(in) || len(in.Platforms) > 1
 	seen := map[digest.Digest]bool{}
 	for i, p := range in.Platforms {
+		var inline map[string]json.RawMessage
 		if p.MakeCache != nil {
-			if p.Cache, err = p.MakeCache(ctx, parts[i].layers); err != nil {
+			if inline, err = p.MakeCache(ctx, parts[i].layers); err != nil {
 				return nil, fmt.Errorf("make inline cache%s: %w", forPlatform(p.ID), err)
 			}
 		}
 		p.Config, p.Base = o.configs(p)
-		config, err := completeConfig(p, parts[i].layers, o.Epoch.of(in, p))
+		config, err := completeConfig(p, parts[i].layers, o.Epoch.of(in, p), inline)
 		if err != nil {
 			return nil, fmt.Errorf("complete config of image%s: %w", forPlatform(p.ID), err)
 		}

@@ -22,8 +22,8 @@ const mostManifests = 256
 
 // Decode reads a cache of its own, or those that the images of a manifest or
 // an index carry in their configs.
-func (Format) Decode(ctx context.Context, r cache.Reader) (cache.Index, error) {
-	d := &decoder{ctx: ctx, r: r}
+func (Format) Decode(ctx context.Context, r cache.Reader, p cache.ReadPolicy) (cache.Index, error) {
+	d := &decoder{ctx: ctx, r: r, policy: p}
 	if err := d.manifest(r.Root(), true); err != nil {
 		return nil, err
 	}
@@ -31,10 +31,11 @@ func (Format) Decode(ctx context.Context, r cache.Reader) (cache.Index, error) {
 }
 
 type decoder struct {
-	ctx   context.Context
-	r     cache.Reader
-	found indexes
-	seen  int
+	ctx    context.Context
+	r      cache.Reader
+	policy cache.ReadPolicy
+	found  indexes
+	seen   int
 }
 
 // document is a manifest or an index.
@@ -93,6 +94,9 @@ func (d *decoder) manifest(desc ocispecs.Descriptor, top bool) error {
 }
 
 func (d *decoder) config(desc ocispecs.Descriptor, layers []ocispecs.Descriptor) error {
+	if !d.policy.BuildKit {
+		return nil
+	}
 	if desc.Size > maxConfig {
 		return fmt.Errorf("import cache: config %s has %d bytes, expected at most %d", desc.Digest, desc.Size, maxConfig)
 	}
@@ -111,57 +115,17 @@ func (d *decoder) config(desc ocispecs.Descriptor, layers []ocispecs.Descriptor)
 	return nil
 }
 
-// inline reads the records that an image's config carries, if it does.
-func (d *decoder) inline(desc ocispecs.Descriptor, layers []ocispecs.Descriptor) error {
-	data, err := d.r.Read(d.ctx, desc)
-	if err != nil {
-		return err
-	}
-	var image struct {
-		RootFS struct {
-			DiffIDs []digest.Digest `json:"diff_ids"`
-		} `json:"rootfs"`
-		Cache   []byte `json:"moby.buildkit.cache.v0"`
-		History []struct {
-			Created    *time.Time `json:"created"`
-			CreatedBy  string     `json:"created_by"`
-			EmptyLayer bool       `json:"empty_layer"`
-		} `json:"history"`
-	}
-	if err := json.Unmarshal(data, &image); err != nil || image.Cache == nil || len(image.RootFS.DiffIDs) != len(layers) {
-		return nil // an image without a cache
-	}
-	c := &config{}
-	if err := json.Unmarshal(image.Cache, &c.Records); err != nil {
-		return fmt.Errorf("import cache: decode the inline cache of %s: %w", desc.Digest, err)
-	}
-	layers = slices.Clone(layers)
-	for i := range layers {
-		layers[i].Annotations = map[string]string{annotationDiffID: image.RootFS.DiffIDs[i].String()}
-		c.Layers = append(c.Layers, layerEntry{Blob: layers[i].Digest, Parent: i - 1})
-	}
-	at := 0
-	for _, h := range image.History {
-		if h.EmptyLayer || at >= len(layers) {
-			continue
-		}
-		if h.Created != nil {
-			layers[at].Annotations[annotationCreatedAt] = h.Created.UTC().Format(time.RFC3339Nano)
-		}
-		if h.CreatedBy != "" {
-			layers[at].Annotations[annotationDescription] = h.CreatedBy
-		}
-		at++
-	}
-	if err := c.check(); err != nil {
-		return fmt.Errorf("import cache: %w", err)
-	}
-	d.found = append(d.found, newIndex(c, layers, d.r.Origin()))
-	return nil
+// indexes are several caches of one place.
+type indexes []part
+
+// part is one of them.
+type part interface {
+	find(r cache.Recipes, k solver.Key, output int) ([]layer.LazyBlob, bool)
+	contentOf(r cache.Recipes, of solver.Ingredient) string
 }
 
-// indexes are several caches of one place.
-type indexes []*index
+// Empty tells whether there is none.
+func (all indexes) Empty() bool { return len(all) == 0 }
 
 // Find asks one after the other.
 func (all indexes) Find(r cache.Recipes, k solver.Key, output int) ([]layer.LazyBlob, bool) {

@@ -102,7 +102,7 @@ func inMemory(t *testing.T, d *cache.Document) place {
 
 func decode(t *testing.T, p place) cache.Index {
 	t.Helper()
-	x, err := Format{}.Decode(t.Context(), p)
+	x, err := Format{}.Decode(t.Context(), p, cache.ReadPolicy{BuildKit: true, Bundles: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestBare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := Format{}.Decode(t.Context(), cache.NewBareReader("origin", nil, other.Bare, doc.Bare))
+	x, err := Format{}.Decode(t.Context(), cache.NewBareReader("origin", nil, other.Bare, doc.Bare), cache.ReadPolicy{BuildKit: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,10 +186,10 @@ func TestBare(t *testing.T) {
 			t.Errorf("layer %+v lacks something", l)
 		}
 	}
-	if x, err := (Format{}).Decode(t.Context(), cache.NewBareReader("origin", nil)); err != nil {
+	if x, err := (Format{}).Decode(t.Context(), cache.NewBareReader("origin", nil), cache.ReadPolicy{BuildKit: true}); err != nil {
 		t.Errorf("no cache: %v, %v", x, err)
 	}
-	if _, err := (Format{}).Decode(t.Context(), cache.NewBareReader("origin", []byte("{"))); err == nil {
+	if _, err := (Format{}).Decode(t.Context(), cache.NewBareReader("origin", []byte("{")), cache.ReadPolicy{BuildKit: true}); err == nil {
 		t.Error("half a config was read")
 	}
 }
@@ -290,9 +290,64 @@ func TestInline(t *testing.T) {
 	}
 }
 
-func imageWith(t *testing.T, layers []layer.Blob, inline []byte) (p place) {
+// TestBundled: records of Kiln in an image are found by key, whatever BuildKit's
+// say, and only where they count.
+func TestBundled(t *testing.T) {
+	r, entries := sample()
+	image := blobs("base", "ran", "copied")
+	data, err := (*cache.Identity)(nil).SealBundle(*cache.NewBundle(entries, image, "", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	field := func(with []layer.Blob) place {
+		return imageOf(t, with, map[string]any{cache.ImageField: json.RawMessage(data)})
+	}
+	for name, test := range map[string]struct {
+		place place
+		with  cache.ReadPolicy
+		found bool
+		warns int
+	}{
+		"alone":                     {field(image), cache.ReadPolicy{Bundles: true}, true, 0},
+		"beside BuildKit's":         {field(image), cache.ReadPolicy{Bundles: true, BuildKit: true}, true, 0},
+		"not asked for":             {field(image), cache.ReadPolicy{BuildKit: true}, false, 0},
+		"of another scope":          {field(image), cache.ReadPolicy{Bundles: true, Scope: "pr"}, false, 1},
+		"in an image of others":     {field(blobs("base", "ran", "other")), cache.ReadPolicy{Bundles: true}, false, 1},
+		"damaged":                   {imageOf(t, image, map[string]any{cache.ImageField: "rubbish"}), cache.ReadPolicy{Bundles: true}, false, 1},
+		"BuildKit's, which may not": {imageWith(t, image, []byte("[]")), cache.ReadPolicy{Bundles: true}, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			warned := 0
+			test.with.Warn = func(error) { warned++ }
+			x, err := Format{}.Decode(t.Context(), test.place, test.with)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if x.Empty() == test.found || warned != test.warns {
+				t.Errorf("empty %t, %d warnings, expected %t, %d", x.Empty(), warned, !test.found, test.warns)
+			}
+			got, ok := x.Find(r, "copy", 0)
+			if ok != test.found || ok && !slices.Equal(digests(got), want("base", "ran", "copied")) {
+				t.Errorf("copy: found %v, %t", digests(got), ok)
+			}
+			if got := x.Content(r, solver.Ingredient{Key: "copy", Selector: op("/sub, precisely")}); (got != "") != test.found {
+				t.Errorf("content of copy: %q", got)
+			}
+		})
+	}
+}
+
+func imageWith(t *testing.T, layers []layer.Blob, inline []byte) place {
 	t.Helper()
-	image := map[string]any{}
+	if inline == nil {
+		return imageOf(t, layers, map[string]any{})
+	}
+	return imageOf(t, layers, map[string]any{"moby.buildkit.cache.v0": inline})
+}
+
+// imageOf is an image whose config has fields.
+func imageOf(t *testing.T, layers []layer.Blob, image map[string]any) (p place) {
+	t.Helper()
 	var ids []digest.Digest
 	var m ocispecs.Manifest
 	for _, l := range layers {
@@ -300,9 +355,6 @@ func imageWith(t *testing.T, layers []layer.Blob, inline []byte) (p place) {
 		m.Layers = append(m.Layers, l.Desc)
 	}
 	image["rootfs"] = map[string]any{"diff_ids": ids}
-	if inline != nil {
-		image["moby.buildkit.cache.v0"] = inline
-	}
 	b, err := json.Marshal(image)
 	if err != nil {
 		t.Fatal(err)
