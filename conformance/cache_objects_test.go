@@ -78,7 +78,7 @@ func azurite(t *testing.T) string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // it was killed
 	})
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if resp, err := http.Get("http://" + net.JoinHostPort(host, port) + "/me?comp=list"); err == nil {
 			resp.Body.Close()
 			return "account_name=me,account_url=http://" + net.JoinHostPort(host, port) + "/me,secret_access_key=" + key
@@ -95,8 +95,8 @@ var actionsProgram = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	build := exec.Command("go", "build", "-o", program, "internal/cache/cachetest/actions_program.go")
-	build.Dir = ".."
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "internal/cache/cachetest/actions_program.go")
+	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0") // as Kiln itself is built
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the server of caches of GitHub Actions: %w\n%s", err, out)
 	}

@@ -84,7 +84,7 @@ func fresh(t *testing.T, kind string) *peer.Daemon {
 	if kind == "buildkit" {
 		d = peer.NewBuildKit(shared.tools, filepath.Join(bin, "kiln-runc"), shared.base, dir)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if err := d.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func fresh(t *testing.T, kind string) *peer.Daemon {
 // buildWith builds with the real buildctl and returns its progress.
 func buildWith(t *testing.T, d *peer.Daemon, folder string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	args = append(shared.tools.BuildArgs(d, shared.base, peer.Build{Context: folder}), args...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
@@ -145,7 +145,7 @@ func distribution(t *testing.T) string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // it was killed
 	})
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if c, err := net.Dial("tcp", addr); err == nil {
 			c.Close()
 			return addr

@@ -29,7 +29,7 @@ import (
 // asFrontend runs f as the frontend of a build on a daemon.
 func asFrontend(t *testing.T, d *peer.Daemon, f gateway.BuildFunc) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	return asFrontendIn(ctx, t, d, f)
 }
@@ -146,7 +146,7 @@ func (o *transcript) String() string {
 // await waits for a process to have written something.
 func (o *transcript) await(t *testing.T, want string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !strings.Contains(o.String(), want); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !strings.Contains(o.String(), want); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited 20 s for %q, got %q", want, o.String())
 		}

@@ -148,7 +148,7 @@ func TestGit(t *testing.T) {
 // depends on times; of that, HEAD counts alone.
 func gitFiles(t *testing.T, d *peer.Daemon, st llb.State, times bool) map[string]string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	c, err := client.New(ctx, d.Addr())
 	if err != nil {

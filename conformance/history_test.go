@@ -90,7 +90,7 @@ func TestHistory(t *testing.T) {
 
 func newHistorian(t *testing.T, d *peer.Daemon) *historian {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	c, err := client.New(ctx, d.Addr())
 	if err != nil {

@@ -126,7 +126,7 @@ func unpack(t *testing.T, name string) string {
 // failing runs a client that must fail, and returns what it printed.
 func failing(t *testing.T, d *peer.Daemon, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.WaitDelay = 5 * time.Second

@@ -59,7 +59,7 @@ func TestLintRules(t *testing.T) {
 // "error" if the file cannot be built.
 func lintOn(t *testing.T, d *peer.Daemon, dir string) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	c, err := client.New(ctx, d.Addr())
 	if err != nil {

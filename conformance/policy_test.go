@@ -73,7 +73,7 @@ func newImages(t *testing.T) images {
 func onBoth(t *testing.T, f func(t *testing.T, ctx context.Context, c *client.Client)) {
 	for _, d := range []*peer.Daemon{shared.buildkit, shared.kiln} {
 		t.Run(d.Name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			c, err := client.New(ctx, d.Addr())
 			if err != nil {

@@ -199,7 +199,7 @@ func carriedOut(t *testing.T, text string) (steps []string) {
 }
 
 func tryBuild(ctx context.Context, d *peer.Daemon, dir string, more []string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	args := append(shared.tools.BuildArgs(d, shared.base, peer.Build{Context: dir}), more...)
 	args = append(args, "--progress=rawjson")

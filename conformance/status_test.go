@@ -82,7 +82,7 @@ func (l statusLog) summary() (lines []string) {
 // buildFile builds a folder's Dockerfile and checks each thing that is told
 // against what was told before.
 func buildFile(t *testing.T, d *peer.Daemon, dir string) statusLog {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	c, err := client.New(ctx, d.Addr())
 	if err != nil {

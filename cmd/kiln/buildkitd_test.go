@@ -48,7 +48,6 @@ func TestBuildkitd(t *testing.T) {
 	})
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "buildkitd"), RequireUniqueNames: true, RequireExplicitExec: true, Cmds: commands,
-		Deadline: time.Now().Add(2 * time.Minute),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BUILDKITD_LOG_LEVEL", "")
 			return setUpScript(t, env, "oci")
@@ -72,7 +71,7 @@ func scriptBuildkitd(ts *testscript.TestScript, neg bool, args []string) {
 		cmd := s.daemon
 		s.daemon = nil
 		ts.Check(cmd.Process.Signal(syscall.SIGTERM))
-		timer := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }) // its end shows in Wait
+		timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() }) // its end shows in Wait
 		defer timer.Stop()
 		ts.Check(cmd.Wait())
 		return
@@ -124,7 +123,7 @@ func openSocket(ts *testscript.TestScript, network, address string) *os.File {
 // waitLog waits until the daemon has logged something, and returns all.
 func waitLog(ts *testscript.TestScript, pattern *regexp.Regexp) string {
 	var text []byte
-	for range 1500 {
+	for range 6000 {
 		var err error
 		text, err = os.ReadFile(daemonLog(ts))
 		ts.Check(err)
@@ -230,7 +229,7 @@ func scriptInfo(ts *testscript.TestScript, neg bool, args []string) {
 		}))
 	ts.Check(err)
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	resp, err := control.NewControlClient(conn).ListWorkers(ctx, &control.ListWorkersRequest{})
 	text := ""

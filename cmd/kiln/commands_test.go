@@ -66,7 +66,7 @@ func scriptCrashDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	_ = s.daemon.Wait() // it was killed
 	s.daemon = nil
 	// The process in its namespaces dies with it, a moment later.
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("unix", filepath.Join(s.run, "sock"))
 		if err != nil {
 			return
@@ -97,7 +97,7 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	pattern := regexp.MustCompile(args[1])
 	var text []byte
-	for range 2000 {
+	for range 6000 {
 		text, _ = os.ReadFile(ts.MkAbs(args[0]))
 		if pattern.Match(text) {
 			return
@@ -112,7 +112,7 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 func scriptTidy(ts *testscript.TestScript, _ bool, _ []string) {
 	root := ts.Getenv("ROOT")
 	var left []string
-	for range 500 {
+	for range 6000 {
 		left = leftovers(ts.Getenv("RUN"), state(ts).daemon)
 		for _, dir := range []string{"tmp/runs", "run/run", "run/runtime", "layers/mounts", "content/ingest"} {
 			entries, err := os.ReadDir(filepath.Join(root, dir))

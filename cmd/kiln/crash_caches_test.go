@@ -141,7 +141,7 @@ func (c *cacheCrasher) fill() {
 func (c *cacheCrasher) capHolds() {
 	c.t.Helper()
 	root := filepath.Join(c.state.run, "root")
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		n, err := folderUse(root)
 		if err != nil {
 			c.t.Fatal(err)

@@ -58,7 +58,8 @@ func buildPrograms() (string, error) {
 			return "", err
 		}
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "kiln"), ".")
+	// The same flags as those of `make build`, for whatever they change is compiled anew.
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "kiln"), ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build kiln: %w: %s", err, out)
@@ -171,7 +172,7 @@ func (s *scriptState) stop() error {
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		return err
 	}
-	timer := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }) // its end shows in Wait
+	timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() }) // its end shows in Wait
 	defer timer.Stop()
 	return cmd.Wait()
 }

@@ -190,7 +190,7 @@ func (b *builder) drivenWith(t *testing.T, entitlements []string, f func(ctx con
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	files := client.Attach{Dirs: map[string]string{"base": filepath.Dir(b.kiln)}}
 	_, err = c.Build(ctx, client.SolveOpt{Attach: files, Entitlements: entitlements}, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {

@@ -73,7 +73,7 @@ func TestSpansOfSteps(t *testing.T) {
 
 // trace is the trace of the last build, once it is whole.
 func (b *builder) trace() (text string, err error) {
-	for range 100 { // it waits for spans that come late
+	for range 600 { // it waits for spans that come late
 		var out []byte
 		out, err = b.command("history", "logs", "--trace").CombinedOutput()
 		if text = string(out); err == nil {

@@ -164,13 +164,13 @@ func (b *builder) vanish(c vanishing, n string, delay time.Duration) (killed boo
 	if err := cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
-	if !shown.wait(c.shown, 30*time.Second) {
+	if !shown.wait(c.shown, 2*time.Minute) {
 		b.t.Errorf("%s: the client has not shown %q:\n%s", c.name, c.shown, shown)
 	}
 	if c.until != nil {
 		select {
 		case <-c.until:
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			b.t.Errorf("%s: what is waited for has not come:\n%s", c.name, shown)
 		}
 	}
@@ -273,7 +273,7 @@ func (b *builder) vanishInContainer(ref string, loud bool) {
 		if _, err := container.Start(ctx, client.ProcessRequest{Args: []string{"/context/busybox", "sh", "-c", script}, Env: []string{"PATH=/context"}, Stdout: begun}); err != nil {
 			return nil, err
 		}
-		if !begun.wait("begun", 30*time.Second) {
+		if !begun.wait("begun", 2*time.Minute) {
 			b.t.Errorf("the process of a container has not begun")
 		}
 		mu.Lock()
@@ -366,7 +366,7 @@ func (b *builder) traces(debug *debugged) traces {
 func (b *builder) nothingLeft(debug *debugged, before traces) {
 	b.t.Helper()
 	var left []string
-	for range 150 {
+	for range 600 {
 		now := b.traces(debug)
 		left = nil
 		for name := range now.found {

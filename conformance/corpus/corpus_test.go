@@ -20,7 +20,7 @@ const atLeast = 300
 // TestCorpus builds each Dockerfile of the corpus on Kiln and on BuildKit, twice,
 // and compares what came out: it fails unless all are equal.
 func TestCorpus(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
 	pair := start(ctx, t, corpus.Start)
 	judge(ctx, t, "corpus", pair, chosen(t, pair.Cases))
@@ -34,7 +34,7 @@ const sampled = 8
 // by BuildKit's, run from an image by the line of the syntax, and compares what
 // came out: it fails unless all are equal.
 func TestCorpusByImage(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
 	pair := start(ctx, t, corpus.StartImage)
 	cases := chosen(t, pair.Cases)

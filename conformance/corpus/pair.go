@@ -160,7 +160,7 @@ func (p *Pair) compare(c *Case, kiln, other [2]*Outcome) []string {
 }
 
 func (b *Builder) twice(ctx context.Context, c *Case) (outcomes [2]*Outcome, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	for i := range outcomes {
 		if outcomes[i], err = b.Build(ctx, c, i == 0); err != nil {

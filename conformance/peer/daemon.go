@@ -148,7 +148,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 
 // awaitAnswer asks for the workers until they are told.
 func (d *Daemon) awaitAnswer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	socket := strings.TrimPrefix(d.Addr(), "unix://")
 	for {
@@ -183,7 +183,7 @@ func (d *Daemon) Stop() {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		_ = d.cmd.Process.Kill()
 		<-d.done
 	}

@@ -48,7 +48,7 @@ var suites = []struct {
 }
 
 func TestBuildKit(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "suite") // t.TempDir is too long for the sockets below it
 	if err != nil {
@@ -79,7 +79,7 @@ func TestBuildKit(t *testing.T) {
 			if out, err := build.CombinedOutput(); err != nil {
 				t.Fatalf("build the tests of %s: %v\n%s", s.dir, err, out)
 			}
-			args := []string{"-test.v", "-test.timeout", "15m", "-test.run", s.run}
+			args := []string{"-test.v", "-test.timeout", "30m", "-test.run", s.run}
 			if skip := skipPattern(excluded[s.name]); skip != "" {
 				args = append(args, "-test.skip", skip)
 			}
