@@ -52,17 +52,17 @@ func (c *Collector) Run(ctx context.Context, policies []Policy, report func(laye
 	if report == nil {
 		report = func(layer.Usage) {}
 	}
-	layers, why := 0, "by garbage collection"
+	layers, why, all := 0, "by garbage collection", false
 	for _, p := range policies {
 		n, err := c.apply(ctx, p, report)
 		layers += n
-		why = cmp.Or(p.By, why)
+		why, all = cmp.Or(p.By, why), all || p.takesAll()
 		if err != nil {
 			return fmt.Errorf("collect garbage: %w", err)
 		}
 	}
-	if layers > 0 {
-		if err := c.forgetResults(ctx, why); err != nil {
+	if layers > 0 || all {
+		if err := c.forgetResults(ctx, why, all); err != nil {
 			return err
 		}
 	}
@@ -157,8 +157,10 @@ func (c *Collector) disk(layers, others []layer.Usage) (Disk, error) {
 }
 
 // forgetResults drops results that have lost a layer. Loading one would be a
-// miss anyway; this keeps the database small.
-func (c *Collector) forgetResults(ctx context.Context, why string) error {
+// miss anyway; this keeps the database small. With all it drops those without
+// any layer, too, and the digests of contents: by these, a step is known to make
+// what another has made, though all that it is built on was removed.
+func (c *Collector) forgetResults(ctx context.Context, why string, all bool) error {
 	start := time.Now() // a layer made meanwhile must not count as lost
 	usage, err := c.Layers.DiskUsage(ctx)
 	if err != nil {
@@ -168,7 +170,15 @@ func (c *Collector) forgetResults(ctx context.Context, why string) error {
 	for _, u := range usage {
 		kept[u.ID] = true
 	}
-	return c.Store.EvictResults(why, func(r store.Result) bool {
-		return r.SavedAt.Before(start) && slices.ContainsFunc(r.Outputs, func(o store.Output) bool { return !kept[o.Layer] })
+	err = c.Store.EvictResults(why, func(r store.Result) bool {
+		if !r.SavedAt.Before(start) {
+			return false
+		}
+		hasLayer := slices.ContainsFunc(r.Outputs, func(o store.Output) bool { return o.Layer != "" })
+		return all && !hasLayer || slices.ContainsFunc(r.Outputs, func(o store.Output) bool { return !kept[o.Layer] })
 	})
+	if err != nil || !all {
+		return err
+	}
+	return c.Store.DeleteDigests()
 }

@@ -144,6 +144,27 @@ func TestRun(t *testing.T) {
 	if st, _ := st.Step("old"); st.EvictedBy != "by a test" || time.Since(st.EvictedAt) > time.Minute {
 		t.Errorf("what is known of the removed step is %+v", st)
 	}
+	if err := st.PutDigest("part", "sha256:0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Run(context.Background(), []Policy{{Filters: []string{"id==none"}}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := st.Digest("part"); !ok {
+		t.Error("to prune a part has forgotten what contents there are")
+	}
+	if err := c.Run(context.Background(), []Policy{{All: true}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []solver.Key{"new", "empty"} {
+		if _, ok := st.Result(key); ok {
+			t.Errorf("result %q is left when everything was removed", key)
+		}
+	}
+	if _, ok := st.Digest("part"); ok {
+		t.Error("a digest of content is left when everything was removed")
+	}
+	layers.usage = []layer.Usage{{Record: layer.Record{ID: "more"}, Size: 100}}
 	layers.fail = errors.New("disk is on fire")
 	if err := c.Run(context.Background(), []Policy{{}}, nil); !errors.Is(err, layers.fail) {
 		t.Errorf("error is %v", err)

@@ -33,6 +33,11 @@ type Policy struct {
 	MinFree  int64 // this much of the disk should be free
 }
 
+// takesAll tells whether the policy leaves nothing but what is in use.
+func (p Policy) takesAll() bool {
+	return len(p.Filters) == 0 && p.KeepFor == 0 && p.MaxUsed == 0 && p.Reserved == 0 && p.MinFree == 0
+}
+
 // Disk is the state of the file system that has the cache, in bytes.
 type Disk struct {
 	Total, Free int64

@@ -95,6 +95,19 @@ func (s *Store) Digest(part string) (string, bool) {
 	return string(v), ok
 }
 
+// DeleteDigests forgets all content digests.
+func (s *Store) DeleteDigests() error {
+	var parts []string
+	err := s.each(bucketDigests, func(part string, _ []byte) error {
+		parts = append(parts, part)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list content digests: %w", err)
+	}
+	return s.delete(bucketDigests, parts...)
+}
+
 // PutDigest keeps the content digest of part.
 func (s *Store) PutDigest(part, digest string) error {
 	return s.put(bucketDigests, part, []byte(digest))
