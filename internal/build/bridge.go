@@ -56,8 +56,31 @@ func (br *Bridge) close() {
 	br.imports.close()
 	br.records.close()
 	br.job.Close()
+	if !br.job.Working() && br.imports.asking.Idle() {
+		br.leave()
+		return
+	}
+	// The answer does not wait for a step that is being killed, or for a cache
+	// of others that takes its time; but whoever prunes does.
+	br.builder.leaving.Go(func() {
+		br.job.Wait()
+		_ = br.imports.asking.Wait(context.Background())
+		br.leave()
+	})
+}
+
+// leave lets go of what the build has used.
+func (br *Bridge) leave() {
 	br.release()
 	_ = br.values.Close() // what it could not remove goes at the next start
+}
+
+// Settle returns when builds that have ended hold nothing any more, or ctx ends.
+func (b *Builder) Settle(ctx context.Context) error {
+	if err := b.leaving.Wait(ctx); err != nil {
+		return fmt.Errorf("wait for builds that have ended: %w", err)
+	}
+	return b.Worker.Layers.Settle(ctx)
 }
 
 // Sessions are the client sessions that serve the build.

@@ -51,6 +51,7 @@ type Builder struct {
 	Version           string // of Kiln
 
 	producers producers
+	leaving   solver.Crew // builds that have answered, and still hold something
 }
 
 // Request is what a client wants built.

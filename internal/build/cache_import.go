@@ -28,6 +28,7 @@ type imports struct {
 	cancel context.CancelFunc
 
 	mounts sync.WaitGroup // those on their way
+	asking solver.Crew    // who was asked
 
 	mu      sync.Mutex
 	known   map[string]bool
@@ -230,7 +231,7 @@ func (one *imported) within(ctx context.Context, ready <-chan struct{}) bool {
 }
 
 // first returns the first answer of any, or solver.ErrNotFound.
-func first[V any](ctx context.Context, asks []func(context.Context) (V, error)) (V, error) {
+func first[V any](ctx context.Context, by *solver.Crew, asks []func(context.Context) (V, error)) (V, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type answer struct {
@@ -239,10 +240,10 @@ func first[V any](ctx context.Context, asks []func(context.Context) (V, error)) 
 	}
 	answers := make(chan answer, len(asks))
 	for _, ask := range asks {
-		go func() {
+		by.Go(func() {
 			val, err := ask(ctx)
 			answers <- answer{val, err}
-		}()
+		})
 	}
 	for range asks {
 		if a := <-answers; a.err == nil {
@@ -271,7 +272,7 @@ func ask[V any](ctx context.Context, one *imported, records, index func(context.
 	case one.finder == nil:
 		return read(ctx)
 	case !one.byKey: // perhaps by now
-		return first(ctx, []func(context.Context) (V, error){records, read})
+		return first(ctx, &one.im.asking, []func(context.Context) (V, error){records, read})
 	}
 	val, err := records(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -290,7 +291,7 @@ func (im *imports) Load(ctx context.Context, j *solver.Job, k solver.Key, needed
 				func(ctx context.Context) ([]solver.Result, error) { return one.fromIndex(ctx, j, k, needed) })
 		})
 	}
-	return first(session.WithGroup(ctx, im.br), asks)
+	return first(session.WithGroup(ctx, im.br), &im.asking, asks)
 }
 
 func (one *imported) fromIndex(ctx context.Context, j *solver.Job, k solver.Key, needed func(int) bool) (out []solver.Result, err error) {
@@ -397,5 +398,5 @@ func (im *imports) Digest(ctx context.Context, j *solver.Job, of solver.Ingredie
 				})
 		})
 	}
-	return first(session.WithGroup(ctx, im.br), asks)
+	return first(session.WithGroup(ctx, im.br), &im.asking, asks)
 }

@@ -42,7 +42,8 @@ type running struct {
 	phase *gateway.Phase // of a client that acts as the frontend
 	done  chan struct{}
 
-	stop    context.CancelCauseFunc // set once the build has begun; guarded by builds.mu
+	ctx     context.Context         // set once the build has begun; guarded by builds.mu
+	stop    context.CancelCauseFunc // with ctx
 	reasons reasons
 }
 

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -56,7 +55,7 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 	req.Trace = run.events.trace.parent
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s.builds.stoppable(run, cancel)
+	s.builds.stoppable(ctx, run, cancel)
 	if req.Session != nil { // a client that is gone wants nothing any more
 		defer req.Session.Settle(ctx)
 		defer context.AfterFunc(req.Session.Context(), func() { cancel(gone(req.Session)) })()
@@ -65,7 +64,7 @@ func (s *controlService) solve(ctx context.Context, r *control.SolveRequest, run
 	switch code := errorCode(err); {
 	case req.Session != nil && gone(req.Session) != nil && (code == codes.Canceled || code == codes.Unavailable):
 		err = gone(req.Session) // and whatever it was asked for says less
-	case context.Cause(ctx) != nil && errors.Is(err, context.Canceled):
+	case context.Cause(ctx) != nil && code == codes.Canceled: // a client's answer may say so, too
 		err = context.Cause(ctx)
 	}
 	return out, err

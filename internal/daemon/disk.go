@@ -50,6 +50,7 @@ func (s *controlService) Prune(r *control.PruneRequest, stream grpc.ServerStream
 	if _, err := gc.ParseFilters(p.Filters); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	s.settle(stream.Context())
 	var sendErr error
 	err := s.config.Collector.Run(stream.Context(), []gc.Policy{p}, func(u layer.Usage) {
 		if sendErr == nil {

@@ -53,11 +53,11 @@ func (s *Server) holdCap(stop chan struct{}) {
 	}
 }
 
-// stoppable notes how a build that has begun can be ended.
-func (b *builds) stoppable(r *running, stop context.CancelCauseFunc) {
+// stoppable notes what a build that has begun works in, and how to end it.
+func (b *builds) stoppable(ctx context.Context, r *running, stop context.CancelCauseFunc) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r.stop = stop
+	r.ctx, r.stop = ctx, stop
 }
 
 // stopNewest ends the build that began last, unless there is none.

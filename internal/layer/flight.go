@@ -82,6 +82,28 @@ func (g *flights) start(ctx context.Context, key string, before *flight, f func(
 	return c
 }
 
+// settle returns when what all callers have left has ended, or ctx has.
+func (g *flights) settle(ctx context.Context) error {
+	for {
+		var one *flight
+		g.mu.Lock()
+		for _, c := range g.calls {
+			if c.left {
+				one = c
+			}
+		}
+		g.mu.Unlock()
+		if one == nil {
+			return nil
+		}
+		select {
+		case <-one.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // close cancels what runs, waits until it has ended, and lets nothing begin
 // any more.
 func (g *flights) close() {

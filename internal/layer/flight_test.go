@@ -93,3 +93,32 @@ func TestFlightsClose(t *testing.T) {
 		}
 	})
 }
+
+// Who settles waits for what was left, and for nothing else.
+func TestFlightsSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g flights
+		var ended bool
+		wanted := make(chan struct{})
+		go func() {
+			if err := g.do(t.Context(), "b", func(context.Context) error { <-wanted; return nil }); err != nil {
+				t.Error(err)
+			}
+		}()
+		release := leave(t, &g, "a", &ended)
+		settled := make(chan error, 1)
+		go func() { settled <- g.settle(t.Context()) }()
+		synctest.Wait()
+		select {
+		case <-settled:
+			t.Error("what was left is not waited for")
+		default:
+		}
+		close(release)
+		if err := <-settled; err != nil || !ended {
+			t.Errorf("settled with %v, ended is %v", err, ended)
+		}
+		close(wanted)
+		synctest.Wait()
+	})
+}

@@ -237,12 +237,28 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.mu.Unlock()
-	for _, g := range []*flights{&s.merges, &s.flats, &s.makes, &s.unpacks, &s.pulls} {
+	for _, g := range s.work() {
 		g.close()
 	}
 	close(s.stop)
 	<-s.done
 	return s.saveUsesNow()
+}
+
+// work is all that is done for several callers at once.
+func (s *Store) work() []*flights {
+	return []*flights{&s.merges, &s.flats, &s.makes, &s.unpacks, &s.pulls}
+}
+
+// Settle returns when all has ended that nobody waits for any more, such as the
+// compression of a layer whose export was canceled: it holds layers until then.
+func (s *Store) Settle(ctx context.Context) error {
+	for _, g := range s.work() {
+		if err := g.settle(ctx); err != nil {
+			return fmt.Errorf("wait for what was abandoned: %w", err)
+		}
+	}
+	return nil
 }
 
 func (s *Store) saveUses() {

@@ -95,7 +95,7 @@ func (j *Job) Recipe(k Key) (Recipe, bool) { return j.recipes.load(string(k)) }
 // Key identifies an edge of the graph, doing as little as will tell.
 func (j *Job) Key(ctx context.Context, e Edge) (Key, error) {
 	n := j.node(e.Vertex)
-	id, err := n.identity.get(ctx, n.identify)
+	id, err := n.identity.get(ctx, &n.job.work, n.identify)
 	return id.key, err
 }
 

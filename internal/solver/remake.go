@@ -47,7 +47,7 @@ func (n *node) isLost() bool {
 // remake runs the operation though a result is remembered.
 func (n *node) remake() ([]Result, error) {
 	ctx := n.job.ctx
-	id, err := n.identity.get(ctx, n.identify)
+	id, err := n.identity.get(ctx, &n.job.work, n.identify)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func (n *node) shareAgain(ctx context.Context, id identity, own bool, why error)
 	if !some {
 		return nil, why
 	}
-	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
+	ins, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,8 @@ type JobOptions struct {
 }
 
 // A Job is one build: a graph as one client first resolved it. The job is the
-// unit of cancellation; nothing it starts outlives it.
+// unit of cancellation; what it has started when it is closed ends soon, see
+// [Job.Wait].
 type Job struct {
 	solver  *Solver
 	ctx     context.Context
@@ -78,6 +79,7 @@ type Job struct {
 	verify  verifying
 	nodes   table[*node]
 	recipes table[Recipe] // by key
+	work    Crew
 
 	onMiss     func(Step, *progress.Step, func(Key) (Step, bool))
 	explaining sync.WaitGroup // calls of onMiss
@@ -104,6 +106,16 @@ func (j *Job) Close() {
 	}
 }
 
+// Working tells whether anything that the job began has not come to its end.
+func (j *Job) Working() bool { return !j.work.Idle() || !j.solver.execs.Abandoned().Idle() }
+
+// Wait returns when what a closed job has abandoned has come to its end: until
+// then, a step may still hold files, or even complete.
+func (j *Job) Wait() {
+	_ = j.work.Wait(context.Background())
+	_ = j.solver.execs.Abandoned().Wait(context.Background())
+}
+
 // Build evaluates one edge of the graph.
 func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
 	n := j.node(e.Vertex)
@@ -121,12 +133,12 @@ var errNoOutput = errors.New("no such output")
 // output evaluates the node and picks an output. One that is absent from what
 // others made is made here.
 func (n *node) output(ctx context.Context, index int) (Result, error) {
-	out, err := n.result.get(ctx, n.evaluate)
+	out, err := n.result.get(ctx, &n.job.work, n.evaluate)
 	if err == nil && index < len(out) && out[index] == (Absent{}) {
-		out, err = n.made.get(ctx, n.make)
+		out, err = n.made.get(ctx, &n.job.work, n.make)
 	}
 	if err == nil && n.isLost() {
-		out, err = n.anew.get(ctx, n.remake)
+		out, err = n.anew.get(ctx, &n.job.work, n.remake)
 	}
 	if err != nil {
 		return nil, err
@@ -218,7 +230,7 @@ func (n *node) identify() (identity, error) {
 	id := identity{fresh: n.op.IgnoreCache(), keep: cm.Keep}
 	// All inputs at once: to learn the content of one can take as long as to
 	// make it, and must not wait for what another turns out to be.
-	parts, err := gather(n.inputs, func(i int, in input) (keyPart, error) { return n.part(in, cm.Dep(i)) })
+	parts, err := gather(&n.job.work, n.inputs, func(i int, in input) (keyPart, error) { return n.part(in, cm.Dep(i)) })
 	if err != nil {
 		return identity{}, err
 	}
@@ -251,7 +263,7 @@ type keyPart struct {
 }
 
 func (n *node) part(in input, dep Dep) (keyPart, error) {
-	id, err := in.node.identity.get(n.job.ctx, in.node.identify)
+	id, err := in.node.identity.get(n.job.ctx, &n.job.work, in.node.identify)
 	if err != nil {
 		return keyPart{}, err
 	}
@@ -316,7 +328,7 @@ func (in input) get(ctx context.Context) (Result, error) {
 // running the operation on the results of the inputs.
 func (n *node) evaluate() ([]Result, error) {
 	ctx := n.job.ctx
-	id, err := n.identity.get(ctx, n.identify)
+	id, err := n.identity.get(ctx, &n.job.work, n.identify)
 	if err != nil {
 		return nil, err
 	}
@@ -341,7 +353,7 @@ func (n *node) evaluate() ([]Result, error) {
 // make runs the operation on the results of the inputs.
 func (n *node) make() ([]Result, error) {
 	ctx := n.job.ctx
-	id, err := n.identity.get(ctx, n.identify)
+	id, err := n.identity.get(ctx, &n.job.work, n.identify)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +367,7 @@ func (n *node) make() ([]Result, error) {
 // one whose result is known and has lost files.
 func (n *node) produce(ctx context.Context, id identity, again bool) ([]Result, error) {
 	// The inputs come first, so that the flight below is a leaf.
-	ins, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
+	ins, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func (n *node) verify(id identity, remembered []Result) {
 	}
 	n.job.verify.work.Go(func() {
 		ctx := n.context()
-		again, err := gather(n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
+		again, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 		if err == nil {
 			again, err = safely(func() ([]Result, error) { return n.op.Exec(WithKey(ctx, id.key), again) })
 		}
