@@ -11,12 +11,17 @@ import (
 
 const (
 	holdEvery = 200 * time.Millisecond
-	// holdShare bounds what looking costs: this many times as long is not looked.
+	// holdShare bounds what looking costs: this many times as long is not looked,
+	// but for when the disk fills.
 	holdShare = 10
+	// holdTick is how often it is asked how fast the disk fills.
+	holdTick = 10 * time.Millisecond
 )
 
 // holdCap keeps the root folder below its cap while builds write. Room is made
 // of what nobody uses; if there is none left, the build that began last ends.
+// What is written between the limit (see [gc.Collector.Limit]) and that moment is
+// what steps write in one tick and two measurements.
 func (s *Server) holdCap(stop chan struct{}) {
 	c := s.config.Collector
 	if c == nil || c.Cap == 0 {
@@ -24,6 +29,9 @@ func (s *Server) holdCap(stop chan struct{}) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	var looked time.Time // when the last look ended
+	var took time.Duration
+	stopped := false // a build was told to end: whether that was enough shows soon
 	seen := -1
 	for wait := time.Duration(0); ; {
 		select {
@@ -32,21 +40,32 @@ func (s *Server) holdCap(stop chan struct{}) {
 		case <-time.After(wait):
 		}
 		wait = holdEvery
-		ended := s.builds.ended()
-		if s.builds.running() == 0 && ended == seen {
+		ended, running := s.builds.ended(), s.builds.running()
+		if running == 0 && ended == seen {
+			continue
+		}
+		if running > 0 {
+			wait = holdTick
+		}
+		pause := max(holdEvery, holdShare*took)
+		switch {
+		case stopped:
+			pause = max(holdEvery, took)
+		case c.Pressing():
+			pause = took
+		}
+		if time.Since(looked) < pause {
 			continue
 		}
 		seen = ended
 		began := time.Now()
 		err := c.Hold(ctx, 0)
-		wait = max(wait, holdShare*time.Since(began))
+		looked, took, stopped = time.Now(), time.Since(began), false
 		var full *gc.FullError
 		switch {
 		case err == nil:
 		case errors.As(err, &full):
-			if s.builds.stopNewest(err) {
-				wait = holdEvery // whether that was enough shows soon
-			}
+			stopped = s.builds.stopNewest(err)
 		default:
 			slog.Error("hold the cap", "error", err)
 		}

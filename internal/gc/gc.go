@@ -44,6 +44,7 @@ type Collector struct {
 
 	holding  sync.Mutex // held while room is made
 	measured measured
+	free     func() (int64, error) // for tests: the free bytes of the disk
 }
 
 // Run applies the policies in order, and tells report of each thing removed.

@@ -192,12 +192,13 @@ func (s *shelf) Remove(id string) (bool, error) {
 	return true, nil
 }
 
+func thing(id, kind string, age time.Duration, size int64) layer.Usage {
+	return layer.Usage{Record: layer.Record{ID: id, Type: kind, LastUsed: time.Now().Add(-age)}, Size: size}
+}
+
 // TestOthers prunes what is no layer beside what is one.
 func TestOthers(t *testing.T) {
 	day := 24 * time.Hour
-	thing := func(id, kind string, age time.Duration, size int64) layer.Usage {
-		return layer.Usage{Record: layer.Record{ID: id, Type: kind, LastUsed: time.Now().Add(-age)}, Size: size}
-	}
 	for name, tc := range map[string]struct {
 		policy Policy
 		want   []string // removed: others in their order, then layers

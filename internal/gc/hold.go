@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -37,7 +39,39 @@ func (e *FullError) Error() string {
 // measured is the last measurement.
 type measured struct {
 	Measure
-	at time.Time
+	at   time.Time
+	free int64 // bytes of the disk that were free when it began
+}
+
+// grown is how many bytes more of the disk are taken than at the measurement, by
+// whomever. It costs one system call.
+func (c *Collector) grown() (int64, error) {
+	now, err := c.freeBytes()
+	return max(c.measured.free-now, 0), err
+}
+
+func (c *Collector) freeBytes() (int64, error) {
+	if c.free != nil {
+		return c.free()
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(c.Root, &fs); err != nil {
+		return 0, fmt.Errorf("state of the disk at %s: %w", c.Root, err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
+}
+
+// Pressing tells whether so much of the disk was taken since the last measurement
+// that [Collector.Hold] has to look at once. It is cheap, and false while room is
+// being made. Who frees space elsewhere on the disk can hide what is written here,
+// so it does not replace a look now and then.
+func (c *Collector) Pressing() bool {
+	if c.Cap == 0 || !c.holding.TryLock() {
+		return false
+	}
+	defer c.holding.Unlock()
+	grown, err := c.grown()
+	return err != nil || c.measured.Used+grown > c.Limit()
 }
 
 // Limit is how many bytes may be in use before room is made: the cap, less a
@@ -57,7 +91,11 @@ func (c *Collector) Hold(ctx context.Context, need int64) error {
 	defer c.holding.Unlock()
 	limit := c.Limit()
 	// What was let in since the last look may have been written meanwhile.
-	if last := &c.measured; time.Since(last.at) < trusted && last.Used+max(need, unknownNeed) <= limit/4*3 {
+	grown, err := c.grown()
+	if err != nil {
+		return err
+	}
+	if last := &c.measured; time.Since(last.at) < trusted && last.Used+grown+max(need, unknownNeed) <= limit/4*3 {
 		last.Used += max(need, unknownNeed)
 		return nil
 	}
@@ -78,9 +116,13 @@ func (c *Collector) Hold(ctx context.Context, need int64) error {
 
 // look measures, and remembers it.
 func (c *Collector) look(ctx context.Context) (Measure, error) {
+	free, err := c.freeBytes()
+	if err != nil {
+		return Measure{}, err
+	}
 	m, err := c.Measure(ctx)
 	if err == nil {
-		c.measured = measured{m, time.Now()}
+		c.measured = measured{m, time.Now(), free}
 	}
 	return m, err
 }
