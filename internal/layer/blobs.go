@@ -298,7 +298,7 @@ func (s *Store) changes(ctx context.Context, r *Ref, to sink) error {
 	}
 	defer d.Close()
 	if !s.native || rec.Loose {
-		return s.marks.walk(ctx, d, "", to)
+		return s.walk(ctx, r, d, to)
 	}
 	lowers, err := s.lowers(ctx, r.parent)
 	if err != nil {
@@ -312,6 +312,23 @@ func (s *Store) changes(ctx context.Context, r *Ref, to sink) error {
 		defer before.Close()
 	}
 	return compare(ctx, before, d, to)
+}
+
+// walk does so where the directory of r has marks.
+func (s *Store) walk(ctx context.Context, r *Ref, dir *os.File, to sink) error {
+	if unseen(fd(dir)) != unseenFiles {
+		return s.marks.walk(ctx, dir, "", to)
+	}
+	lowers, err := s.lowers(ctx, r.parent)
+	if err != nil {
+		return err
+	}
+	under, err := openBelow(lowers, s.marks)
+	if err != nil {
+		return err
+	}
+	defer under.Close()
+	return s.marks.walk(ctx, dir, "", seenOnly{to, under})
 }
 
 // ociTypes are the media types of layers by compression.

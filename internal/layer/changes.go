@@ -48,26 +48,34 @@ func (m marks) isOpaque(dir int) (bool, error) {
 	return false, fmt.Errorf("read attribute %s: %w", m.opaqueXattr, err)
 }
 
-// timeXattr is the attribute of folders in which at most times have changed, and
-// of an upper directory that has such folders. As the name has the prefix of
-// overlays, no mounted overlay shows it.
-func (m marks) timeXattr() string { return strings.TrimSuffix(m.opaqueXattr, "opaque") + "kiln.time" }
+// unseenXattr is the attribute of folders in which there is at most what no layer
+// tells, such as the time of a folder, and of an upper directory that has
+// something of the kind. As the name has the prefix of overlays, no mounted
+// overlay shows it.
+func (m marks) unseenXattr() string { return strings.TrimSuffix(m.opaqueXattr, "opaque") + "kiln.time" }
 
-func (m marks) markTimeOnly(dir int) error {
-	if err := unix.Fsetxattr(dir, m.timeXattr(), []byte("y"), 0); err != nil {
-		return fmt.Errorf("set attribute %s: %w", m.timeXattr(), err)
+// The values of the mark: files only count on an upper directory.
+const (
+	unseenFolders = "y"
+	unseenFiles   = "f" // there are files, too, which only a comparison tells from others
+)
+
+func (m marks) markUnseen(dir int, what string) error {
+	if err := unix.Fsetxattr(dir, m.unseenXattr(), []byte(what), 0); err != nil {
+		return fmt.Errorf("set attribute %s: %w", m.unseenXattr(), err)
 	}
 	return nil
 }
 
-// isTimeOnly tells whether a folder has that mark, of whichever kind.
-func isTimeOnly(dir int) bool {
+// unseen is the value of that mark, of whichever kind; "" if there is none.
+func unseen(dir int) string {
 	for _, m := range []marks{{"trusted.overlay.opaque"}, {"user.overlay.opaque"}} {
-		if _, err := unix.Fgetxattr(dir, m.timeXattr(), nil); err == nil {
-			return true
+		var value [1]byte
+		if n, err := unix.Fgetxattr(dir, m.unseenXattr(), value[:]); err == nil {
+			return string(value[:n])
 		}
 	}
-	return false
+	return ""
 }
 
 func (m marks) setOpaque(dir int) error {
@@ -120,7 +128,7 @@ func (m marks) walkEntry(ctx context.Context, dir *os.File, name, at string, to 
 		return err
 	}
 	defer sub.Close()
-	if isTimeOnly(fd(sub)) {
+	if unseen(fd(sub)) != "" {
 		return nil // counts as no change, as with BuildKit
 	}
 	if err := to.put(at, fd(dir), name, st); err != nil {
@@ -136,6 +144,30 @@ func (m marks) walkEntry(ctx context.Context, dir *os.File, name, at string, to 
 		}
 	}
 	return m.walk(ctx, sub, at, to)
+}
+
+// seenOnly is a sink that passes on only the files that differ in what layers
+// tell from what is below.
+type seenOnly struct {
+	sink
+	below *below
+}
+
+func (s seenOnly) put(p string, dir int, name string, st *unix.Stat_t) error {
+	if !isDir(st) {
+		parent, _, was, err := s.below.find(p)
+		if err != nil {
+			return err
+		}
+		if was != nil {
+			how, err := differ(fd(parent), was, dir, st, name)
+			parent.Close()
+			if err != nil || how != changedInLayers {
+				return err
+			}
+		}
+	}
+	return s.sink.put(p, dir, name, st)
 }
 
 // comparison finds out what one tree has that another has not.
@@ -231,9 +263,11 @@ func (c *comparison) entry(ctx context.Context, before, after *os.File, name, at
 	}
 	changed := old == nil
 	if old != nil {
-		if changed, err = differ(fd(before), old, fd(after), st, name); err != nil {
+		how, err := differ(fd(before), old, fd(after), st, name)
+		if err != nil {
 			return err
 		}
+		changed = how == changedInLayers
 	}
 	if !isDir(st) {
 		if !changed {
@@ -279,55 +313,76 @@ func (c *comparison) dir(ctx context.Context, before, after *os.File, p pendingD
 	return nil
 }
 
-// differ says whether the entry name is another in the directory b than in a.
-func differ(a int, sa *unix.Stat_t, b int, sb *unix.Stat_t, name string) (bool, error) {
-	if sa.Mode != sb.Mode || sa.Uid != sb.Uid || sa.Gid != sb.Gid || sa.Rdev != sb.Rdev {
-		return true, nil
-	}
-	if isLink(sa) {
+// difference is in what way two entries of one name differ.
+type difference int
+
+const (
+	same            difference = iota
+	changedHere                // in what steps see and no layer tells
+	changedInLayers            // in what layers tell
+)
+
+// differ says how the entry name in the directory b differs from that in a.
+func differ(a int, sa *unix.Stat_t, b int, sb *unix.Stat_t, name string) (difference, error) {
+	switch {
+	case sa.Mode != sb.Mode || sa.Uid != sb.Uid || sa.Gid != sb.Gid || sa.Rdev != sb.Rdev:
+		return changedInLayers, nil
+	case isDir(sa):
+		return same, nil
+	case sa.Size != sb.Size || sa.Mtim != sb.Mtim:
+		return changedInLayers, nil
+	case isLink(sa):
 		ta, err := readLink(a, name)
 		if err != nil {
-			return false, err
+			return same, err
 		}
 		tb, err := readLink(b, name)
-		return ta != tb, err
-	}
-	if isDir(sa) || !isRegular(sa) {
-		return !isDir(sa) && sa.Mtim != sb.Mtim, nil
-	}
-	if sa.Size != sb.Size || sa.Mtim != sb.Mtim {
-		return true, nil
-	}
-	if sa.Ino == sb.Ino && sa.Ctim == sb.Ctim {
-		return false, nil // one file, seen through two mounts
+		if ta != tb {
+			return changedInLayers, err
+		}
+		return same, err
+	case !isRegular(sa) || sa.Ino == sb.Ino && sa.Ctim == sb.Ctim: // one file, seen through two mounts
+		return same, nil
 	}
 	return filesDiffer(a, b, name)
 }
 
-func filesDiffer(a, b int, name string) (bool, error) {
+func filesDiffer(a, b int, name string) (difference, error) {
 	fa, err := openFile(a, name)
 	if err != nil {
-		return false, err
+		return same, err
 	}
 	defer fa.Close()
 	fb, err := openFile(b, name)
 	if err != nil {
-		return false, err
+		return same, err
 	}
 	defer fb.Close()
-	if same, err := sameXattrs(fa, fb); err != nil || !same {
-		return !same, err
+	how, err := differInXattrs(fa, fb)
+	if err != nil || how == changedInLayers {
+		return how, err
 	}
-	return contentsDiffer(fa, fb)
+	other, err := contentsDiffer(fa, fb)
+	if other {
+		how = changedInLayers
+	}
+	return how, err
 }
 
-func sameXattrs(a, b *os.File) (bool, error) {
+// differInXattrs compares attributes, of which layers have but one.
+func differInXattrs(a, b *os.File) (difference, error) {
 	xa, err := readXattrs(fd(a))
 	if err != nil {
-		return false, err
+		return same, err
 	}
 	xb, err := readXattrs(fd(b))
-	return maps.Equal(xa, xb), err
+	switch {
+	case err != nil || maps.Equal(xa, xb):
+		return same, err
+	case xa[layerXattr] == xb[layerXattr]:
+		return changedHere, nil
+	}
+	return changedInLayers, nil
 }
 
 func contentsDiffer(a, b io.Reader) (bool, error) {

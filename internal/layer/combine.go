@@ -185,8 +185,8 @@ func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error 
 }
 
 // share lets r have the very directory of l, if that says the same there: if
-// r keeps marks for what is not below, or l has none. Folders that are there
-// for their time alone are no part of r.
+// r keeps marks for what is not below, or l has none. What is there but for later
+// steps is no part of r.
 func (s *Store) share(l, r *Ref) (bool, error) {
 	s.mu.Lock()
 	dir, name, size, loose := l.dir, l.rec.Snapshot, l.rec.Size, l.rec.Loose
@@ -194,7 +194,7 @@ func (s *Store) share(l, r *Ref) (bool, error) {
 	if s.native && !(loose && r.rec.Loose) {
 		return false, nil // a copy of all, or of a part where all is wanted
 	}
-	marked, err := s.hasRetimed(dir)
+	marked, err := s.hasUnseen(dir)
 	if err == nil && !marked && !r.rec.Loose {
 		marked, err = s.hasMarks(dir)
 	}
@@ -340,14 +340,14 @@ func (n namedMarks) opaque(p string) error {
 // errMarked ends a walk at the first mark.
 var errMarked = errors.New("marked")
 
-// hasRetimed tells whether an upper directory has folders for their time alone.
-func (s *Store) hasRetimed(dir string) (bool, error) {
+// hasUnseen tells whether an upper directory has what no layer tells.
+func (s *Store) hasUnseen(dir string) (bool, error) {
 	d, err := openRoot(dir)
 	if err != nil {
 		return false, err
 	}
 	defer d.Close()
-	return isTimeOnly(fd(d)), nil
+	return unseen(fd(d)) != "", nil
 }
 
 func (s *Store) hasMarks(dir string) (bool, error) {

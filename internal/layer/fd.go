@@ -120,7 +120,7 @@ func readLink(dir int, name string) (string, error) {
 // trusted.* and system.* belong to the machine.
 
 func keptXattr(name string) bool {
-	return name == "security.capability" ||
+	return name == layerXattr ||
 		strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
 

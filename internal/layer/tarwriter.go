@@ -20,6 +20,10 @@ const (
 // xattrPAX is how archives name extended attributes.
 const xattrPAX = "SCHILY.xattr."
 
+// layerXattr is the one attribute that layers made here have: containerd, and so
+// BuildKit, writes no other. Layers that come with others keep them.
+const layerXattr = "security.capability"
+
 // tarSink writes changes as a layer archive. The same changes give the same
 // bytes: entries come in order, and headers say nothing that depends on when
 // and where they are read.
@@ -153,11 +157,8 @@ func addXattrs(h *tar.Header, f int) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)
 	}
-	for name, value := range xattrs {
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords[xattrPAX+name] = value
+	if value := xattrs[layerXattr]; value != "" {
+		h.PAXRecords = map[string]string{xattrPAX + layerXattr: value}
 	}
 	return nil
 }

@@ -13,9 +13,10 @@ import (
 // dropUnchanged removes from an upper directory what is the same in the layers
 // below. The kernel copies up what is merely opened to be written, or gets the
 // owner that it has, and each folder in which a mount point was made; a layer,
-// and a diff, must hold only what the step changed. A folder of which only
-// the time is another stays, with a mark: later steps see its time, but no layer
-// is to have it, as with BuildKit.
+// and a diff, must hold only what the step changed. Some changes later steps see,
+// but no layer is to have them, as with BuildKit: the time of a folder, attributes
+// that layers have not, and that a file as it was is now another name of one inode.
+// These stay, and the upper directory has a mark.
 func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string) error {
 	root, err := openRoot(upper)
 	if err != nil {
@@ -28,16 +29,21 @@ func (s *Store) dropUnchanged(ctx context.Context, upper string, lowers []string
 	}
 	defer below.Close()
 	kept, err := s.dropIn(ctx, root, below.dirs, "")
-	if err != nil || kept.retimed == 0 {
+	if err != nil || kept.unseen == 0 {
 		return err
 	}
-	return s.marks.markTimeOnly(fd(root)) // so that one look tells
+	what := unseenFolders
+	if kept.files > 0 {
+		what = unseenFiles
+	}
+	return s.marks.markUnseen(fd(root), what) // so that one look tells
 }
 
 // remains counts what stays in a folder.
 type remains struct {
 	changed int
-	retimed int // folders, at any depth, of which only the time is another
+	unseen  int // at any depth: what is another in a way that no layer tells
+	files   int // of these, what is no folder
 }
 
 // dropIn does so in one folder, which has the path at, and tells what stays
@@ -65,7 +71,8 @@ func (s *Store) dropIn(ctx context.Context, dir *os.File, below []*os.File, at s
 			return kept, fmt.Errorf("compare %s with what it was: %w", path.Join(at, name), err)
 		}
 		kept.changed += of.changed
-		kept.retimed += of.retimed
+		kept.unseen += of.unseen
+		kept.files += of.files
 	}
 	if dropped {
 		err = setTimes(fd(dir), "", before.Mtim)
@@ -86,12 +93,12 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 		return changed, 0, err
 	}
 	if !isDir(now) {
-		if now.Nlink > 1 { // the link itself may be what is new
-			return changed, 0, nil
-		}
-		other, err := differ(fd(parent), was, fd(dir), now, name)
-		if err != nil || other {
+		how, err := differ(fd(parent), was, fd(dir), now, name)
+		switch {
+		case err != nil || how == changedInLayers:
 			return changed, 0, err
+		case how == changedHere || now.Nlink > 1: // the link itself may be what is new
+			return remains{unseen: 1, files: 1}, 0, nil
 		}
 		return remains{}, 0, nil
 	}
@@ -119,19 +126,17 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 	if kept, err = s.dropIn(ctx, sub, covered, at); err != nil {
 		return changed, 0, err
 	}
-	other, err := differ(fd(parent), was, fd(dir), now, name)
-	if err == nil && !other {
-		var equal bool
-		equal, err = sameXattrs(sub, covered[0])
-		other = !equal
+	how, err := differ(fd(parent), was, fd(dir), now, name)
+	if err == nil && how == same {
+		how, err = differInXattrs(sub, covered[0])
 	}
 	switch {
 	case err != nil:
-	case other:
+	case how == changedInLayers:
 		kept.changed++
-	case kept.changed == 0 && (kept.retimed > 0 || now.Mtim != was.Mtim):
-		kept.retimed++
-		err = s.marks.markTimeOnly(fd(sub))
+	case kept.changed == 0 && (kept.unseen > 0 || how == changedHere || now.Mtim != was.Mtim):
+		kept.unseen++
+		err = s.marks.markUnseen(fd(sub), unseenFolders)
 	}
 	return kept, unix.AT_REMOVEDIR, err
 }
