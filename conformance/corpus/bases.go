@@ -46,7 +46,7 @@ func MakeBases(dir string) (*Bases, error) {
 	}
 	b := &Bases{Dir: dir, Digests: map[string]string{}, images: map[string]mutate.Appendable{}}
 	layers := map[string]v1.Layer{}
-	for name, entries := range map[string][]entry{"busybox": busybox(program), "users": users(), "odd": odd(), "over": over(), "windows": onWindows()} {
+	for name, entries := range map[string][]entry{"busybox": busybox(program), "users": users(), "odd": odd(), "over": over(), "windows": onWindows(), "windows-over": overWindows()} {
 		if layers[name], err = layerOf(entries); err != nil {
 			return nil, fmt.Errorf("make layer %s: %w", name, err)
 		}
@@ -59,7 +59,7 @@ func MakeBases(dir string) (*Bases, error) {
 		}
 		b.images[name] = img
 	}
-	for name, parts := range map[string][]string{"multi": {"multi-amd64", "multi-arm64", "multi-armv7"}, "windows": {"windows-one"}} {
+	for name, parts := range map[string][]string{"multi": {"multi-amd64", "multi-arm64", "multi-armv7"}, "windows": {"windows-one"}, "both": {"multi-amd64", "windows-one"}} {
 		if b.images[name], err = b.index(parts); err != nil {
 			return nil, fmt.Errorf("make image %s: %w", name, err)
 		}
@@ -148,8 +148,20 @@ func over() []entry {
 	return []entry{dir("odd", 0o2775), dir("odd/deep", 0o755), file("odd/.wh.setuid", 0, ""), file("odd/deep/.wh..wh..opq", 0, ""), file("odd/plain", 0o600, "again\n")}
 }
 
+// onWindows is laid out as layers of Windows are: the files of a container are
+// in a folder, beside others for the machine.
 func onWindows() []entry {
-	return []entry{dir("Files", 0o755), dir("Hives", 0o755), file("Files/a.txt", 0o644, "a\n")}
+	hard := entry{Header: tar.Header{Name: "Files/tree/hard.txt", Typeflag: tar.TypeLink, Linkname: "Files/a.txt"}}
+	return []entry{
+		dir("Files", 0o755), dir("Hives", 0o755), file("Hives/System_Delta", 0o644, "hive\n"), dir("UtilityVM", 0o755), dir("UtilityVM/Files", 0o755),
+		file("Files/a.txt", 0o644, "a\n"), dir("Files/tree", 0o755), file("Files/tree/b.txt", 0o600, "b\n"), hard,
+		link("Files/link", "Files/tree"), dir("Files/Windows", 0o755), dir("Files/Windows/System32", 0o755),
+	}
+}
+
+// overWindows deletes and replaces what onWindows has.
+func overWindows() []entry {
+	return []entry{dir("Files", 0o755), dir("Files/tree", 0o755), file("Files/tree/.wh.b.txt", 0, ""), file("Files/a.txt", 0o644, "again\n"), dir("Hives", 0o755)}
 }
 
 func layerOf(entries []entry) (v1.Layer, error) {
@@ -190,7 +202,7 @@ func configs() map[string]imageConfig {
 	}
 	// A layer of Windows stays one for BuildKit in whatever image it is.
 	windows := for1("windows", "amd64", "")
-	windows.layers = []string{"windows"}
+	windows.layers = []string{"windows", "windows-over"}
 	full := v1.Config{
 		Env: []string{"PATH=/bin:/usr/bin", "FROM_BASE=yes", "EMPTY=", "QUOTED=a b"}, User: "builder", WorkingDir: "/home/builder",
 		Labels: map[string]string{"from": "base", "version": "1"}, ExposedPorts: map[string]struct{}{"80/tcp": {}, "53/udp": {}},

@@ -110,10 +110,9 @@ func compareImages(epoch string, k, b Image) []string {
 	return diffs
 }
 
-// compareLayers wants all to be equal but for three things in which BuildKit is
+// compareLayers wants all to be equal but for two things in which BuildKit is
 // the worse: it dates folders by the build where Kiln keeps a time that the next
-// build has, too, it leaves times later than SOURCE_DATE_EPOCH in layers, and it
-// loses user attributes.
+// build has, too, and it leaves times later than SOURCE_DATE_EPOCH in layers.
 func compareLayers(layer, epoch string, kiln, buildkit map[string]File) []string {
 	all := maps.Clone(kiln)
 	maps.Copy(all, buildkit)
@@ -122,9 +121,6 @@ func compareLayers(layer, epoch string, kiln, buildkit map[string]File) []string
 		k, b := kiln[name], buildkit[name]
 		if b.Time == "now" || k.Time == epoch && b.Time > epoch {
 			k.Time = b.Time
-		}
-		if b.User == "" {
-			k.User = ""
 		}
 		if k != b {
 			diffs = append(diffs, fmt.Sprintf("%s, %q:\n    Kiln:     %s\n    BuildKit: %s", layer, name, kiln[name], b))

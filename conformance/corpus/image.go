@@ -31,12 +31,10 @@ type Image struct {
 type File struct {
 	What string // kind, mode, owner, size, content and so on, in words
 	Time string // "now" if it is of this run
-	// User are the attributes user.*, which BuildKit's layers lose.
-	User string
 }
 
 // String is all that is known of the file.
-func (f File) String() string { return f.What + " at " + f.Time + f.User }
+func (f File) String() string { return f.What + " at " + f.Time }
 
 // recent says of a time that it is of this run, and so one that no two builds share.
 func recent(t time.Time) bool { return t.After(time.Now().Add(-24 * time.Hour)) }
@@ -174,12 +172,9 @@ func readLayer(blob []byte) (map[string]File, error) {
 		}
 		attrs := ""
 		for _, k := range slices.Sorted(maps.Keys(h.PAXRecords)) {
-			if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
-				to := &attrs
-				if strings.HasPrefix(name, "user.") {
-					to = &f.User
-				}
-				*to += fmt.Sprintf(" %s=%q", name, h.PAXRecords[k])
+			name, isAttr := strings.CutPrefix(k, "SCHILY.xattr.")
+			if isAttr || strings.HasPrefix(k, "MSWINDOWS.") {
+				attrs += fmt.Sprintf(" %s=%q", name, h.PAXRecords[k])
 			}
 		}
 		f.What = fmt.Sprintf("%c %o %d:%d size %d device %d,%d link %q %s%s", h.Typeflag, h.Mode, h.Uid, h.Gid,

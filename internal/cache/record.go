@@ -48,6 +48,7 @@ type RecordLayer struct {
 	Digest      digest.Digest `json:"digest"`
 	Size        int64         `json:"size"` // bytes
 	DiffID      digest.Digest `json:"diffID"`
+	Windows     bool          `json:"windows,omitempty"` // see [layer.LazyBlob]
 	CreatedAt   time.Time     `json:"createdAt,omitzero"`
 	Description string        `json:"description,omitempty"`
 	// Annotations are those that a reader of the blob needs, as of estargz.
@@ -88,7 +89,7 @@ func RecordName(subject, scope string) string {
 func layerOf(b layer.Blob) RecordLayer {
 	rec := b.Ref.Record()
 	return RecordLayer{
-		MediaType: b.Desc.MediaType, Digest: b.Desc.Digest, Size: b.Desc.Size, DiffID: b.DiffID,
+		MediaType: b.Desc.MediaType, Digest: b.Desc.Digest, Size: b.Desc.Size, DiffID: b.DiffID, Windows: rec.Windows,
 		CreatedAt: rec.CreatedAt.UTC(), Description: rec.Description, Annotations: b.Desc.Annotations,
 	}
 }
@@ -100,7 +101,7 @@ func (l RecordLayer) Descriptor() ocispecs.Descriptor {
 
 // Lazy is the layer, to be pulled from origin.
 func (l RecordLayer) Lazy(origin string) layer.LazyBlob {
-	return layer.LazyBlob{Desc: l.Descriptor(), DiffID: l.DiffID, Origin: origin, CreatedAt: l.CreatedAt, Description: l.Description}
+	return layer.LazyBlob{Desc: l.Descriptor(), DiffID: l.DiffID, Origin: origin, Windows: l.Windows, CreatedAt: l.CreatedAt, Description: l.Description}
 }
 
 // Blobs are what the record needs to be of use, each once.

@@ -280,6 +280,10 @@ func (s *Store) archive(ctx context.Context, r *Ref, epoch *int64, w io.Writer) 
 		}
 		return true, parent.Close()
 	})
+	t.windows = rec.Windows
+	if err := t.begin(); err != nil {
+		return err
+	}
 	if err := s.changes(ctx, r, t); err != nil {
 		return fmt.Errorf("read files: %w", err)
 	}
@@ -298,7 +302,7 @@ func (s *Store) changes(ctx context.Context, r *Ref, to sink) error {
 	}
 	defer d.Close()
 	if !s.native || rec.Loose {
-		return s.walk(ctx, r, d, to)
+		return s.walkUpper(ctx, r, d, to)
 	}
 	lowers, err := s.lowers(ctx, r.parent)
 	if err != nil {
@@ -312,23 +316,6 @@ func (s *Store) changes(ctx context.Context, r *Ref, to sink) error {
 		defer before.Close()
 	}
 	return compare(ctx, before, d, to)
-}
-
-// walk does so where the directory of r has marks.
-func (s *Store) walk(ctx context.Context, r *Ref, dir *os.File, to sink) error {
-	if unseen(fd(dir)) != unseenFiles {
-		return s.marks.walk(ctx, dir, "", to)
-	}
-	lowers, err := s.lowers(ctx, r.parent)
-	if err != nil {
-		return err
-	}
-	under, err := openBelow(lowers, s.marks)
-	if err != nil {
-		return err
-	}
-	defer under.Close()
-	return s.marks.walk(ctx, dir, "", seenOnly{to, under})
 }
 
 // ociTypes are the media types of layers by compression.

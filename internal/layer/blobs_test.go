@@ -80,7 +80,7 @@ func (w *world) again(blobs []Blob) *Ref {
 			w.t.Fatal(err)
 		}
 		l := w.shelve(data, b.DiffID)
-		l.Desc = b.Desc
+		l.Desc, l.Windows = b.Desc, b.Ref.Record().Windows
 		lazy = append(lazy, l)
 	}
 	if err := w.Prune(context.Background(), PruneOptions{All: true}, nil); err != nil {

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,36 +45,6 @@ func (m marks) isOpaque(dir int) (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("read attribute %s: %w", m.opaqueXattr, err)
-}
-
-// unseenXattr is the attribute of folders in which there is at most what no layer
-// tells, such as the time of a folder, and of an upper directory that has
-// something of the kind. As the name has the prefix of overlays, no mounted
-// overlay shows it.
-func (m marks) unseenXattr() string { return strings.TrimSuffix(m.opaqueXattr, "opaque") + "kiln.time" }
-
-// The values of the mark: files only count on an upper directory.
-const (
-	unseenFolders = "y"
-	unseenFiles   = "f" // there are files, too, which only a comparison tells from others
-)
-
-func (m marks) markUnseen(dir int, what string) error {
-	if err := unix.Fsetxattr(dir, m.unseenXattr(), []byte(what), 0); err != nil {
-		return fmt.Errorf("set attribute %s: %w", m.unseenXattr(), err)
-	}
-	return nil
-}
-
-// unseen is the value of that mark, of whichever kind; "" if there is none.
-func unseen(dir int) string {
-	for _, m := range []marks{{"trusted.overlay.opaque"}, {"user.overlay.opaque"}} {
-		var value [1]byte
-		if n, err := unix.Fgetxattr(dir, m.unseenXattr(), value[:]); err == nil {
-			return string(value[:n])
-		}
-	}
-	return ""
 }
 
 func (m marks) setOpaque(dir int) error {
@@ -144,30 +113,6 @@ func (m marks) walkEntry(ctx context.Context, dir *os.File, name, at string, to 
 		}
 	}
 	return m.walk(ctx, sub, at, to)
-}
-
-// seenOnly is a sink that passes on only the files that differ in what layers
-// tell from what is below.
-type seenOnly struct {
-	sink
-	below *below
-}
-
-func (s seenOnly) put(p string, dir int, name string, st *unix.Stat_t) error {
-	if !isDir(st) {
-		parent, _, was, err := s.below.find(p)
-		if err != nil {
-			return err
-		}
-		if was != nil {
-			how, err := differ(fd(parent), was, dir, st, name)
-			parent.Close()
-			if err != nil || how != changedInLayers {
-				return err
-			}
-		}
-	}
-	return s.sink.put(p, dir, name, st)
 }
 
 // comparison finds out what one tree has that another has not.

@@ -118,7 +118,7 @@ type extractor struct {
 }
 
 // extractTar extracts into root. limit also counts what sparse files make of nothing.
-func extractTar(ctx context.Context, r io.Reader, root *os.File, limit *capped) (*extracted, error) {
+func extractTar(ctx context.Context, r io.Reader, root *os.File, limit *capped, windows bool) (*extracted, error) {
 	x := &extractor{
 		root: root, limit: limit, buf: make([]byte, 256<<10),
 		out: &extracted{times: map[string]unix.Timespec{}},
@@ -135,7 +135,7 @@ func extractTar(ctx context.Context, r io.Reader, root *os.File, limit *capped) 
 		} else if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrArchive, err)
 		}
-		if h.Typeflag == tar.TypeXGlobalHeader {
+		if h.Typeflag == tar.TypeXGlobalHeader || windows && !fromWindows(h) {
 			continue
 		}
 		if err := x.entry(h, tr); err != nil {
@@ -390,7 +390,27 @@ func (x *extractor) hardLink(parent int, base string, h *tar.Header) error {
 	if err := unix.Linkat(fd(d), name, parent, base, 0); err != nil {
 		return fmt.Errorf("%w: hard link to %q: %w", ErrArchive, shorten(h.Linkname), err)
 	}
-	return nil
+	return linkMeta(parent, base, h)
+}
+
+// linkMeta sets what the entry of a hard link says in another way than that of the
+// file did: the last one counts, as with containerd.
+func linkMeta(parent int, base string, h *tar.Header) error {
+	st, err := lstat(parent, base)
+	if err != nil || st == nil {
+		return err
+	}
+	if int(st.Uid) != h.Uid || int(st.Gid) != h.Gid {
+		if err := chown(parent, base, h.Uid, h.Gid); err != nil {
+			return err
+		}
+	}
+	if !isLink(st) && int64(st.Mode&0o7777) != h.Mode&0o7777 {
+		if err := unix.Fchmodat(parent, base, uint32(h.Mode&0o7777), 0); err != nil {
+			return fmt.Errorf("change mode: %w", err)
+		}
+	}
+	return setTimes(parent, base, timespec(h))
 }
 
 // makeNode makes a device or a pipe. Inside a user namespace no device can be

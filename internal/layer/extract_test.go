@@ -150,7 +150,7 @@ func TestBombsAreCapped(t *testing.T) {
 		pw.CloseWithError(err)
 	}()
 	c := limit(pr)
-	if _, err := extractTar(t.Context(), c, root, c); !errors.Is(err, ErrArchive) {
+	if _, err := extractTar(t.Context(), c, root, c, false); !errors.Is(err, ErrArchive) {
 		t.Errorf("error is %v", err)
 	}
 	pr.Close()
@@ -189,7 +189,7 @@ func TestBombsAreCapped(t *testing.T) {
 	}
 	b.Write(make([]byte, 1024))
 	c = limit(&b)
-	if _, err := extractTar(t.Context(), c, root, c); !errors.Is(err, ErrArchive) || !strings.Contains(err.Error(), "far more") {
+	if _, err := extractTar(t.Context(), c, root, c, false); !errors.Is(err, ErrArchive) || !strings.Contains(err.Error(), "far more") {
 		t.Errorf("error of the sparse file is %v", err)
 	}
 }
@@ -234,7 +234,7 @@ func FuzzExtract(f *testing.F) {
 		}
 		defer os.RemoveAll(base)
 		check := canary(t, base)
-		_, out, err := extractBlob(t.Context(), bytes.NewReader(data), 0, dir)
+		_, out, err := extractBlob(t.Context(), bytes.NewReader(data), 0, dir, false)
 		check()
 		if err != nil {
 			return

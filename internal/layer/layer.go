@@ -34,6 +34,7 @@ type Record struct {
 	Origin      string        `json:"origin,omitempty"`      // where blobs can be had again, such as a pinned image reference
 	Description string        `json:"description,omitempty"` // the step that made it
 	Type        string        `json:"type,omitempty"`        // "regular", "source.local", "internal", "frontend", "exec.cachemount"
+	Windows     bool          `json:"windows,omitempty"`     // its blobs are laid out as Windows wants them
 	DiffID      digest.Digest `json:"diffID,omitempty"`
 	ChainID     digest.Digest `json:"chainID,omitempty"` // set for layers of images
 	// Blobs are the layer as blobs, by variant: "image" is the one it came

@@ -24,6 +24,9 @@ type LazyBlob struct {
 	Desc   ocispecs.Descriptor
 	DiffID digest.Digest
 	Origin string // given to the Fetcher when the blob is wanted
+	// Windows says that the image was pulled for Windows, whose layers have the
+	// files in a folder.
+	Windows bool
 	// CreatedAt and Description are what whoever made the layer said of it; zero
 	// for nothing.
 	CreatedAt   time.Time
@@ -56,7 +59,11 @@ func (s *Store) FromBlobs(_ context.Context, lazy []LazyBlob) (*Ref, error) {
 
 func (s *Store) fromBlob(parent *Ref, b LazyBlob, chain digest.Digest) (*Ref, error) {
 	// The compressed bytes count, too: an image keeps the layers it came with.
-	id := derivedID("image", parent.ID(), b.Desc.Digest.String(), b.DiffID.String())
+	parts := []string{"image", parent.ID(), b.Desc.Digest.String(), b.DiffID.String()}
+	if b.Windows {
+		parts = append(parts, "windows")
+	}
+	id := derivedID(parts...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.refs[id]; r != nil {
@@ -70,6 +77,7 @@ func (s *Store) fromBlob(parent *Ref, b LazyBlob, chain digest.Digest) (*Ref, er
 	r := &Ref{store: s, id: id, parent: parent, depth: depthOf(parent) + 1, rec: Record{
 		ID: id, Parent: parent.ID(), Origin: b.Origin, Type: "regular",
 		Description: strings.TrimSpace("pulled " + b.Origin),
+		Windows:     b.Windows,
 		DiffID:      b.DiffID, ChainID: chain, CreatedAt: time.Now(),
 		Blobs: map[string]ocispecs.Descriptor{imageVariant: b.Desc},
 	}}
@@ -93,7 +101,7 @@ func (s *Store) adoptLocked(r *Ref) bool {
 		return false
 	}
 	for _, other := range s.refs {
-		if other.rec.Snapshot == name {
+		if other.rec.Snapshot == name && other.rec.Windows == r.rec.Windows {
 			r.rec.Snapshot, r.rec.Size, r.dir = name, other.rec.Size, other.dir
 			return true
 		}

@@ -36,6 +36,8 @@ type tarSink struct {
 	// a mark that it is opaque says nothing else.
 	covers func(path string) (bool, error)
 	buf    []byte
+	// windows says that the archive is to be laid out as Windows wants it.
+	windows bool
 }
 
 type inode struct{ dev, ino uint64 }
@@ -45,6 +47,19 @@ func newTarSink(ctx context.Context, w io.Writer, epoch *int64, covers func(stri
 		ctx: ctx, tw: tar.NewWriter(w), epoch: epoch, covers: covers,
 		links: map[inode]string{}, buf: make([]byte, 256<<10),
 	}
+}
+
+// begin writes what comes before all else.
+func (t *tarSink) begin() error {
+	if !t.windows {
+		return nil
+	}
+	for _, h := range windowsTop(t.time(0)) {
+		if err := t.tw.WriteHeader(h); err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
+	}
+	return nil
 }
 
 func (t *tarSink) put(p string, dir int, name string, st *unix.Stat_t) error {
@@ -106,6 +121,9 @@ func (t *tarSink) time(seconds int64) time.Time {
 }
 
 func (t *tarSink) write(h *tar.Header) error {
+	if t.windows {
+		toWindows(h)
+	}
 	if err := t.tw.WriteHeader(h); err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)
 	}

@@ -118,7 +118,7 @@ func (s *Store) unchanged(ctx context.Context, dir *os.File, below []*os.File, n
 		}
 	}()
 	if err == nil && opaque {
-		err = s.spellOut(sub, covered)
+		err = errors.Join(s.spellOut(sub, covered), s.marks.markReplaced(fd(sub)))
 	}
 	if err != nil || was == nil || !isDir(was) {
 		return changed, 0, err

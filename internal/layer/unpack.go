@@ -60,7 +60,7 @@ func (u *unpacking) extract(ctx context.Context) (err error) {
 		return fmt.Errorf("open blob: %w", err)
 	}
 	defer blob.Close()
-	got, out, err := extractBlob(ctx, task.Reader(content.NewReader(blob)), u.blob.Size, u.dir)
+	got, out, err := extractBlob(ctx, task.Reader(content.NewReader(blob)), u.blob.Size, u.dir, rec.Windows)
 	if err != nil {
 		return err
 	}
@@ -72,8 +72,8 @@ func (u *unpacking) extract(ctx context.Context) (err error) {
 }
 
 // extractBlob extracts a layer blob of size bytes to dir and returns the
-// digest of the archive in it.
-func extractBlob(ctx context.Context, r io.Reader, size int64, dir string) (digest.Digest, *extracted, error) {
+// digest of the archive in it, which may be one for Windows.
+func extractBlob(ctx context.Context, r io.Reader, size int64, dir string, windows bool) (digest.Digest, *extracted, error) {
 	archive, err := decompress(r)
 	if err != nil {
 		return "", nil, err
@@ -87,7 +87,7 @@ func extractBlob(ctx context.Context, r io.Reader, size int64, dir string) (dige
 		return "", nil, err
 	}
 	defer root.Close()
-	out, err := extractTar(ctx, tee, root, limited)
+	out, err := extractTar(ctx, tee, root, limited, windows)
 	if err != nil {
 		return "", nil, err
 	}

@@ -146,8 +146,8 @@ func choose(name string, index []byte, platform ocispecs.Platform) (ocispecs.Des
 }
 
 // LazyBlobs are the layers of an image: config is its config, and limit, if
-// not 0, how many of them are wanted.
-func (img *Image) LazyBlobs(config []byte, limit int, origin string) ([]layer.LazyBlob, error) {
+// not 0, how many of them are wanted, and system the one that the image was asked for.
+func (img *Image) LazyBlobs(config []byte, limit int, origin, system string) ([]layer.LazyBlob, error) {
 	var c struct {
 		RootFS struct {
 			DiffIDs []digest.Digest `json:"diff_ids"`
@@ -168,7 +168,7 @@ func (img *Image) LazyBlobs(config []byte, limit int, origin string) ([]layer.La
 		if err := ids[i].Validate(); err != nil {
 			return nil, fmt.Errorf("config %s has malformed digest %q of a layer", img.Manifest.Config.Digest, ids[i])
 		}
-		blobs[i] = layer.LazyBlob{Desc: layers[i], DiffID: ids[i], Origin: origin}
+		blobs[i] = layer.LazyBlob{Desc: layers[i], DiffID: ids[i], Origin: origin, Windows: system == "windows"}
 	}
 	return blobs, nil
 }

@@ -67,7 +67,7 @@ func TestSelectImage(t *testing.T) {
 		if img.Desc.Digest != d.image(want).Digest || img.Root.Digest != root.Digest {
 			t.Errorf("%v got %v", platform, img.Desc.Platform)
 		}
-		blobs, err := img.LazyBlobs(d[img.Manifest.Config.Digest], 0, "origin")
+		blobs, err := img.LazyBlobs(d[img.Manifest.Config.Digest], 0, "origin", "linux")
 		if err != nil || len(blobs) != 1 || blobs[0].DiffID != digest.FromString(want) || blobs[0].Origin != "origin" {
 			t.Errorf("blobs %+v, %v", blobs, err)
 		}
@@ -114,7 +114,7 @@ func TestHostileManifests(t *testing.T) {
 	}
 	img := &source.Image{Manifest: ocispecs.Manifest{Layers: []ocispecs.Descriptor{layer}}}
 	for _, config := range []string{`{}`, `[]`, `{"rootfs":{"diff_ids":["x"]}}`, `null`} {
-		if _, err := img.LazyBlobs([]byte(config), 0, ""); err == nil {
+		if _, err := img.LazyBlobs([]byte(config), 0, "", ""); err == nil {
 			t.Errorf("config %s was taken", config)
 		}
 	}

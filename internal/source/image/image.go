@@ -196,7 +196,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 			return nil, err
 		}
 	}
-	blobs, err := p.image.LazyBlobs(config, p.limit, p.origin)
+	blobs, err := p.image.LazyBlobs(config, p.limit, p.origin, pin.Platform.OS)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", pin.Name, err)
 	}

@@ -164,7 +164,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 			return nil, err
 		}
 	}
-	blobs, err := p.image.LazyBlobs(config, p.req.limit, scheme+p.req.store)
+	blobs, err := p.image.LazyBlobs(config, p.req.limit, scheme+p.req.store, pin.Platform.OS)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", pin.Op.Identifier, err)
 	}
