@@ -236,6 +236,12 @@ func TestFrontendImages(t *testing.T) {
 			t.Errorf("the log is %q", end.log)
 		}
 	})
+	t.Run("garbage log", func(t *testing.T) {
+		end := frontendRun{image: f.open, attrs: mode("garbage")}.on(t.Context(), t, shared.kiln)
+		if !strings.Contains(end.log, "to its standard output, which is for calls to the daemon alone") {
+			t.Errorf("the log is %q", end.log)
+		}
+	})
 	t.Run("endless", func(t *testing.T) {
 		end := frontendRun{image: f.open, attrs: mode("endless")}.on(t.Context(), t, shared.kiln)
 		if !strings.Contains(end.err, "frontends call each other") {

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,6 +153,20 @@ func TestHostileFrontend(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		},
+		"loud": func(ctx context.Context, f *inContainer) error {
+			if err := babble(f.log); err != nil {
+				return err
+			}
+			return f.give(ctx, text)
+		},
+		"garbage": func(ctx context.Context, f *inContainer) error {
+			go func() { _, _ = io.Copy(io.Discard, f.raw) }() // as the system's pipe takes what nobody reads
+			if babble(f.raw) == nil {
+				return errors.New("all of it was read")
+			}
+			<-ctx.Done() // it does not give up by itself
+			return ctx.Err()
+		},
 		"good": func(ctx context.Context, f *inContainer) error { return f.give(ctx, text) },
 	})
 	g.images.Silence = 3 * time.Second
@@ -159,7 +176,7 @@ func TestHostileFrontend(t *testing.T) {
 	for mode, want := range map[string]string{
 		"flood": "may solve 10000 graphs of 512 MiB", "warnings": "2000 warnings of 64 MiB", "large warnings": "2000 warnings of 64 MiB",
 		"containers": "128 containers at a time", "large": "large refused", "huge": "huge refused", "owner": "", "endless": "frontends call each other",
-		"silent": "has said nothing for 3s", "good": "",
+		"silent": "has said nothing for 3s", "loud": "", "garbage": "frontend grpc server closed unexpectedly", "good": "",
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		var began, ended runtime.MemStats
@@ -167,7 +184,7 @@ func TestHostileFrontend(t *testing.T) {
 		err := g.runFrontend(ctx, t, mode)
 		cancel()
 		runtime.ReadMemStats(&ended)
-		if used := ended.TotalAlloc - began.TotalAlloc; mode == "huge" && used > 64<<20 {
+		if used := ended.TotalAlloc - began.TotalAlloc; slices.Contains([]string{"huge", "loud", "garbage"}, mode) && used > 64<<20 {
 			t.Errorf("%s: %d MiB of memory were used", mode, used>>20)
 		}
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
@@ -181,6 +198,17 @@ func TestHostileFrontend(t *testing.T) {
 		t.Errorf("%d MiB of memory are left of frontends that have ended", grown>>20)
 	}
 	eventually(t, "mounts are left", func() string { return mountsBelow(t, g.root) })
+}
+
+// babble writes 1 GB of lines.
+func babble(w io.Writer) error {
+	line := bytes.Repeat([]byte("no call, but a line of a log\n"), 1<<20/29)
+	for range 1 << 10 {
+		if _, err := w.Write(line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // returnError returns another's error as the frontend's own.

@@ -185,7 +185,11 @@ func (f *ImageFrontend) run(ctx context.Context, br *build.Bridge, image *fronte
 	}
 	stdio.out.Close()
 	stop()
-	switch got := <-answers; {
+	got := <-answers
+	if said := conn.babble(); said != "" {
+		log.explain(fmt.Sprintf("image %s wrote %q to its standard output, which is for calls to the daemon alone: expected a frontend, which logs to its standard error\n", image.name, said))
+	}
+	switch {
 	case got.err != nil:
 		return nil, got.err
 	case err != nil:

@@ -134,19 +134,21 @@ func TestLateLog(t *testing.T) {
 			t.Fatalf("wrote %d, %v", n, err)
 		}
 	}
+	l.explain("and why")
 	l.end()
-	shown := 0
+	var all strings.Builder
 	ends := map[digest.Digest]bool{}
 	for _, e := range events {
 		if e.Log != nil {
-			shown += len(e.Log.Data)
+			all.Write(e.Log.Data)
 		}
 		if e.Vertex != nil {
 			ends[e.Vertex.Digest] = e.Vertex.Completed != nil
 		}
 	}
-	if shown != mostFrontendLog {
-		t.Errorf("%d bytes are shown, want %d", shown, mostFrontendLog)
+	rest, ok := strings.CutPrefix(all.String(), strings.Repeat("x", mostFrontendLog))
+	if want := "\n[output clipped, a frontend's log limit of 1 MiB is reached]\nand why"; !ok || rest != want {
+		t.Errorf("%d bytes are shown, which end with %q, want %d and %q", all.Len(), rest[max(0, len(rest)-100):], mostFrontendLog, want)
 	}
 	if len(ends) != 1 || !slices.Contains(slices.Collect(maps.Values(ends)), true) {
 		t.Errorf("the steps are %v, want one that has ended", ends)
@@ -170,6 +172,9 @@ func TestFrontendConn(t *testing.T) {
 	}
 	if _, err := io.ReadFull(conn, b); err != nil || string(b) != "back" {
 		t.Fatalf("read %q, %v", b, err)
+	}
+	if !strings.HasPrefix(conn.babble(), "call") {
+		t.Errorf("%q is taken for the greeting of a client", conn.babble())
 	}
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
