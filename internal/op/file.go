@@ -205,17 +205,27 @@ func (r *fileRun) act(i int) error {
 		return err
 	}
 	r.states = append(r.states, dst)
-	var src string
-	if _, reads := a.Do.(*llb.DoCopy); reads { // of None, it copies from an empty directory
-		if src, err = r.readable(r.state(a.Secondary)); err != nil {
-			return err
-		}
+	if _, reads := a.Do.(*llb.DoCopy); !reads {
+		return r.do(a, dst.dir, "", nil)
 	}
-	return r.do(a, dst.dir, src)
+	from := r.state(a.Secondary) // of None, it copies from an empty directory
+	src, err := r.readable(from)
+	if err != nil {
+		return err
+	}
+	links, err := dst.mutable.LinksOf(r.ctx, from.ref)
+	if err != nil {
+		return err
+	}
+	if links == nil {
+		return r.do(a, dst.dir, src, nil)
+	}
+	defer links.Close()
+	return r.do(a, dst.dir, src, links)
 }
 
 // do carries an action out on directories; src is "" where it reads nothing.
-func (r *fileRun) do(a llb.FileStep, dst, src string) error {
+func (r *fileRun) do(a llb.FileStep, dst, src string, links fileop.Links) error {
 	to, err := safepath.Open(dst)
 	if err != nil {
 		return err
@@ -232,7 +242,7 @@ func (r *fileRun) do(a llb.FileStep, dst, src string) error {
 	if err != nil {
 		return err
 	}
-	return fileop.Do(r.ctx, to, from, a.Do, owner)
+	return fileop.Do(r.ctx, to, from, a.Do, owner, links)
 }
 
 // owner looks up whom the action's files are to belong to; nil leaves that open.
