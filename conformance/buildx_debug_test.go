@@ -80,7 +80,7 @@ func (p *terminal) text() string {
 func (p *terminal) until(t *testing.T, line, pattern string) {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
-	for range 100 {
+	for range 400 {
 		if re.MatchString(p.text()) {
 			return
 		}
@@ -118,7 +118,7 @@ func (b *buildx) talk(line string, args ...string) string {
 	go func() { ended <- cmd.Wait() }()
 	p.until(b.t, "echo rea''dy", `\nready`)
 	p.until(b.t, line+"; echo do''ne", `\ndone`)
-	for range 100 { // the shell, then the monitor
+	for range 400 { // the shell, then the monitor
 		_, _ = p.Write([]byte("exit\n")) // whether it is there shows next
 		select {
 		case <-ended: // with the build's own failure, or none

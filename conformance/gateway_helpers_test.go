@@ -148,7 +148,7 @@ func (o *transcript) await(t *testing.T, want string) {
 	t.Helper()
 	for end := time.Now().Add(2 * time.Minute); !strings.Contains(o.String(), want); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited 20 s for %q, got %q", want, o.String())
+			t.Fatalf("waited for %q, got %q", want, o.String())
 		}
 	}
 }
