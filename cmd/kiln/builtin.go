@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	contentstore "github.com/containerd/containerd/v2/core/content"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -226,7 +225,7 @@ func openFolders(s settings) (f folders, err error) {
 // layerStore is the layers and the blobs that they are made of.
 type layerStore struct {
 	*layer.Store
-	blobs contentstore.Store
+	blobs *content.Store
 }
 
 func openLayers(ctx context.Context, s settings, db *store.Store, from layer.Fetcher, parts *closers) (*layerStore, *snapshot.Store, error) {
@@ -241,6 +240,7 @@ func openLayers(ctx context.Context, s settings, db *store.Store, from layer.Fet
 	if err != nil {
 		return nil, nil, err
 	}
+	parts.add(blobs.Close)
 	layers, err := layer.NewStore(ctx, layer.Config{
 		Dir: filepath.Join(s.root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
 		Fetcher:    from,

@@ -11,12 +11,11 @@ import (
 	"testing"
 	"testing/iotest"
 
-	"github.com/containerd/containerd/v2/core/content"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func open(t *testing.T) (content.Store, string) {
+func open(t *testing.T) (*Store, string) {
 	t.Helper()
 	root := t.TempDir()
 	s, err := Open(context.Background(), root)
@@ -107,7 +106,7 @@ func TestReadVerifies(t *testing.T) {
 func TestOpenForgetsTheHalfWritten(t *testing.T) {
 	s, root := open(t)
 	ctx := context.Background()
-	w, err := NewWriter(ctx, s)
+	w, err := NewWriter(s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -165,11 +165,15 @@ func (s *Store) make(ctx context.Context, r *Ref, v Variant, c codec) error {
 	task := progress.StepFrom(ctx).Task("compressing layer "+strings.TrimSpace(rec.Description), rec.Size)
 	defer task.Done()
 	from := s.source(ctx, r, rec, v)
-	w, err := blobs.NewWriter(ctx, s.c.Content)
+	begin, plain := blobs.NewWriter, v.compression() == uncompressedName
+	if plain {
+		begin = blobs.NewUnhashedWriter // the archive's digest is the blob's
+	}
+	w, err := begin(s.c.Content)
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer w.Close() //nolint:errcheck // nothing is lost with it
 	if v.compression() == estargzName {
 		return s.makeSeekable(ctx, r, v, w, func(to io.Writer) error { return from(ctx, io.MultiWriter(to, taskWriter{task})) })
 	}
@@ -178,7 +182,11 @@ func (s *Store) make(ctx context.Context, r *Ref, v Variant, c codec) error {
 	if err != nil {
 		return err
 	}
-	d, err := w.Commit(ctx, ociTypes[v.compression()])
+	made := diffID
+	if !plain {
+		made = w.Digest()
+	}
+	d, err := w.Keep(ctx, ociTypes[v.compression()], made)
 	if err != nil {
 		return err
 	}

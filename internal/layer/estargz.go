@@ -43,7 +43,7 @@ func (s *Store) makeSeekable(ctx context.Context, r *Ref, v Variant, w *blobs.Wr
 	if err := errors.Join(err, errCount); err != nil {
 		return fmt.Errorf("write eStargz: %w", err)
 	}
-	d, err := w.Commit(ctx, ociTypes[gzipName])
+	d, err := w.Keep(ctx, ociTypes[gzipName], w.Digest())
 	if err != nil {
 		return err
 	}

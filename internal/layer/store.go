@@ -25,7 +25,7 @@ import (
 type Config struct {
 	Dir       string // a directory of its own, for mounts and files under way
 	Snapshots *snapshot.Store
-	Content   content.Store
+	Content   *blobs.Store
 	Records   Records
 	Fetcher   Fetcher
 	// References returns the blobs that others than layers need. Without it,

@@ -40,7 +40,7 @@ var amd64 = ocispecs.Platform{OS: "linux", Architecture: "amd64"}
 // machine is a daemon's stores.
 type machine struct {
 	db       *store.Store
-	content  content.Store
+	content  *blobs.Store
 	layers   *layer.Store
 	client   *registry.Client
 	exporter *image.Exporter
