@@ -56,8 +56,9 @@ func newCodec(v Variant) (codec, error) {
 			}
 			level = zstd.EncoderLevelFromZstd(v.Level)
 		}
-		// The concurrency only bounds how many chunks are under way.
-		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false),
+		// The concurrency only bounds how many chunks are under way. A window of
+		// more than a chunk would have no use, and four times the memory.
+		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false), zstd.WithWindowSize(zstdChunk),
 			zstd.WithZeroFrames(true), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
 		if err != nil {
 			return nil, fmt.Errorf("begin zstd: %w", err)
@@ -84,7 +85,9 @@ func (plainCodec) encode(_, _, chunk []byte, _ bool) ([]byte, error) {
 // concatenated).
 type zstdCodec struct{ e *zstd.Encoder }
 
-func (zstdCodec) chunkSize() int               { return 2 << 20 }
+const zstdChunk = 2 << 20
+
+func (zstdCodec) chunkSize() int               { return zstdChunk }
 func (zstdCodec) header() []byte               { return nil }
 func (zstdCodec) trailer(uint32, int64) []byte { return nil }
 func (c zstdCodec) encode(dst, _, chunk []byte, _ bool) ([]byte, error) {
