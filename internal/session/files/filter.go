@@ -2,7 +2,9 @@ package files
 
 import (
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/moby/patternmatcher"
@@ -21,17 +23,29 @@ type Filter struct {
 	FollowPaths []string
 }
 
+// withoutLinks is the filter of a tree in which no symlink is followed: what is to
+// be followed is included.
+func (f Filter) withoutLinks() Filter {
+	f.Include = slices.Concat(f.Include, f.FollowPaths)
+	return f
+}
+
 // matcher decides on paths from the top of a tree to its leaves.
 type matcher struct {
-	include, exclude *patternmatcher.PatternMatcher // nil matches all, and nothing
-	included         [][]string                     // include's patterns by component
-	negated          [][]string                     // exclude's negations by component
+	include, exclude *patternmatcher.PatternMatcher // nil matches nothing
+	followed         *followed
+	all              bool       // there is neither include nor followed
+	included         [][]string // include's patterns by component
+	negated          [][]string // exclude's negations by component
 }
 
 // newMatcher returns the matcher of f, whose follow-paths lead to followed.
-func newMatcher(f Filter, followed []string) (*matcher, error) {
-	m := &matcher{}
-	include := append(append([]string(nil), f.Include...), followed...)
+func newMatcher(f Filter, followed *followed) (*matcher, error) {
+	m := &matcher{followed: followed, all: len(f.Include) == 0 && followed == nil}
+	include := f.Include
+	if followed != nil {
+		include = slices.Concat(include, slices.Sorted(maps.Keys(followed.patterns)))
+	}
 	var err error
 	if len(include) > 0 {
 		if m.include, err = patternmatcher.New(include); err != nil {
@@ -59,13 +73,14 @@ func newMatcher(f Filter, followed []string) (*matcher, error) {
 type verdict struct {
 	send             bool // send the entry
 	descend          bool // something below it may be sent, if it is a directory
+	followed         bool // the path or one above is what a follow-path leads to
 	include, exclude patternmatcher.MatchInfo
 }
 
 // match decides on a path whose directory got the verdict parent.
 func (m *matcher) match(p string, parent verdict) (verdict, error) {
-	v := verdict{send: true}
-	included, excluded := true, false
+	v := verdict{followed: parent.followed || m.followed.wants(p)}
+	included, excluded := m.all, false
 	var err error
 	if m.include != nil {
 		if included, v.include, err = m.include.MatchesUsingParentResults(p, parent.include); err != nil {
@@ -77,8 +92,9 @@ func (m *matcher) match(p string, parent verdict) (verdict, error) {
 			return v, fmt.Errorf("match %q: %w", p, err)
 		}
 	}
+	included = included || v.followed
 	v.send = included && !excluded
-	v.descend = (included || anyBelow(m.included, p)) && (!excluded || anyBelow(m.negated, p))
+	v.descend = (included || m.followed.leads(p) || anyBelow(m.included, p)) && (!excluded || anyBelow(m.negated, p))
 	return v, nil
 }
 

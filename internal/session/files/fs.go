@@ -16,7 +16,7 @@ import (
 // and, where it has them, symlinks are told of.
 func FromFS(fsys fs.FS) Source {
 	return func(f Filter) (Tree, error) {
-		m, err := newMatcher(f, f.FollowPaths)
+		m, err := newMatcher(f.withoutLinks(), nil)
 		if err != nil {
 			return nil, err
 		}

@@ -25,7 +25,7 @@ type Memory struct {
 
 // NewMemory returns those of files, by name, that f wants.
 func NewMemory(files map[string][]byte, f Filter) (*Memory, error) {
-	m, err := newMatcher(f, f.FollowPaths)
+	m, err := newMatcher(f.withoutLinks(), nil)
 	if err != nil {
 		return nil, err
 	}
