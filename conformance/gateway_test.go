@@ -337,7 +337,7 @@ func TestGatewayVanishes(t *testing.T) {
 		start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sh", "-c", "sleep " + mark + " & wait"}})
 		for end := time.Now().Add(2 * time.Minute); running(t, mark) < 3; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("%d of 3 processes run after 20 s", running(t, mark))
+				t.Fatalf("%d of 3 processes run", running(t, mark))
 			}
 		}
 		cancel() // the connection breaks off
@@ -348,7 +348,7 @@ func TestGatewayVanishes(t *testing.T) {
 	}
 	for end := time.Now().Add(2 * time.Minute); running(t, mark) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d processes still run 20 s later", running(t, mark))
+			t.Fatalf("%d processes still run", running(t, mark))
 		}
 	}
 }

@@ -84,7 +84,7 @@ func TestProgram(t *testing.T) {
 		name, opt, message string
 	}{{"result", "x=y", ""}, {"error", "fail=yes", "it fails"}} {
 		t.Run(c.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, os.Args[0])
 			cmd.Env = []string{"BUILDKIT_SESSION_ID=s", "BUILDKIT_FRONTEND_OPT_0=" + c.opt, `BUILDKIT_WORKERS=[{"platforms":[{"architecture":"s390x","os":"linux"}]}]`}

@@ -254,7 +254,7 @@ func TestFrontendInContainer(t *testing.T) {
 		"hang up": "exit code: 6", "twice": "", "foreign": "", "outer": "",
 	} {
 		t.Run(mode, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			err := g.runFrontend(ctx, t, mode)
 			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

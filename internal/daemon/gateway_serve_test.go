@@ -127,7 +127,7 @@ type clientBuild struct {
 
 func begin(t *testing.T, conn *grpc.ClientConn, ref string) *clientBuild {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	b := &clientBuild{
 		gatewaypb.NewLLBBridgeClient(conn), metadata.AppendToOutgoingContext(ctx, gateway.BuildIDKey, ref), make(chan error, 1),
@@ -189,7 +189,7 @@ func (b *clientBuild) container(t *testing.T, id string) gatewaypb.LLBBridge_Exe
 // eventually waits until there is nothing left to tell.
 func eventually(t *testing.T, what string, left func() string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		text := left()
 		if text == "" {
 			return

@@ -91,7 +91,7 @@ func TestFrontendWalksKnownBreaks(t *testing.T) {
 		}
 		return f.give(ctx, text)
 	}})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := g.runFrontend(ctx, t, "walk"); err != nil {
 		t.Errorf("the build after it all: %v", err)

@@ -264,7 +264,7 @@ func TestGarbageOnSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		go func() { _, _ = conn.Write(sent) }() // the daemon may hang up first

@@ -119,7 +119,7 @@ func TestSameFrontendAnywhere(t *testing.T) {
 	}
 	for place, run := range places {
 		t.Run(place, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			if err := run(ctx, "good-"+place, opts); err != nil {
 				t.Error(err)

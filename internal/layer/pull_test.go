@@ -256,7 +256,7 @@ func TestCancelEndsPull(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	// Nothing of it stays, and the next one is not the one that was cancelled.
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		// Listing fails if what it lists goes meanwhile.
 		left, err := w.c.Content.ListStatuses(context.Background())
 		w.pulls.mu.Lock()

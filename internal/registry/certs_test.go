@@ -47,7 +47,7 @@ func TestCertificateFiles(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), "expected a regular file of at most 10485760 bytes") || !strings.Contains(err.Error(), file) {
 					t.Errorf("%s as %s: %v", name, use, err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(2 * time.Minute):
 				t.Fatalf("%s as %s is waited for", name, use)
 			}
 		}

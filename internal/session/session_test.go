@@ -47,7 +47,7 @@ func serve(t *testing.T, m *session.Manager, meta session.Meta) (client net.Conn
 
 func TestManager(t *testing.T) {
 	m := session.NewManager()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	got := make(chan *session.Caller)
 	for range 2 {
@@ -90,7 +90,7 @@ func TestSilentClient(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the session is still open")
 	}
 }

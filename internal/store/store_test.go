@@ -134,7 +134,7 @@ func TestKillLosesNothingWritten(t *testing.T) {
 	defer shut(t, s)
 	fill(t, s)
 	// What is written reaches the file by itself, soon.
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
 		waiting := len(s.pending) + len(s.flushing)
 		s.mu.Unlock()

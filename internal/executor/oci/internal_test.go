@@ -127,7 +127,7 @@ func TestLeftovers(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	openTest(t, Config{StateDir: dir})
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	var exit *executor.ExitError
 	if err := c.Wait(ctx); !errors.As(err, &exit) && (err == nil || errors.Is(err, context.DeadlineExceeded)) {
