@@ -81,12 +81,20 @@ func runReadme(t *testing.T, top, script string) {
 		t.Fatal(err)
 	}
 	own := filepath.Join(run, "own")
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-euxo", "pipefail", "-c", script)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME="+run, "DOCKER_CONFIG="+run, "KILN_ROOT="+own, "KILN_HOST=", "BUILDKIT_HOST=",
 		"REGISTRY="+strings.TrimPrefix(server.URL, "http://"))
+	// In another home the go command would fetch and compile everything anew.
+	for _, name := range []string{"GOCACHE", "GOMODCACHE"} {
+		value, err := exec.CommandContext(ctx, "go", "env", name).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Env = append(cmd.Env, name+"="+strings.TrimSpace(string(value)))
+	}
 	log, err := os.Create(filepath.Join(run, "log")) // a pipe would be held open by the daemon
 	if err != nil {
 		t.Fatal(err)
