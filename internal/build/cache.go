@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -71,6 +72,9 @@ type gatherer struct {
 	seen    map[solver.Key]bool
 	entries []cache.Entry
 	tell    func(cache.Recipes, solver.Key, []solver.Result)
+
+	mu    sync.Mutex
+	blobs map[string]layer.Blob // by layer: those of chains that were made before
 }
 
 // gather returns the steps that lead to roots. If final is given, only what it
@@ -78,7 +82,7 @@ type gatherer struct {
 func (br *Bridge) gather(ctx context.Context, roots []cache.Root, v layer.Variant, final []layer.Blob,
 	tell func(cache.Recipes, solver.Key, []solver.Result),
 ) ([]cache.Entry, error) {
-	g := &gatherer{br: br, variant: v, seen: map[solver.Key]bool{}, tell: tell}
+	g := &gatherer{br: br, variant: v, seen: map[solver.Key]bool{}, tell: tell, blobs: map[string]layer.Blob{}}
 	if final != nil {
 		g.final = map[string]layer.Blob{}
 		for _, l := range final {
@@ -88,9 +92,16 @@ func (br *Bridge) gather(ctx context.Context, roots []cache.Root, v layer.Varian
 	for _, r := range roots {
 		g.visit(r.Key)
 	}
+	if len(g.entries) == 0 {
+		return nil, nil
+	}
+	// The first is a root, which has the layers of most others.
+	if err := g.results(ctx, &g.entries[0]); err != nil {
+		return g.entries, err
+	}
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(8)
-	for i := range g.entries {
+	for i := 1; i < len(g.entries); i++ {
 		eg.Go(func() error { return g.results(ctx, &g.entries[i]) })
 	}
 	return g.entries, eg.Wait()
@@ -165,11 +176,36 @@ func (g *gatherer) layers(ctx context.Context, ref *layer.Ref) ([]layer.Blob, er
 		slices.Reverse(out)
 		return out, nil
 	}
+	if out := g.made(ref); out != nil {
+		return out, nil
+	}
 	blobs, err := g.br.builder.Worker.Layers.Blobs(ctx, ref, g.variant)
 	if err != nil || !g.there(ctx, blobs) {
 		return nil, err
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, b := range blobs {
+		g.blobs[b.Ref.ID()] = b
+	}
 	return blobs, nil
+}
+
+// made are the layers of a state that another is built on, whose layers were
+// asked for before: to look at each layer once for each step above it takes time
+// that grows with the square of the steps. Nil says that some were not.
+func (g *gatherer) made(ref *layer.Ref) (out []layer.Blob) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for r := ref; r != nil; r = r.Parent() {
+		b, ok := g.blobs[r.ID()]
+		if !ok {
+			return nil
+		}
+		out = append(out, b)
+	}
+	slices.Reverse(out)
+	return out
 }
 
 // there tells whether blobs that may have vanished are still to be had.
