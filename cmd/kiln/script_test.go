@@ -302,7 +302,7 @@ func buildBase(t *testing.T) (_ string, err error) {
 // start starts a daemon on the folder's root and waits for its socket.
 func (s *scriptState) start(kiln string, env []string, executor string, flags ...string) error {
 	socket := filepath.Join(s.run, "sock")
-	args := append([]string{"daemon", "--root", filepath.Join(s.run, "root"), "--addr", "unix://" + socket, "--executor", executor, "--idle-timeout", "2m"}, slices.Concat(s.flags, flags)...) // none outlives a killed test for long
+	args := append([]string{"daemon", "--root", filepath.Join(s.run, "root"), "--addr", "unix://" + socket, "--executor", executor, "--idle-timeout", "30m"}, slices.Concat(s.flags, flags)...) // none outlives a killed test for ever
 	log, err := os.OpenFile(filepath.Join(s.run, "daemon.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
