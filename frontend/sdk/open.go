@@ -33,6 +33,9 @@ type Build struct {
 	Worker ocispecs.Platform
 	// NoCache is set if all steps are to be run anew.
 	NoCache bool
+	// IgnoreFiles are names of files that say what of the context to leave out, of
+	// which the first that is there counts; nil is .dockerignore alone.
+	IgnoreFiles []string
 
 	opts   map[string]string
 	inputs map[string]*llb.Graph
@@ -164,7 +167,8 @@ func (b *Build) fileSource(ctx context.Context) (*llb.Graph, error) {
 }
 
 // Context is the user's files: the directory, or what the URL that is the build's
-// context has. Files that .dockerignore names are left out of a directory.
+// context has. Files that .dockerignore, or one of IgnoreFiles, names are left out
+// of a directory.
 func (b *Build) Context(ctx context.Context, opts ...llb.LocalOption) (llb.State, error) {
 	if b.remote != nil {
 		return stateOf(&llb.Graph{Root: b.base})
@@ -187,28 +191,36 @@ func (b *Build) local(name, hint string, opts ...llb.LocalOption) llb.State {
 	}, opts...)...)
 }
 
-// ignored are the patterns of .dockerignore.
+// ignored are the patterns of the first file there is of those that say what to
+// leave out.
 func (b *Build) ignored(ctx context.Context, name string) ([]string, error) {
-	const file = ".dockerignore"
-	g, err := b.local(name, name+"-"+file, llb.FollowPaths([]string{file}), llb.WithCustomName("[internal] load "+file)).Graph(ctx)
+	files := b.IgnoreFiles
+	if files == nil {
+		files = []string{".dockerignore"}
+	}
+	title := strings.Join(files, ", ")
+	g, err := b.local(name, name+"-"+files[0], llb.FollowPaths(files), llb.WithCustomName("[internal] load "+title)).Graph(ctx)
 	if err != nil {
 		return nil, err
 	}
 	ref, err := b.gw.Solve(ctx, g)
 	if err != nil {
-		return nil, fmt.Errorf("load %s: %w", file, err)
+		return nil, fmt.Errorf("load %s: %w", title, err)
 	}
-	data, err := ref.ReadFile(ctx, file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("read %s: %w", file, err)
+	for _, file := range files {
+		data, err := ref.ReadFile(ctx, file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		patterns, err := ignorefile.ReadAll(bytes.NewReader(data))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		return patterns, nil
 	}
-	patterns, err := ignorefile.ReadAll(bytes.NewReader(data))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", file, err)
-	}
-	return patterns, nil
+	return nil, nil
 }
 
 // stateOf makes a graph a State to build on.

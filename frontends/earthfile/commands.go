@@ -42,10 +42,18 @@ func language() map[string]grammar {
 	}
 	process := map[string]flagKind{
 		"mount": flagList, "secret": flagList, "ssh": flagBool, "no-cache": flagBool, "privileged": flagBool, "network": flagText,
+		"raw-output": flagBool,
 	}
 	return map[string]grammar{
 		"FROM": {make: (*frame).from, alone: true, flags: with(calls, map[string]flagKind{"platform": flagText})},
-		"RUN":  {make: (*frame).run, raw: true, flags: with(process, map[string]flagKind{"push": flagBool})},
+		"RUN":  {make: (*frame).run, raw: true, flags: with(process, map[string]flagKind{"push": flagBool, "entrypoint": flagBool})},
+		"FROM DOCKERFILE": {make: (*frame).fromDockerfile, alone: true, flags: with(calls, map[string]flagKind{
+			"platform": flagText, "f": flagText, "target": flagText,
+		})},
+		"GIT CLONE": {make: (*frame).gitClone, flags: map[string]flagKind{"branch": flagText, "keep-ts": flagBool}},
+		"CACHE":     {make: (*frame).cacheFolder, flags: map[string]flagKind{"sharing": flagText, "id": flagText}},
+		"HOST":      {make: (*frame).host, alone: true},
+		"WAIT":      {make: (*frame).wait, alone: true},
 		"COPY": {make: (*frame).copy, flags: with(calls, map[string]flagKind{
 			"dir": flagBool, "chown": flagText, "chmod": flagText, "if-exists": flagBool, "keep-ts": flagBool, "keep-own": flagBool,
 			"symlink-no-follow": flagBool, "platform": flagText,
@@ -78,23 +86,18 @@ func language() map[string]grammar {
 func refused() map[string]string {
 	const dockerfiles = "is a command of Dockerfiles that Earthfiles do not have"
 	return map[string]string{
-		"LOCALLY":         "runs commands on the user's machine, which a build never does: expected them in a container, by FROM and RUN",
-		"WITH DOCKER":     "needs a Docker daemon inside the step, which builds do not have: expected tests that run in the container itself, by RUN",
-		"FROM DOCKERFILE": "is not supported: expected the Dockerfile's commands here, or its image by FROM",
-		"GIT CLONE":       "is not supported: expected RUN git clone with a fixed commit, or the repository as the build's context",
-		"CACHE":           "is not supported: expected RUN --mount=type=cache,target=DIR at the commands that use the folder",
-		"IMPORT":          "is not supported, since a build reads one Earthfile: expected the targets in this file",
-		"HEALTHCHECK":     "is not supported: expected the check where the image is run",
-		"HOST":            "is not supported: expected a name that the network knows",
-		"PROJECT":         "names a project on Earthly's servers, which a build does not ask: expected the file without it",
-		"WAIT":            "orders pushes, and a build pushes when all of it is done: expected its commands without WAIT and END",
-		"TRY":             "is not supported: expected RUN to write what went wrong to a file and to end well",
-		"CATCH":           "is not supported, as is TRY",
-		"FINALLY":         "is not supported, as is TRY",
-		"ADD":             dockerfiles + ": expected COPY, or RUN with a program that downloads",
-		"SHELL":           dockerfiles + `: expected RUN ["PROGRAM", "ARG"]`,
-		"STOPSIGNAL":      dockerfiles,
-		"ONBUILD":         dockerfiles + ": expected a function, and DO",
+		"LOCALLY":     "runs commands on the user's machine, which a build never does: expected them in a container, by FROM and RUN",
+		"WITH DOCKER": "needs a Docker daemon inside the step, which builds do not have: expected tests that run in the container itself, by RUN",
+		"IMPORT":      "is not supported, since a build reads one Earthfile: expected the targets in this file",
+		"HEALTHCHECK": "is not supported: expected the check where the image is run",
+		"PROJECT":     "names a project on Earthly's servers, which a build does not ask: expected the file without it",
+		"TRY":         "is not supported: expected RUN to write what went wrong to a file and to end well",
+		"CATCH":       "is not supported, as is TRY",
+		"FINALLY":     "is not supported, as is TRY",
+		"ADD":         dockerfiles + ": expected COPY, or RUN with a program that downloads",
+		"SHELL":       dockerfiles + `: expected RUN ["PROGRAM", "ARG"]`,
+		"STOPSIGNAL":  dockerfiles,
+		"ONBUILD":     dockerfiles + ": expected a function, and DO",
 	}
 }
 
@@ -106,7 +109,8 @@ func refusedFlags() map[string]string {
 		"RUN --interactive":      "needs a terminal, which builds do not have",
 		"RUN --interactive-keep": "needs a terminal, which builds do not have",
 		"RUN --with-docker":      "needs a Docker daemon inside the step, which builds do not have",
-		"RUN --entrypoint":       "is not supported: expected the program of the image's entrypoint by its name",
+		"CACHE --persist":        "is not supported: expected RUN cp at the end, of what the image is to have of the folder",
+		"CACHE --chmod":          "is not supported: expected RUN chmod of the folder",
 		"RUN --aws":              "gives the credentials of the user's machine, which a build never does: expected RUN --secret",
 		"RUN --oidc":             "asks Earthly's servers, which a build does not: expected RUN --secret",
 	}
@@ -139,6 +143,6 @@ func usage() map[string]string {
 	return map[string]string{
 		"FROM": "an image, or " + names, "COPY": "SOURCE... DEST, or +TARGET/ARTIFACT DEST", "BUILD": names, "DO": "+FUNCTION [--NAME=VALUE]...",
 		"SAVE ARTIFACT": "PATH [NAME] [AS LOCAL PATH]", "ARG": "NAME or " + pairs, "LET": pairs, "SET": pairs, "ENV": pairs, "LABEL": pairs,
-		"WORKDIR": "a path", "USER": "a user", "EXPOSE": "ports", "VOLUME": "paths", "FOR": "NAME IN WORDS",
+		"WORKDIR": "a path", "CACHE": "a folder", "GIT CLONE": "URL DIR", "HOST": "NAME ADDRESS", "FROM DOCKERFILE": "a folder with a Dockerfile", "USER": "a user", "EXPOSE": "ports", "VOLUME": "paths", "FOR": "NAME IN WORDS",
 	}
 }

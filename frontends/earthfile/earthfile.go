@@ -34,6 +34,7 @@ func build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*fro
 	if err != nil {
 		return nil, err
 	}
+	b.IgnoreFiles = []string{".earthlyignore", ".earthignore", ".dockerignore"}
 	file, err := parse(b.File)
 	if err != nil {
 		return nil, err
@@ -50,7 +51,11 @@ func build(ctx context.Context, req frontend.Request, gw frontend.Gateway) (*fro
 			return nil, err
 		}
 		names.Store("", m.names)
-		return l.result(ctx, m, artifact, p)
+		img, err := l.result(ctx, m, artifact, p)
+		if err != nil {
+			return nil, err
+		}
+		return img, l.push(ctx, m, img, p)
 	})
 	if err != nil {
 		return nil, err
@@ -170,6 +175,36 @@ func (l *lowering) carryOut(ctx context.Context, targets []*made, p ocispecs.Pla
 		}
 	}
 	return nil
+}
+
+// push runs what RUN --push says, when all else is done: one after the other, that of
+// a target behind those that it builds.
+func (l *lowering) push(ctx context.Context, m *made, img *sdk.Image, p ocispecs.Platform) error {
+	pushes := m.pushes(map[*made]bool{})
+	if len(pushes) == 0 {
+		return nil
+	}
+	for _, st := range append([]llb.State{img.State}, pushes...) {
+		if err := l.evaluate(ctx, st, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pushes are what a target pushes and those that it builds, each once.
+func (m *made) pushes(seen map[*made]bool) (all []llb.State) {
+	if seen[m] {
+		return nil
+	}
+	seen[m] = true
+	for _, other := range m.builds {
+		all = append(all, other.pushes(seen)...)
+	}
+	if m.push != nil {
+		all = append(all, *m.push)
+	}
+	return all
 }
 
 func (l *lowering) evaluate(ctx context.Context, st llb.State, p ocispecs.Platform) error {

@@ -3,6 +3,8 @@ package earthfile
 import (
 	"errors"
 	"flag"
+	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -91,14 +93,22 @@ func TestErrors(t *testing.T) {
 		{"FROM alpine\n", "Dockerfile:1: file has no VERSION"},
 		{"VERSION\n", "Dockerfile:1: VERSION has 0 versions"},
 		{"VERSION 0.5\n", "Dockerfile:1: version 0.5 is not supported: expected 0.7 or 0.8"},
-		{head + "t:\n  RUNN x\n", "Dockerfile:4: unknown command: RUNN: expected one of ARG, BUILD, CMD"},
+		{head + "t:\n  RUNN x\n", "Dockerfile:4: unknown command: RUNN: expected one of ARG, BUILD, CACHE, CMD"},
 		{head + "t:\n  RUNN x\n", "(did you mean RUN?)"},
 		{head + "t:\n  run x\n", "(did you mean RUN?)"},
 		{head + "t:\n  LOCALLY\n", "Dockerfile:4: LOCALLY runs commands on the user's machine, which a build never does"},
 		{head + "t:\n  WITH DOCKER\n    RUN x\n  END\n  RUN y\n", "Dockerfile:4: WITH DOCKER needs a Docker daemon"},
-		{head + "t:\n  FROM DOCKERFILE .\n", "Dockerfile:4: FROM DOCKERFILE is not supported"},
-		{head + "t:\n  GIT CLONE x y\n", "Dockerfile:4: GIT CLONE is not supported"},
-		{head + "t:\n  CACHE /x\n", "expected RUN --mount=type=cache,target=DIR"},
+		{head + "t:\n  FROM DOCKERFILE . x\n", "Dockerfile:4: FROM DOCKERFILE is . x: expected FROM DOCKERFILE [-f FILE] FOLDER"},
+		{head + "t:\n  FROM DOCKERFILE +u/x\n", "Dockerfile:4: there is no target +u"},
+		{head + "t:\n  GIT CLONE x\n", "Dockerfile:4: GIT CLONE is x: expected GIT CLONE [--branch REF] URL DIR"},
+		{head + "t:\n  CACHE\n", "Dockerfile:4: CACHE says nothing: expected a folder"},
+		{head + "t:\n  CACHE --sharing=some /x\n", `Dockerfile:4: cache has sharing "some": expected locked, shared or private`},
+		{head + "t:\n  CACHE --persist /x\n", "Dockerfile:4: CACHE --persist is not supported: expected RUN cp"},
+		{head + "t:\n  HOST a b\n", "Dockerfile:4: HOST is a b: expected HOST NAME ADDRESS"},
+		{head + "t:\n  WAIT\n    RUN x\n", "Dockerfile:4: WAIT has no END"},
+		{head + "t:\n  WAIT\n  ELSE\n  END\n", "Dockerfile:5: ELSE stands behind WAIT"},
+		{head + "t:\n  RUN --entrypoint x\n", "Dockerfile:4: RUN --entrypoint has no entrypoint to run"},
+		{head + "t:\n  RUN --mount=type=secret,target=/x,mode=9 y\n", `Dockerfile:4: mount has the mode "9"`},
 		{head + "t:\n  SAVE x\n", "Dockerfile:4: SAVE says not what"},
 		{head + "t:\n  COPY --from=x a b\n", "Dockerfile:4: COPY --from is of Dockerfiles: expected COPY +TARGET/ARTIFACT"},
 		{head + "t:\n  COPY --dri a b\n", "Dockerfile:4: COPY has the unknown flag --dri: expected one of allow-privileged"},
@@ -158,8 +168,12 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%q: the error has no place: %v", c.file, err)
 		}
 	}
+	_, err := buildFile(t, gateway(head+"t:\n  RUN --push x\n  COPY a b\n"), map[string]string{"build-arg:EARTHLY_PUSH": "true"})
+	if err == nil || !strings.Contains(err.Error(), "Dockerfile:5: COPY stands behind RUN --push") {
+		t.Errorf("a command behind a push: %v", err)
+	}
 	// All errors of a file are told.
-	_, err := buildFile(t, gateway(head+"t:\n  RUNN x\n  LOCALLY\n"), nil)
+	_, err = buildFile(t, gateway(head+"t:\n  RUNN x\n  LOCALLY\n"), nil)
 	if list := frontend.SourceErrorsIn(err); len(list) != 2 {
 		t.Errorf("%d errors, want 2: %v", len(list), err)
 	}
@@ -178,6 +192,73 @@ func TestErrors(t *testing.T) {
 	} {
 		if _, err := buildFile(t, gateway(file), nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.40q: %v, want %s", file, err, want)
+		}
+	}
+}
+
+// TestPush checks that what RUN --push says runs when it is asked for, and last.
+func TestPush(t *testing.T) {
+	const file = "VERSION 0.8\nFROM alpine\nall:\n  BUILD +part\n  RUN --push deploy\n  RUN --push tell\npart:\n  RUN --push upload\n  SAVE ARTIFACT /bin AS LOCAL bin\n"
+	for args, want := range map[string]string{"": "", "true": "upload tell"} {
+		gw := gateway(file)
+		var mu sync.Mutex
+		var order []string
+		gw.Run = func(g *llb.Graph) (map[string]string, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			name := strings.TrimPrefix(g.Root.Vertex.Name(), "[+all] RUN ")
+			order = append(order, strings.TrimPrefix(name, "[+part] RUN "))
+			return nil, nil
+		}
+		if _, err := buildFile(t, gw, map[string]string{"build-arg:EARTHLY_PUSH": args}); err != nil {
+			t.Fatal(err)
+		}
+		pushed := slices.DeleteFunc(slices.Clone(order), func(s string) bool { return strings.HasPrefix(s, "[") })
+		if got := strings.Join(pushed, " "); got != want { // tell is made of deploy
+			t.Errorf("push %q: ran %q", args, order)
+		}
+		if n := len(pushed); n > 0 && !slices.Equal(order[len(order)-n:], pushed) {
+			t.Errorf("pushes are not the last: %q", order)
+		}
+		if warned := len(gw.Warnings()) > 0; warned == (args == "true") {
+			t.Errorf("push %q: warnings %v", args, gw.Warnings())
+		}
+	}
+}
+
+func TestFromDockerfile(t *testing.T) {
+	const body = "VERSION 0.8\nbuild:\n  ARG v=1\n  FROM DOCKERFILE --target=run --build-arg A=$v %s\n  ENV x=y\n"
+	for words, want := range map[string]string{"./sub": "sub/Dockerfile", "-f docker/Other sub": "docker/Other", ".": "Dockerfile"} {
+		gw := gateway(fmt.Sprintf(body, words))
+		if _, err := buildFile(t, gw, nil); err != nil {
+			t.Fatal(err)
+		}
+		calls := gw.Calls()
+		if len(calls) != 1 || calls[0].Name != "dockerfile.v0" {
+			t.Fatalf("%s: calls are %v", words, calls)
+		}
+		opts := map[string]string{"filename": want, "platform": "linux/amd64", "target": "run", "build-arg:A": "1"}
+		if !maps.Equal(calls[0].Opts, opts) || calls[0].Inputs["context"] == nil || calls[0].Inputs["dockerfile"] == nil {
+			t.Errorf("%s: called with %v and %v", words, calls[0].Opts, calls[0].Inputs)
+		}
+	}
+}
+
+// TestIgnoreFiles checks which file says what of the context is left out.
+func TestIgnoreFiles(t *testing.T) {
+	for _, c := range []struct{ files, want string }{
+		{".earthlyignore .earthignore .dockerignore", ".earthlyignore"}, {".earthignore .dockerignore", ".earthignore"}, {".dockerignore", ".dockerignore"},
+	} {
+		gw := gateway("VERSION 0.8\nFROM alpine\nt:\n  COPY . .\n")
+		for name := range strings.FieldsSeq(c.files) {
+			gw.Files["local://context/"+name] = "of-" + name + "\n"
+		}
+		res, err := buildFile(t, gw, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := frontendtest.Text(t, res); !strings.Contains(text, `exclude="of-`+c.want+`"`) {
+			t.Errorf("%s: %s", c.files, text)
 		}
 	}
 }

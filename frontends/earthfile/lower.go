@@ -63,6 +63,9 @@ type made struct {
 	names     []string  // of the image
 	builds    []*made   // by BUILD
 
+	push *llb.State      // what the commands of RUN --push end with; nil if there are none
+	runs []llb.RunOption // of CACHE and HOST, for all commands behind them
+
 	env map[string]string // variables of the base recipe that all targets have
 }
 
@@ -106,7 +109,7 @@ func (l *lowering) target(ctx context.Context, c call) (*made, error) {
 	img := *base.image // the base stays as it is
 	f := &frame{
 		lowering: l, at: c.name, inBase: c.name == baseRecipe, platform: c.platform, given: c.args,
-		out:  &made{name: c.name, image: &img, begun: base.begun, artifacts: llb.Scratch(), env: map[string]string{}},
+		out:  &made{name: c.name, image: &img, begun: base.begun, artifacts: llb.Scratch(), env: map[string]string{}, runs: slices.Clone(base.runs)},
 		vars: map[string]string{}, lets: map[string]bool{}, globals: base.env,
 	}
 	if f.inBase {
@@ -130,6 +133,9 @@ func (f *frame) all(ctx context.Context, commands []*command) error {
 		}
 		if !c.alone && !f.out.begun {
 			return f.File.Errorf(c.at, "%s has no files to work on: expected FROM above it, or above all targets", c.verb)
+		}
+		if f.out.push != nil && !c.alone && !c.has("push") && !strings.HasPrefix(c.verb, "SAVE ") {
+			return f.File.Errorf(c.at, "%s stands behind RUN --push, which runs when all else is done: expected it above, or in another target", c.verb)
 		}
 		if err := c.make(f, ctx, c); err != nil {
 			return f.located(c, err)

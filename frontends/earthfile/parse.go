@@ -201,7 +201,7 @@ func (p *parser) command(l line, verb string, depth int) *command {
 	at := l.place(0, len(strings.Fields(l.text)[0]))
 	if why := refused()[verb]; why != "" {
 		p.fail(at, "%s %s", verb, why)
-		if verb == "WITH DOCKER" || verb == "WAIT" || verb == "TRY" {
+		if verb == "WITH DOCKER" || verb == "TRY" {
 			p.skip(depth)
 		}
 		return nil
@@ -237,9 +237,9 @@ func (p *parser) skip(depth int) {
 	}
 }
 
-// inner reads what is between IF or FOR and END.
+// inner reads what is between IF, FOR or WAIT and END.
 func (p *parser) inner(c *command, depth int) {
-	if c.verb != "IF" && c.verb != "FOR" {
+	if c.verb != "IF" && c.verb != "FOR" && c.verb != "WAIT" {
 		return
 	}
 	if depth >= maxNesting {
@@ -248,7 +248,7 @@ func (p *parser) inner(c *command, depth int) {
 		return
 	}
 	body := p.block(depth+1, true)
-	if c.verb == "FOR" {
+	if c.verb != "IF" {
 		c.body = body
 	} else {
 		c.branches = []branch{{c, body}}
@@ -265,7 +265,7 @@ func (p *parser) inner(c *command, depth int) {
 		case verb == "END":
 			return
 		case last:
-			p.fail(l.at, "%s stands behind %s: expected END", verb, map[bool]string{true: "FOR", false: "ELSE"}[c.verb == "FOR"])
+			p.fail(l.at, "%s stands behind %s: expected END", verb, map[bool]string{true: c.verb, false: "ELSE"}[c.verb != "IF"])
 			p.block(depth+1, true)
 		case verb == "ELSE IF":
 			condition := p.parts(l, verb, c.grammar)
@@ -304,7 +304,7 @@ func (p *parser) parts(l line, verb string, g grammar) *command {
 		p.fail(c.at, "%w", err)
 		return nil
 	}
-	if len(c.words) == 0 && verb != "SAVE IMAGE" {
+	if len(c.words) == 0 && verb != "SAVE IMAGE" && verb != "WAIT" {
 		p.fail(c.at, "%s says nothing: expected %s", verb, usage()[verb])
 		return nil
 	}
@@ -315,11 +315,27 @@ func (p *parser) parts(l line, verb string, g grammar) *command {
 	return c
 }
 
+// dashes is how many dashes are before the flag that a text starts with; 0 if it
+// starts with none. A flag of one letter may have one.
+func (g grammar) dashes(text string) int {
+	if strings.HasPrefix(text, "--") {
+		return 2
+	}
+	name, isFlag := strings.CutPrefix(text, "-")
+	if i := strings.IndexAny(name, " \t="); isFlag && i == 1 {
+		if _, ok := g.flags[name[:i]]; ok {
+			return 1
+		}
+	}
+	return 0
+}
+
 // flags reads the flags that a command starts with, and returns where they end.
 func (p *parser) flags(l line, c *command, pos int) (int, bool) {
 	for {
 		rest := strings.TrimLeft(l.text[pos:], " \t")
-		if !strings.HasPrefix(rest, "--") {
+		dashes := c.grammar.dashes(rest)
+		if dashes == 0 {
 			return pos, true
 		}
 		pos = len(l.text) - len(rest)
@@ -328,8 +344,11 @@ func (p *parser) flags(l line, c *command, pos int) (int, bool) {
 			p.fail(l.at, "%w", err)
 			return 0, false
 		}
+		if l.text[pos:end] == "--" { // no flag is behind it
+			return end, true
+		}
 		at := l.place(pos, end-pos)
-		name, value, hasValue := strings.Cut(l.text[pos+2:end], "=")
+		name, value, hasValue := strings.Cut(l.text[pos+dashes:end], "=")
 		kind, ok := c.grammar.flags[name]
 		verb := strings.TrimPrefix(c.verb, "ELSE ")
 		if !ok {

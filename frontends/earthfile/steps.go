@@ -1,11 +1,14 @@
 package earthfile
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,18 +19,49 @@ import (
 
 // run runs a command.
 func (f *frame) run(ctx context.Context, c *command) error {
-	if c.has("push") {
-		f.gw.Warn(ctx, digest.FromString(c.raw), f.File.Warning(c.at, "RUN --push is left out: only a push of Earthly's carries it out"))
+	isPush := c.has("push")
+	if isPush && f.Args[pushArg] != "true" {
+		f.gw.Warn(ctx, digest.FromString(c.raw), f.File.Warning(c.at, "RUN --push is left out: it runs with --build-arg "+pushArg+"=true"))
 		return nil
 	}
 	opts, err := f.process(ctx, c)
 	if err != nil {
 		return err
 	}
+	args := commandLine(c.raw)
+	if c.has("entrypoint") {
+		if args, err = f.behindEntrypoint(c); err != nil {
+			return err
+		}
+	}
+	opts = append(opts, llb.Args(args), f.step(c))
 	st := f.out.image.State
-	root := st.Run(append(opts, llb.Args(commandLine(c.raw)), f.step(c))...).Root()
-	f.out.image.State = st.WithOutput(root.Output())
+	if !isPush {
+		f.out.image.State = st.WithOutput(st.Run(opts...).Root().Output())
+		return nil
+	}
+	if f.out.push != nil {
+		st = *f.out.push
+	}
+	st = st.WithOutput(st.Run(append(opts, llb.IgnoreCache)...).Root().Output())
+	f.out.push = &st
 	return nil
+}
+
+// pushArg is the argument that says whether to run the commands of RUN --push.
+const pushArg = "EARTHLY_PUSH"
+
+// behindEntrypoint is a command as arguments of the image's entrypoint.
+func (f *frame) behindEntrypoint(c *command) ([]string, error) {
+	entrypoint := f.out.image.Config.Entrypoint
+	if len(entrypoint) == 0 {
+		return nil, errors.New("RUN --entrypoint has no entrypoint to run: expected ENTRYPOINT above, or an image that has one")
+	}
+	args := commandLine(c.raw)
+	if strings.HasPrefix(c.raw, "[") && args[0] != "/bin/sh" {
+		return append(slices.Clone(entrypoint), args...), nil
+	}
+	return append([]string{"/bin/sh", "-c", `"$@" ` + c.raw, "sh"}, entrypoint...), nil
 }
 
 // commandLine is a command in JSON, or else one for the shell.
@@ -41,7 +75,7 @@ func commandLine(raw string) []string {
 
 // process is how the flags say to run a command.
 func (f *frame) process(ctx context.Context, c *command) ([]llb.RunOption, error) {
-	opts := []llb.RunOption{llb.With(f.environment())}
+	opts := append([]llb.RunOption{llb.With(f.environment())}, f.out.runs...)
 	for _, fl := range c.flags {
 		value := ""
 		if kind := c.grammar.flags[fl.name]; kind != flagBool {
@@ -110,24 +144,37 @@ func (f *frame) mount(text string) (llb.RunOption, error) {
 	id := m["id"]
 	switch m["type"] {
 	case "cache":
-		modes := map[string]llb.CacheMountSharingMode{"": llb.CacheMountLocked, "locked": llb.CacheMountLocked, "shared": llb.CacheMountShared, "private": llb.CacheMountPrivate}
-		mode, ok := modes[m["sharing"]]
-		if !ok {
-			return nil, fmt.Errorf("mount has sharing %q: expected locked, shared or private", m["sharing"])
-		}
-		if id == "" { // then it is the target's own
-			id = f.out.name + target
-		}
-		return llb.AddMount(target, llb.Scratch(), llb.AsPersistentCacheDir(id, mode)), nil
+		return f.cache(target, id, m["sharing"])
 	case "tmpfs":
 		return llb.AddMount(target, llb.Scratch(), llb.Tmpfs()), nil
 	case "secret":
 		if id == "" {
 			id = path.Base(target)
 		}
-		return llb.AddSecretWithDest(strings.TrimPrefix(id, "+secrets/"), &target), nil
+		mode := cmp.Or(m["mode"], "0400")
+		bits, err := strconv.ParseUint(mode, 8, 12)
+		if err != nil {
+			return nil, fmt.Errorf("mount has the mode %q: expected an octal number such as 0400", mode)
+		}
+		return llb.AddSecretWithDest(strings.TrimPrefix(id, "+secrets/"), &target, llb.SecretFileOpt(0, 0, int(bits))), nil
+	case "ssh":
+		return llb.AddSSHSocket(llb.SSHID(id), llb.SSHSocketTarget(target)), nil
 	}
-	return nil, fmt.Errorf("mount has the type %q: expected cache, tmpfs or secret", m["type"])
+	return nil, fmt.Errorf("mount has the type %q: expected cache, tmpfs, secret or ssh", m["type"])
+}
+
+// cache mounts a folder that stays between builds. Without an id it is the target's
+// own.
+func (f *frame) cache(target, id, sharing string) (llb.RunOption, error) {
+	modes := map[string]llb.CacheMountSharingMode{"": llb.CacheMountLocked, "locked": llb.CacheMountLocked, "shared": llb.CacheMountShared, "private": llb.CacheMountPrivate}
+	mode, ok := modes[sharing]
+	if !ok {
+		return nil, fmt.Errorf("cache has sharing %q: expected locked, shared or private", sharing)
+	}
+	if id == "" {
+		id = f.out.name + target
+	}
+	return llb.AddMount(target, llb.Scratch(), llb.AsPersistentCacheDir(id, mode)), nil
 }
 
 // absolute is a path in the container, with the slash at its end if it has one.

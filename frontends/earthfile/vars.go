@@ -133,7 +133,9 @@ func (f *frame) builtin(name string) (string, bool) {
 		"TARGETPLATFORM": platforms.FormatAll(p), "TARGETOS": p.OS, "TARGETARCH": p.Architecture, "TARGETVARIANT": p.Variant,
 		"NATIVEPLATFORM": platforms.FormatAll(worker), "NATIVEOS": worker.OS, "NATIVEARCH": worker.Architecture, "NATIVEVARIANT": worker.Variant,
 		"EARTHLY_TARGET": "+" + f.out.name, "EARTHLY_TARGET_NAME": f.out.name, "EARTHLY_TARGET_PROJECT": "", "EARTHLY_TARGET_TAG": "",
-		"EARTHLY_PUSH": "false", "EARTHLY_CI": "false", "EARTHLY_LOCALLY": "false",
+		"EARTHLY_TARGET_PROJECT_NO_TAG": "", "EARTHLY_TARGET_TAG_DOCKER": "latest", "EARTHLY_CI_RUNNER": "false",
+		"USERPLATFORM": platforms.FormatAll(worker), "USEROS": worker.OS, "USERARCH": worker.Architecture, "USERVARIANT": worker.Variant,
+		pushArg: "false", "EARTHLY_CI": "false", "EARTHLY_LOCALLY": "false",
 		"EARTHLY_SOURCE_DATE_EPOCH": "0",
 	}
 	v, ok := all[name]
