@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/containerd/platforms"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,13 +34,22 @@ func (b *Build) Dockerfile(ctx context.Context, d Dockerfile) (*Image, error) {
 		return nil, errors.New("build a Dockerfile: the daemon runs no other frontends for this one")
 	}
 	opts := map[string]string{"filename": d.File, "platform": platforms.FormatAll(d.Platform)}
+	for k, v := range b.opts { // what the user put in place of images
+		kind, _, named := strings.Cut(k, ":")
+		if named && slices.Contains([]string{"context", "input-metadata", "local-sessionid"}, kind) || k == "image-resolve-mode" {
+			opts[k] = v
+		}
+	}
 	if d.Target != "" {
 		opts["target"] = d.Target
 	}
 	for name, value := range d.Args {
 		opts["build-arg:"+name] = value
 	}
-	inputs := map[string]*llb.Graph{}
+	inputs := maps.Clone(b.inputs)
+	if inputs == nil {
+		inputs = map[string]*llb.Graph{}
+	}
 	for name, st := range map[string]llb.State{"dockerfile": d.Dir, "context": d.Context} {
 		g, err := st.Graph(ctx, llb.Platform(d.Platform))
 		if err != nil {

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -39,6 +40,11 @@ func (f *File) Errorf(at llb.Range, format string, args ...any) error {
 func (f *File) Warning(at llb.Range, short string, detail ...string) frontend.Warning {
 	file := f.source()
 	return frontend.Warning{Level: 1, Short: short, Detail: detail, File: &file, Ranges: []llb.Range{at}}
+}
+
+// Warn shows the user a warning about a place in the build file. It stops nothing.
+func (b *Build) Warn(ctx context.Context, at llb.Range, short string, detail ...string) {
+	b.gw.Warn(ctx, b.File.from.Root.Vertex.Digest(), b.File.Warning(at, short, detail...)) // at the step that loads the file
 }
 
 // Step is what a step is called and where in the build file it is written, so

@@ -12,8 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	digest "github.com/opencontainers/go-digest"
-
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -21,7 +19,7 @@ import (
 func (f *frame) run(ctx context.Context, c *command) error {
 	isPush := c.has("push")
 	if isPush && f.Args[pushArg] != "true" {
-		f.gw.Warn(ctx, digest.FromString(c.raw), f.File.Warning(c.at, "RUN --push is left out: it runs with --build-arg "+pushArg+"=true"))
+		f.Warn(ctx, c.at, "RUN --push is left out: it runs with --build-arg "+pushArg+"=true")
 		return nil
 	}
 	opts, err := f.process(ctx, c)
