@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -21,9 +20,7 @@ import (
 )
 
 // Copy copies from src to dst. Directories merge with directories that exist.
-// With links, a file that is to be as it is in the source becomes a further name
-// of that.
-func Copy(ctx context.Context, dst, src *safepath.Root, a *llb.DoCopy, owner *Owner, links Links) error {
+func Copy(ctx context.Context, dst, src *safepath.Root, a *llb.DoCopy, owner *Owner) error {
 	if src == nil {
 		return fmt.Errorf("copy %s: %w", a.Src, &notFoundError{path.Join("/", a.Src)})
 	}
@@ -40,7 +37,6 @@ func Copy(ctx context.Context, dst, src *safepath.Root, a *llb.DoCopy, owner *Ow
 			return failed("copy to", a.Dest, err)
 		}
 	}
-	c.keeps = links
 	names := []string{withTail(a.Src)}
 	if a.Wildcard {
 		if names, err = glob(src, a.Src, a.FollowSymlink); err != nil {
@@ -50,11 +46,7 @@ func Copy(ctx context.Context, dst, src *safepath.Root, a *llb.DoCopy, owner *Ow
 			return fmt.Errorf("copy: %w", &notFoundError{path.Join("/", a.Src)})
 		}
 	}
-	if len(names) > 1 {
-		c.named = map[inode]int{}
-	}
-	for i, name := range names {
-		c.nth = i
+	for _, name := range names {
 		if a.Unpack {
 			if unpacked, err := c.unpack(name); err != nil || unpacked {
 				if err != nil {
@@ -104,10 +96,6 @@ type copier struct {
 	required         []*requirement
 
 	parents []string // of the destination, made on the way there
-
-	keeps Links         // nil copies all
-	nth   int           // of the sources that a pattern found
-	named map[inode]int // the source that first gave a file; nil while there is but one source
 
 	mu    sync.Mutex
 	links map[inode]*linked
@@ -186,7 +174,7 @@ func (c *copier) from(name string) error {
 	if err != nil {
 		return err
 	}
-	top := &dir{place: path.Dir(from), dstPath: path.Dir(to)}
+	top := &dir{srcPath: path.Dir(path.Clean(name)), dstPath: path.Dir(to)}
 	if top.src, err = c.src.Sub(path.Dir(from)); err != nil {
 		return failed("copy", name, err)
 	}
@@ -199,7 +187,6 @@ func (c *copier) from(name string) error {
 		return c.directory(e)
 	}
 	c.copied(e.name)
-	c.keep(top)
 	return c.file(e)
 }
 
@@ -270,8 +257,7 @@ type dir struct {
 	up               *dir
 	src, dst         *safepath.Root // dst is nil while nothing in it is wanted
 	srcName, dstName string         // in the directories above
-	place, dstPath   string         // from the roots, without symlinks
-	kept             []*os.File     // what src is made of, for links
+	srcPath, dstPath string         // from the roots
 	info             fs.FileInfo
 	// merge says that the metadata of a directory that exists is replaced.
 	merge bool
@@ -286,9 +272,6 @@ func (d *dir) close() {
 		if r != nil {
 			r.Close()
 		}
-	}
-	for _, f := range d.kept {
-		f.Close()
 	}
 }
 
@@ -311,7 +294,7 @@ func (e *entry) target() string { return path.Join(e.dir.dstPath, e.dst) }
 // directory copies a directory with what is wanted in it.
 func (c *copier) directory(e entry) (err error) {
 	d := &dir{
-		up: e.dir, srcName: e.src, dstName: e.dst, place: path.Join(e.dir.place, e.src), dstPath: e.target(), info: e.info,
+		up: e.dir, srcName: e.src, dstName: e.dst, srcPath: e.name, dstPath: e.target(), info: e.info,
 		merge: e.below != "", included: e.included, excluded: e.excluded,
 	}
 	if d.src, err = e.dir.src.LSub(e.src); err != nil {
@@ -356,9 +339,6 @@ func (c *copier) directory(e entry) (err error) {
 		if err != nil {
 			return err
 		}
-	}
-	if len(files) > 0 {
-		c.keep(d)
 	}
 	if err := c.files(files); err != nil {
 		return err

@@ -131,12 +131,12 @@ func TestCopy(t *testing.T) {
 		{"symbolic mode of a tree", nil, with(dockerfile("dir/sub", "/d"), func(c *llb.DoCopy) { c.ModeStr = "a=rX" }), nil, []string{"d/", "d/z=dir/sub/z@444", "d/w.go=dir/sub/w.go@444"}, ""},
 		{"bad mode", nil, with(dockerfile("a.txt", "/"), func(c *llb.DoCopy) { c.ModeStr = "u+q" }), nil, nil, `mode "u+q"`},
 	} {
-		bothWays(t, c.name, func(t *testing.T, linked bool) {
+		t.Run(c.name, func(t *testing.T) {
 			src, srcDir := root(t)
 			plant(t, srcDir, sources...)
 			dst, dir := root(t)
 			plant(t, dir, c.has...)
-			err := Do(t.Context(), dst, src, &c.do, c.owner, linksOf(srcDir, linked))
+			err := Do(t.Context(), dst, src, &c.do, c.owner)
 			if c.err != "" {
 				wantErr(t, err, c.err)
 				if strings.HasSuffix(c.err, "not found") && !errors.Is(err, fs.ErrNotExist) {
@@ -164,10 +164,10 @@ func TestCopyTimes(t *testing.T) {
 			with(dockerfile("dir", "/d"), func(c *llb.DoCopy) { c.Timestamp = stamp }),
 			with(dockerfile("/", "/inc"), func(c *llb.DoCopy) { c.Timestamp, c.Include = stamp, []string{"dir/sub/*"} }),
 		} {
-			must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+			must(t, Copy(t.Context(), dst, src, &do, nil))
 		}
 		do := with(dockerfile("dir/x", "/p/q/r/x"), func(c *llb.DoCopy) { c.Timestamp = 5_000_000_007 })
-		must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+		must(t, Copy(t.Context(), dst, src, &do, nil))
 		for _, p := range []string{"p", "p/q", "p/q/r", "p/q/r/x"} {
 			if got := mtime(t, filepath.Join(dir, p)); got.UnixNano() != do.Timestamp {
 				t.Errorf("time of %s is %v", p, got)
@@ -193,7 +193,7 @@ func TestCopyKinds(t *testing.T) {
 	}
 	dst, dir := root(t)
 	do := dockerfile("/", "/")
-	must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+	must(t, Copy(t.Context(), dst, src, &do, nil))
 	for _, item := range list(t, srcDir) {
 		if !strings.Contains(strings.Join(list(t, dir), "\n")+"\n", item+"\n") {
 			t.Errorf("%s is not there", item)
@@ -215,7 +215,7 @@ func TestCopyKinds(t *testing.T) {
 		}
 	}
 	if err := unix.Mknod(filepath.Join(srcDir, "zz"), unix.S_IFCHR|0o666, 0); err == nil {
-		err := Copy(t.Context(), dst, src, &do, nil, nil)
+		err := Copy(t.Context(), dst, src, &do, nil)
 		if !errors.Is(err, errRemovedMark) {
 			t.Errorf("a device that marks a removed file: %v", err)
 		}
@@ -223,14 +223,12 @@ func TestCopyKinds(t *testing.T) {
 }
 
 func TestHardLinksDoNotFollowReplacedNames(t *testing.T) {
-	bothWays(t, "", func(t *testing.T, linked bool) {
-		src, srcDir := root(t)
-		plant(t, srcDir, "1/f=first", "2/f=second", "2/g <- 1/f", "1/h <- 2/f")
-		dst, dir := root(t)
-		do := dockerfile("[12]", "/")
-		must(t, Copy(t.Context(), dst, src, &do, nil, linksOf(srcDir, linked)))
-		wantTree(t, dir, "f=second", "g=first", "h=second")
-	})
+	src, srcDir := root(t)
+	plant(t, srcDir, "1/f=first", "2/f=second", "2/g <- 1/f", "1/h <- 2/f")
+	dst, dir := root(t)
+	do := dockerfile("[12]", "/")
+	must(t, Copy(t.Context(), dst, src, &do, nil))
+	wantTree(t, dir, "f=second", "g=first", "h=second")
 }
 
 func TestCopyOfManyAndBigFiles(t *testing.T) {
@@ -251,7 +249,7 @@ func TestCopyOfManyAndBigFiles(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(srcDir, "big"), big, 0o644))
 	dst, dir := root(t)
 	do := dockerfile("/", "/")
-	must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+	must(t, Copy(t.Context(), dst, src, &do, nil))
 	for i := range 300 {
 		if b, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("f%03d", i))); string(b) != fmt.Sprint(i) {
 			t.Errorf("f%03d holds %q, %v", i, b, err)
@@ -348,6 +346,6 @@ func BenchmarkCopy(b *testing.B) {
 		b.StopTimer()
 		dst, _ := root(b)
 		b.StartTimer()
-		must(b, Copy(b.Context(), dst, src, &do, nil, nil))
+		must(b, Copy(b.Context(), dst, src, &do, nil))
 	}
 }

@@ -64,9 +64,6 @@ func (c *copier) file(e entry) error {
 	if err := c.makeRoom(e); err != nil {
 		return err
 	}
-	if c.link(&e) {
-		return nil
-	}
 	err := c.regular(e)
 	if errors.Is(err, safepath.ErrSpecial) || errors.Is(err, unix.ELOOP) {
 		err = c.special(e)
@@ -128,7 +125,7 @@ func (c *copier) regular(e entry) error {
 	first := c.links[id]
 	if first != nil {
 		c.mu.Unlock()
-		return c.again(e, first, in, fi)
+		return c.link(e, first, in, fi)
 	}
 	l := &linked{done: make(chan struct{})}
 	c.links[id] = l
@@ -141,8 +138,8 @@ func (c *copier) regular(e entry) error {
 	return nil
 }
 
-// again makes a further name of a file that was copied, or is just now.
-func (c *copier) again(e entry, first *linked, in *os.File, fi fs.FileInfo) error {
+// link makes a further name of a file that was copied, or is just now.
+func (c *copier) link(e entry, first *linked, in *os.File, fi fs.FileInfo) error {
 	select {
 	case <-first.done:
 	case <-c.ctx.Done():

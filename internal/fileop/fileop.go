@@ -4,9 +4,9 @@
 //
 // Everything happens inside roots (package safepath): neither paths in an
 // action, nor symlinks in a tree, nor names in an archive reach what is
-// outside. A file is hard linked between source and destination only where the
-// caller gives the source's own folders as [Links], since neither will change.
-// It is called by internal/op, which mounts the states that actions work on.
+// outside. Nothing is hard linked between source and destination, so that
+// layers stay independent. It is called by internal/op, which mounts the
+// states that actions work on.
 package fileop
 
 import (
@@ -31,11 +31,11 @@ type Owner struct{ UID, GID uint32 }
 
 // Do carries out one action on dst. src is what a copy reads from, and may be
 // nil for other actions; owner is the action's owner as [ResolveOwner] found
-// it, and nil keeps a copied file's own. Links is nil where all must be copied.
-func Do(ctx context.Context, dst, src *safepath.Root, action llb.FileDo, owner *Owner, links Links) error {
+// it, and nil keeps a copied file's own.
+func Do(ctx context.Context, dst, src *safepath.Root, action llb.FileDo, owner *Owner) error {
 	switch a := action.(type) {
 	case *llb.DoCopy:
-		return Copy(ctx, dst, src, a, owner, links)
+		return Copy(ctx, dst, src, a, owner)
 	case *llb.DoMkfile:
 		return Mkfile(dst, a, owner)
 	case *llb.DoMkdir:

@@ -193,7 +193,7 @@ func TestMkdir(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r, dir := root(t)
 			plant(t, dir, c.has...)
-			err := Do(t.Context(), r, nil, &c.do, c.owner, nil)
+			err := Do(t.Context(), r, nil, &c.do, c.owner)
 			if c.err != "" {
 				wantErr(t, err, c.err)
 			} else {
@@ -232,7 +232,7 @@ func TestMkfile(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r, dir := root(t)
 			plant(t, dir, c.has...)
-			err := Do(t.Context(), r, nil, &c.do, c.owner, nil)
+			err := Do(t.Context(), r, nil, &c.do, c.owner)
 			if c.err != "" {
 				wantErr(t, err, c.err)
 			} else {
@@ -256,7 +256,7 @@ func TestMkfileNeverOpensADevice(t *testing.T) {
 func TestSymlink(t *testing.T) {
 	r, dir := root(t)
 	plant(t, dir, "d/", "l -> d", "f")
-	must(t, Do(t.Context(), r, nil, &llb.DoSymlink{Old: "../any where", New: "/l/new", Timestamp: epoch.UnixNano()}, &Owner{5, 6}, nil))
+	must(t, Do(t.Context(), r, nil, &llb.DoSymlink{Old: "../any where", New: "/l/new", Timestamp: epoch.UnixNano()}, &Owner{5, 6}))
 	wantErr(t, Symlink(r, &llb.DoSymlink{Old: "x", New: "/f"}, nil), "make symlink /f: file exists")
 	wantErr(t, Symlink(r, &llb.DoSymlink{Old: "x", New: "/n/o"}, nil), "no such file")
 	wantTree(t, dir, "d/", "l -> d", "f", "d/new -> ../any where#5:6")
@@ -311,7 +311,7 @@ func TestRm(t *testing.T) {
 		t.Run(fmt.Sprintf("%s %v", strings.ReplaceAll(c.do.Path, "/", ":"), c.do.Wildcard), func(t *testing.T) {
 			r, dir := root(t)
 			plant(t, dir, tree...)
-			err := Do(t.Context(), r, nil, &c.do, nil, nil)
+			err := Do(t.Context(), r, nil, &c.do, nil)
 			if c.err != "" {
 				wantErr(t, err, c.err)
 			} else {
@@ -324,7 +324,7 @@ func TestRm(t *testing.T) {
 
 func TestUnknownActionFails(t *testing.T) {
 	r, _ := root(t)
-	wantErr(t, Do(t.Context(), r, nil, nil, nil, nil), "unknown file action")
+	wantErr(t, Do(t.Context(), r, nil, nil, nil), "unknown file action")
 }
 
 func TestCancelledCopy(t *testing.T) {
@@ -333,7 +333,7 @@ func TestCancelledCopy(t *testing.T) {
 	dst, _ := root(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := Copy(ctx, dst, src, &llb.DoCopy{Src: "/", Dest: "/", Mode: -1, Timestamp: -1, DirContents: true}, nil, nil)
+	err := Copy(ctx, dst, src, &llb.DoCopy{Src: "/", Dest: "/", Mode: -1, Timestamp: -1, DirContents: true}, nil)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}

@@ -84,7 +84,7 @@ func TestAddUnpacks(t *testing.T) {
 			for _, from := range []string{"a", "link"} {
 				dst, dir := root(t)
 				do := with(dockerfile(from, "/x/y"), func(c *llb.DoCopy) { c.Unpack = true })
-				must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+				must(t, Copy(t.Context(), dst, src, &do, nil))
 				want := []string{"x/", "x/y/"}
 				for _, w := range c.want {
 					name, content, isFile := strings.Cut(w, "=")
@@ -100,7 +100,7 @@ func TestAddUnpacks(t *testing.T) {
 			}
 			dst, dir := root(t)
 			do := dockerfile("a", "/")
-			must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+			must(t, Copy(t.Context(), dst, src, &do, nil))
 			wantTree(t, dir, "a="+string(c.data))
 		})
 	}
@@ -112,10 +112,10 @@ func TestAddCopiesWhatIsNoArchive(t *testing.T) {
 	plant(t, srcDir, "text", "empty=", "dir/f", "zip="+string(cut), "bad=\x1f\x8b\x08broken", "badxz=\xfd7zXZ\x00broken")
 	dst, dir := root(t)
 	do := with(dockerfile("*", "/"), func(c *llb.DoCopy) { c.Unpack = true })
-	must(t, Copy(t.Context(), dst, src, &do, nil, nil))
+	must(t, Copy(t.Context(), dst, src, &do, nil))
 	wantTree(t, dir, "text", "empty=", "f=dir/f", "zip="+string(cut), "bad=\x1f\x8b\x08broken", "badxz=\xfd7zXZ\x00broken")
 	do = with(dockerfile("none", "/"), func(c *llb.DoCopy) { c.Unpack = true })
-	wantErr(t, Copy(t.Context(), dst, src, &do, nil, nil), `"/none": not found`)
+	wantErr(t, Copy(t.Context(), dst, src, &do, nil), `"/none": not found`)
 }
 
 func TestUnpack(t *testing.T) {

@@ -108,9 +108,6 @@ type treeWriter struct {
 	marks bool
 	mode  marks
 	dirs  []dirMeta // whose times are to be set when all is there
-	// copied is where files with several names were first copied to; nil links
-	// files rather than to copy them.
-	copied map[inode]string
 }
 
 type dirMeta struct {
@@ -135,10 +132,7 @@ func (w *treeWriter) put(p string, dir int, name string, st *unix.Stat_t) error 
 		if err := removeAll(fd(parent), base); err != nil {
 			return err
 		}
-		if w.copied == nil {
-			return cloneEntry(dir, st, fd(parent), base)
-		}
-		return w.copy(p, dir, name, st, parent)
+		return cloneEntry(dir, st, fd(parent), base)
 	}
 	old, err := lstat(fd(parent), base)
 	if err != nil {
@@ -162,28 +156,6 @@ func (w *treeWriter) put(p string, dir int, name string, st *unix.Stat_t) error 
 	defer from.Close()
 	w.dirs = append(w.dirs, dirMeta{p, st.Mtim})
 	return copyMeta(fd(from), st, fd(to))
-}
-
-// copy copies what is no directory. What was one file with several names stays one.
-func (w *treeWriter) copy(p string, dir int, name string, st *unix.Stat_t, to *os.File) error {
-	if st.Nlink < 2 {
-		return copyEntry(dir, st, fd(to), name)
-	}
-	id := inode{uint64(st.Dev), st.Ino}
-	first, again := w.copied[id]
-	if !again {
-		w.copied[id] = p
-		return copyEntry(dir, st, fd(to), name)
-	}
-	from, base, err := w.at(first)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	if err := unix.Linkat(fd(from), base, fd(to), name, 0); err != nil {
-		return &os.PathError{Op: "link", Path: p, Err: err}
-	}
-	return nil
 }
 
 func (w *treeWriter) remove(p string) error {

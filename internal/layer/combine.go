@@ -158,14 +158,10 @@ func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error 
 	if err != nil {
 		return err
 	}
-	clash := s.clash(l, parent)
-	switch {
-	case replaces:
+	if replaces {
 		r.rec.DiffID, r.rec.Blobs = "", nil // they say it in another way
-	case !clash:
-		if shared, err := s.share(l, r); shared || err != nil {
-			return err
-		}
+	} else if shared, err := s.share(l, r); shared || err != nil {
+		return err
 	}
 	key := newID()
 	base := ""
@@ -179,10 +175,7 @@ func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error 
 	if err != nil {
 		return err
 	}
-	if !clash && !s.native {
-		r.rec.Links = l.Record().origins()
-	}
-	if err = s.rewrite(ctx, l, r, dir, clash); err == nil {
+	if err = s.rewrite(ctx, l, r, dir); err == nil {
 		r.rec.Snapshot, r.rec.Size, err = s.freeze(ctx, key, dir)
 		key = r.rec.Snapshot
 	}
@@ -201,7 +194,7 @@ func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error 
 // steps is no part of r.
 func (s *Store) share(l, r *Ref) (bool, error) {
 	s.mu.Lock()
-	dir, name, size, loose, links := l.dir, l.rec.Snapshot, l.rec.Size, l.rec.Loose, l.rec.Links
+	dir, name, size, loose := l.dir, l.rec.Snapshot, l.rec.Size, l.rec.Loose
 	s.mu.Unlock()
 	if s.native && !(loose && r.rec.Loose) {
 		return false, nil // a copy of all, or of a part where all is wanted
@@ -213,22 +206,18 @@ func (s *Store) share(l, r *Ref) (bool, error) {
 	if err != nil || marked {
 		return false, err
 	}
-	r.dir, r.rec.Snapshot, r.rec.Size, r.rec.Links = dir, name, size, links
+	r.dir, r.rec.Snapshot, r.rec.Size = dir, name, size
 	return true, s.add(r)
 }
 
-// rewrite writes to dir what l has, as it must be to be r: links of its files, or
-// copies.
-func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string, copies bool) error {
+// rewrite writes to dir what l has, as it must be to be r.
+func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string) error {
 	root, err := openRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	w := &treeWriter{root: root, marks: !s.native || r.rec.Loose, mode: s.marks}
-	if copies {
-		w.copied = map[inode]string{}
-	}
 	var to sink = w
 	if w.marks && !r.rec.Loose {
 		lowers, err := s.lowers(ctx, r.parent)

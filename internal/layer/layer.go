@@ -30,7 +30,6 @@ type Record struct {
 	Parent      string        `json:"parent,omitempty"`      // ID of the layer below
 	Snapshot    string        `json:"snapshot,omitempty"`    // name of the committed snapshot; "" while there is none
 	Flat        string        `json:"flat,omitempty"`        // snapshot of the whole state, where the chain is cut short
-	Links       []string      `json:"links,omitempty"`       // snapshots that some of its files may be hard links of
 	Loose       bool          `json:"loose,omitempty"`       // has marks for deletions with nothing below, as a Diff has
 	Origin      string        `json:"origin,omitempty"`      // where blobs can be had again, such as a pinned image reference
 	Description string        `json:"description,omitempty"` // the step that made it

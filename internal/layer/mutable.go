@@ -23,9 +23,8 @@ type Mutable struct {
 	lowers []string // what shows through, the topmost first
 	mount  mountpoint
 
-	mu    sync.Mutex
-	done  bool
-	links []string // Record.Links
+	mu   sync.Mutex
+	done bool
 }
 
 // NewOptions describe a layer to be made.
@@ -180,7 +179,7 @@ func (m *Mutable) commit(ctx context.Context, id string, rec Record) (*Ref, erro
 	m.done = true
 	defer s.unpin(m.parent)
 	rec.ID, rec.Parent, rec.Snapshot, rec.Size, rec.CreatedAt = id, m.parent.ID(), name, size, time.Now()
-	rec.Windows, rec.Links = m.parent.Record().Windows, m.links
+	rec.Windows = m.parent.Record().Windows
 	r := &Ref{store: s, id: id, parent: m.parent, depth: depthOf(m.parent) + 1, dir: m.dir, rec: rec}
 	if err := s.add(r); err != nil {
 		return nil, errors.Join(err, s.removeSnapshots(context.WithoutCancel(ctx), []string{name}))

@@ -103,7 +103,6 @@ func (s *Store) adoptLocked(r *Ref) bool {
 	for _, other := range s.refs {
 		if other.rec.Snapshot == name && other.rec.Windows == r.rec.Windows {
 			r.rec.Snapshot, r.rec.Size, r.dir = name, other.rec.Size, other.dir
-			r.rec.Links = other.rec.Links
 			return true
 		}
 	}

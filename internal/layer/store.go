@@ -199,7 +199,7 @@ func (l *loader) ref(id string) *Ref {
 	}
 	r := &Ref{store: l.s, id: id, parent: parent, depth: depthOf(parent) + 1, rec: rec}
 	if r.dir = l.dirs[rec.Snapshot]; r.dir == "" {
-		r.rec.Snapshot, r.rec.Size, r.rec.Links = "", 0, nil
+		r.rec.Snapshot, r.rec.Size = "", 0
 		if !l.s.restorable(l.ctx, r) {
 			return nil
 		}

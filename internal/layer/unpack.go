@@ -123,7 +123,7 @@ func (u *unpacking) finish(ctx context.Context) error {
 	u.key = ""
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	u.r.rec.Snapshot, u.r.rec.Size, u.r.rec.Links, u.r.dir = name, size, nil, u.dir
+	u.r.rec.Snapshot, u.r.rec.Size, u.r.dir = name, size, u.dir
 	s.nameChainLocked(u.r)
 	return s.saveLocked(u.r)
 }

@@ -205,27 +205,17 @@ func (r *fileRun) act(i int) error {
 		return err
 	}
 	r.states = append(r.states, dst)
-	if _, reads := a.Do.(*llb.DoCopy); !reads {
-		return r.do(a, dst.dir, "", nil)
+	var src string
+	if _, reads := a.Do.(*llb.DoCopy); reads { // of None, it copies from an empty directory
+		if src, err = r.readable(r.state(a.Secondary)); err != nil {
+			return err
+		}
 	}
-	from := r.state(a.Secondary) // of None, it copies from an empty directory
-	src, err := r.readable(from)
-	if err != nil {
-		return err
-	}
-	links, err := dst.mutable.LinksOf(r.ctx, from.ref)
-	if err != nil {
-		return err
-	}
-	if links == nil {
-		return r.do(a, dst.dir, src, nil)
-	}
-	defer links.Close()
-	return r.do(a, dst.dir, src, links)
+	return r.do(a, dst.dir, src)
 }
 
 // do carries an action out on directories; src is "" where it reads nothing.
-func (r *fileRun) do(a llb.FileStep, dst, src string, links fileop.Links) error {
+func (r *fileRun) do(a llb.FileStep, dst, src string) error {
 	to, err := safepath.Open(dst)
 	if err != nil {
 		return err
@@ -242,7 +232,7 @@ func (r *fileRun) do(a llb.FileStep, dst, src string, links fileop.Links) error 
 	if err != nil {
 		return err
 	}
-	return fileop.Do(r.ctx, to, from, a.Do, owner, links)
+	return fileop.Do(r.ctx, to, from, a.Do, owner)
 }
 
 // owner looks up whom the action's files are to belong to; nil leaves that open.

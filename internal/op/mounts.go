@@ -281,7 +281,7 @@ func (s *mountSet) seed(ctx context.Context, dir string, from *layer.Ref) error 
 	}
 	if err := fileop.Do(ctx, to, root, &llb.DoCopy{
 		Src: "/", Dest: "/", DirContents: true, CreateDest: true, Mode: -1, Timestamp: llb.KeepTime,
-	}, nil, nil); err != nil {
+	}, nil); err != nil {
 		return err
 	}
 	// The copy is of what is in the directory; it is to be like it, too.

@@ -3,7 +3,6 @@ package safepath
 import (
 	"errors"
 	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -84,14 +83,6 @@ func (r *Root) Symlink(target, newname string) error {
 func (r *Root) Link(oldname, newname string) error {
 	return r.two("link", oldname, newname, func(d1 int, b1 string, d2 int, b2 string) error {
 		return unix.Linkat(d1, b1, d2, b2, 0)
-	})
-}
-
-// LinkFrom makes newname a hard link to oldname in the directory dir, which may
-// be outside the root. A symlink is linked itself.
-func (r *Root) LinkFrom(dir *os.File, oldname, newname string) error {
-	return r.at("link", newname, func(to int, base string) error {
-		return unix.Linkat(int(dir.Fd()), oldname, to, base, 0)
 	})
 }
 
