@@ -7,7 +7,7 @@ const (
 	trimEvery = 5 * time.Second
 	// trimBuilds is after how many builds memory is given back although there is
 	// no pause between them.
-	trimBuilds = 64
+	trimBuilds = 16
 )
 
 // trimMemory gives memory back that builds have left, while nobody builds. What
