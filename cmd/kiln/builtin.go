@@ -127,6 +127,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 	if err != nil {
 		return nil, nil, err
 	}
+	collector.Past = past
 	env, err := provenanceEnv(s.config)
 	if err != nil {
 		return nil, nil, err

@@ -30,6 +30,13 @@ type Keeper interface {
 	Remove(id string) (removed bool, err error)
 }
 
+// Past is what is known of builds that have ended.
+type Past interface {
+	// Shrink forgets the oldest of them until so many bytes of the disk are free, as
+	// far as it may.
+	Shrink(bytes int64) (freed int64, err error)
+}
+
 // Collector removes what policies do not keep, and holds the root folder to its
 // cap. Its methods may be called concurrently.
 type Collector struct {
@@ -38,6 +45,7 @@ type Collector struct {
 	Store  *store.Store
 	Others Keeper // what else is kept; nil is nothing
 	Images Images // what names images stand for
+	Past   Past   // gives way where the cap is in danger; nil is nothing
 	// Cap is how many bytes all together below Root may take; 0 is no cap. See
 	// [Collector.Hold].
 	Cap int64

@@ -18,6 +18,9 @@ const (
 	// unknownNeed is what a step of which nothing is known may write before anybody
 	// looks again, in bytes.
 	unknownNeed = 16 << 20
+	// pastShare is the share of the cap that what is known of old builds may have
+	// before the cache gives way.
+	pastShare = 10
 )
 
 // FullError says that there is no room below the cap.
@@ -103,6 +106,11 @@ func (c *Collector) Hold(ctx context.Context, need int64) error {
 	if err != nil || m.Used+need <= limit {
 		return err
 	}
+	if over := m.size(placeHistory) - c.Cap/pastShare; over > 0 {
+		if m, err = c.shrinkPast(ctx, m, min(over, m.Used+need-limit)); err != nil || m.Used+need <= limit {
+			return err
+		}
+	}
 	// All but the records stays, so these have to make up for it.
 	keep := max(limit-need-(m.Used-m.Records), 1)
 	if err := c.Run(ctx, []Policy{{All: true, MaxUsed: keep, By: "by garbage collection, to hold the cap,"}}, nil); err != nil {
@@ -111,7 +119,25 @@ func (c *Collector) Hold(ctx context.Context, need int64) error {
 	if m, err = c.look(ctx); err != nil || m.Used+need <= limit {
 		return err
 	}
+	if m, err = c.shrinkPast(ctx, m, m.Used+need-limit); err != nil || m.Used+need <= limit {
+		return err
+	}
 	return &FullError{Cap: c.Cap, Need: need, Measure: m}
+}
+
+// shrinkPast has the oldest builds forgotten, and measures again if that helped.
+func (c *Collector) shrinkPast(ctx context.Context, m Measure, bytes int64) (Measure, error) {
+	if c.Past == nil {
+		return m, nil
+	}
+	freed, err := c.Past.Shrink(bytes)
+	if err != nil {
+		return m, fmt.Errorf("forget old builds to hold the cap: %w", err)
+	}
+	if freed == 0 {
+		return m, nil
+	}
+	return c.look(ctx)
 }
 
 // look measures, and remembers it.

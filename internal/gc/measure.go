@@ -198,6 +198,16 @@ func hasLinks(name string) bool {
 	return ok && st.Nlink > 1
 }
 
+// size is what a place takes.
+func (m Measure) size(place string) int64 {
+	for _, p := range m.Places {
+		if p.Name == place {
+			return p.Size
+		}
+	}
+	return 0
+}
+
 // Largest lists the places that take most, for errors.
 func (m Measure) largest() string {
 	all := append(slices.Clone(m.Places), Place{Name: "records of the cache", Size: m.Records})

@@ -132,6 +132,20 @@ func (f *files) hold(all blobs) {
 	}
 }
 
+// takes is how many bytes of the disk are free when one of those who need the
+// blobs lets go of them.
+func (f *files) takes(all blobs) (n int64) {
+	const block = 4096 // what files are rounded up to by most file systems
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range all {
+		if h := f.held[d.Digest]; h.by == 1 {
+			n += (h.size + block - 1) / block * block
+		}
+	}
+	return n
+}
+
 // drop lets go of blobs; what nobody needs is removed.
 func (f *files) drop(all blobs) {
 	f.mu.Lock()

@@ -23,6 +23,41 @@ func (h *History) retain() {
 	}
 }
 
+// Shrink removes the oldest unpinned records, whatever their age, until that has
+// freed so many bytes of the disk or but the last build is left. It returns how
+// many bytes are free.
+func (h *History) Shrink(bytes int64) (freed int64, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []string
+	for ref, e := range h.ended {
+		if !e.pinned {
+			all = append(all, ref)
+		}
+	}
+	slices.SortFunc(all, func(a, b string) int { return h.ended[a].completed.Compare(h.ended[b].completed) })
+	var gone blobs
+	for _, ref := range all[:max(len(all)-1, 0)] {
+		if freed >= bytes {
+			break
+		}
+		blobs, err := h.remove(ref)
+		if err != nil {
+			return 0, err
+		}
+		freed += h.files.takes(blobs)
+		gone = append(gone, blobs...)
+	}
+	if len(gone) == 0 {
+		return 0, nil
+	}
+	if err := h.db.Flush(); err != nil {
+		return 0, err
+	}
+	h.files.drop(gone)
+	return freed, nil
+}
+
 // collect removes the unpinned records that are both beyond the newest
 // MaxEntries and older than MaxAge. One that cannot be removed stays until the
 // next time.

@@ -94,3 +94,39 @@ func TestThousandBuilds(t *testing.T) {
 		t.Errorf("after three days told of %d builds", len(got))
 	}
 }
+
+// To shrink takes the oldest first, neither what is pinned nor the last build, and
+// counts what others share no byte of.
+func TestShrink(t *testing.T) {
+	w := newWorld(t, DefaultRetention())
+	for i := range 6 {
+		w.build(Record{Ref: fmt.Sprint(i)}, Outcome{Error: []byte("same")}, fmt.Sprint(i))
+	}
+	if err := w.Pin("1", true); err != nil {
+		t.Error(err)
+	}
+	kept := func() (all []string) {
+		for _, e := range w.heard(ListenOptions{}) {
+			all = append(all, e[len("1 "):])
+		}
+		return all
+	}
+	for _, tc := range []struct {
+		bytes, freed int64
+		kept         []string
+	}{
+		{0, 0, []string{"0", "1", "2", "3", "4", "5"}},
+		{1, 4096, []string{"1", "2", "3", "4", "5"}},
+		{8192, 8192, []string{"1", "4", "5"}},
+		{1 << 40, 4096, []string{"1", "5"}},
+		{1 << 40, 0, []string{"1", "5"}},
+	} {
+		freed, err := w.Shrink(tc.bytes)
+		if got := kept(); err != nil || freed != tc.freed || !slices.Equal(got, tc.kept) {
+			t.Errorf("to shrink by %d has freed %d and left %q (%v), want %d and %q", tc.bytes, freed, got, err, tc.freed, tc.kept)
+		}
+	}
+	if got := len(w.Blobs()); got != 3 {
+		t.Errorf("%d blobs are left, want two logs and the error that both have", got)
+	}
+}
