@@ -63,11 +63,17 @@ func (br *Bridge) close() {
 	// The answer does not wait for a step that is being killed, or for a cache
 	// of others that takes its time; but whoever prunes does.
 	br.builder.leaving.Go(func() {
-		br.job.Wait()
-		_ = br.imports.asking.Wait(context.Background())
+		ctx, cancel := context.WithTimeout(context.Background(), leavingLimit)
+		defer cancel()
+		br.job.Wait(ctx)
+		_ = br.imports.asking.Wait(ctx)
 		br.leave()
 	})
 }
+
+// leavingLimit bounds how long a build that has ended keeps its files in use: a
+// step that cannot be killed must not do so for ever.
+const leavingLimit = time.Minute
 
 // leave lets go of what the build has used.
 func (br *Bridge) leave() {

@@ -109,11 +109,12 @@ func (j *Job) Close() {
 // Working tells whether anything that the job began has not come to its end.
 func (j *Job) Working() bool { return !j.work.Idle() || !j.solver.execs.Abandoned().Idle() }
 
-// Wait returns when what a closed job has abandoned has come to its end: until
-// then, a step may still hold files, or even complete.
-func (j *Job) Wait() {
-	_ = j.work.Wait(context.Background())
-	_ = j.solver.execs.Abandoned().Wait(context.Background())
+// Wait returns when what a closed job has abandoned has come to its end, or ctx
+// ends: until then, a step may still hold files, or even complete.
+func (j *Job) Wait(ctx context.Context) {
+	if j.work.Wait(ctx) == nil {
+		_ = j.solver.execs.Abandoned().Wait(ctx) // ctx alone can end it
+	}
 }
 
 // Build evaluates one edge of the graph.

@@ -59,7 +59,7 @@ func TestWaitForAbandoned(t *testing.T) {
 		if j.Working() {
 			late++
 		}
-		j.Wait()
+		j.Wait(t.Context())
 		memory.mu.Lock()
 		saved, digests := len(memory.results), len(memory.digests)
 		memory.mu.Unlock()
@@ -98,7 +98,7 @@ func TestWaitForKilledStep(t *testing.T) {
 		j.Close()
 		waited := false
 		go func() {
-			j.Wait()
+			j.Wait(t.Context())
 			waited = true
 		}()
 		synctest.Wait()
