@@ -11,6 +11,7 @@ export GOFLAGS := -trimpath $(GOFLAGS)
 ONLY ?=
 SEEDS ?= 100000
 KILLS ?= 1000
+HISTORIES ?= 5000
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +36,9 @@ frontends: build ## build the images of the ready frontends
 bench: build ## race Kiln and buildkitd; ONLY=name,... runs some cases
 	go -C bench run . -kiln "$(CURDIR)/bin/kiln" -runtime "$(CURDIR)/bin/kiln-runc" -only "$(ONLY)"
 
-soak: build ## run SEEDS histories of the solver's simulation, and kill the daemon KILLS times
+soak: build ## run SEEDS histories of the solver's simulation and HISTORIES of builds, and kill the daemon KILLS times
 	go test -count=1 -timeout 2h -run Simulation ./internal/solver -seeds $(SEEDS)
+	go test -count=1 -timeout 8h -run TestHistories ./cmd/kiln -histories $(HISTORIES)
 	go test -count=1 -timeout 8h -run 'TestKill' ./cmd/kiln -kills $(KILLS)
 
 lint: bin/golangci-lint ## run go vet and the linters

@@ -71,14 +71,14 @@ type gatherer struct {
 	final   map[string]layer.Blob // what results must consist of, by layer and by digest; nil takes all
 	seen    map[solver.Key]bool
 	entries []cache.Entry
-	tell    func(cache.Recipes, solver.Key, []solver.Result)
+	tell    func(cache.Recipes, solver.Key, []solver.Result) // no results: what was read alone
 
 	mu    sync.Mutex
 	blobs map[string]layer.Blob // by layer: those of chains that were made before
 }
 
 // gather returns the steps that lead to roots. If final is given, only what it
-// consists of comes with layers. Results that are wanted go to tell as well.
+// consists of comes with layers. Steps, and results that are wanted, go to tell as well.
 func (br *Bridge) gather(ctx context.Context, roots []cache.Root, v layer.Variant, final []layer.Blob,
 	tell func(cache.Recipes, solver.Key, []solver.Result),
 ) ([]cache.Entry, error) {
@@ -121,11 +121,13 @@ func (g *gatherer) visit(k solver.Key) {
 
 // results adds the layers of a step, where they are known.
 func (g *gatherer) results(ctx context.Context, e *cache.Entry) error {
-	if len(e.Recipe.Inputs) == 0 && g.final != nil {
-		return nil // what comes from outside can be had from there
-	}
+	// What a step has read is told in any case: who has not its result, but that of
+	// a step which has read it, needs it to get there.
+	var told []solver.Result
+	defer func() { g.tell(g.br.job, e.Key, told) }()
 	out, err := g.br.builder.Caches.Own.Load(ctx, e.Key)
-	if err != nil {
+	// An image, which is not kept, can be had from where it came from.
+	if err != nil && (len(e.Recipe.Inputs) > 0 || g.final == nil) {
 		out, err = g.br.imports.Load(ctx, g.br.job, e.Key, func(int) bool { return false })
 	}
 	if ctx.Err() != nil {
@@ -145,7 +147,7 @@ func (g *gatherer) results(ctx context.Context, e *cache.Entry) error {
 		wanted = wanted || len(result.Layers) > 0
 	}
 	if wanted {
-		g.tell(g.br.job, e.Key, out)
+		told = out
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func (br *Bridge) inlineCaches(exports []cacheExport, res *frontend.Result, in *
 
 // inlineFields are those of an image's config: BuildKit's records, and our own,
 // which are found by key and are signed. An image has only layers of its own, so
-// mode=max adds no layers, but what all steps have read.
+// both modes are the same.
 func (b *Builder) inlineFields(e cacheExport, entries []cache.Entry, roots []cache.Root, layers []layer.Blob) (map[string]json.RawMessage, error) {
 	fields := map[string]json.RawMessage{}
 	if e.index {
@@ -62,7 +62,7 @@ func (b *Builder) inlineFields(e cacheExport, entries []cache.Entry, roots []cac
 	if !e.records {
 		return fields, nil
 	}
-	bundle := cache.NewBundle(entries, layers, cache.Scope(e.Attrs), e.opt.Max)
+	bundle := cache.NewBundle(entries, layers, cache.Scope(e.Attrs))
 	if bundle == nil {
 		return fields, nil
 	}

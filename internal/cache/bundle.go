@@ -39,10 +39,9 @@ const bundleType = "application/vnd.kiln.cache.bundle.v1+json"
 const LargestBundle = 256 << 10
 
 // NewBundle makes a bundle of the steps that an image consists of, the last ones
-// first, and of as many others as there is room for. With all, it tells of the
-// content that any step has read, and else only those in the image. It returns nil
-// if nothing is in the image.
-func NewBundle(entries []Entry, image []layer.Blob, scope string, all bool) *Bundle {
+// first, and of what they and all that lead to them have read, as far as there is
+// room. It returns nil if nothing is in the image.
+func NewBundle(entries []Entry, image []layer.Blob, scope string) *Bundle {
 	b := &Bundle{Scope: scope, Results: map[solver.Key][]Bundled{}, Contents: map[string]digest.Digest{}}
 	at := map[digest.Digest]int{}
 	room := LargestBundle
@@ -60,7 +59,7 @@ func NewBundle(entries []Entry, image []layer.Blob, scope string, all bool) *Bun
 	for _, inImage := range []bool{true, false} {
 		for _, e := range entries {
 			out := bundled(e, at)
-			if (out != nil) != inImage || !inImage && !all {
+			if (out != nil) != inImage {
 				continue
 			}
 			if room -= sizeOf(e.Key, out); room < 0 {

@@ -54,12 +54,12 @@ func builds() []Entry {
 
 func TestBundle(t *testing.T) {
 	image := imageOf("base", "last")
-	b := NewBundle(builds(), image, "trunk", false)
+	b := NewBundle(builds(), image, "trunk")
 	data, err := signer(t, 1).SealBundle(*b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := signer(t, 1).SealBundle(*NewBundle(builds(), image, "trunk", false))
+	again, err := signer(t, 1).SealBundle(*NewBundle(builds(), image, "trunk"))
 	if err != nil || !bytes.Equal(data, again) {
 		t.Errorf("the same steps give other bytes (%v)", err)
 	}
@@ -84,13 +84,10 @@ func TestBundle(t *testing.T) {
 		}
 	}
 	copied, inner := ContentSubject(solver.Ingredient{Key: "stage", Selector: "/made"}), ContentSubject(solver.Ingredient{Key: "tools", Selector: "/in"})
-	if got.Contents[copied] == "" || len(got.Contents) != 1 {
-		t.Errorf("contents are %v, expected those of what the image has", got.Contents)
+	if got.Contents[copied] == "" || got.Contents[inner] == "" || len(got.Contents) != 2 {
+		t.Errorf("contents are %v, expected two", got.Contents)
 	}
-	if all := NewBundle(builds(), image, "", true); all.Contents[inner] == "" || len(all.Contents) != 2 {
-		t.Errorf("with all steps contents are %v", all.Contents)
-	}
-	if b := NewBundle(builds(), imageOf("strange"), "", true); b != nil {
+	if b := NewBundle(builds(), imageOf("strange"), ""); b != nil {
 		t.Errorf("an image of other layers has records: %+v", b)
 	}
 	if err := got.Matches([]ocispecs.Descriptor{image[1].Desc, image[0].Desc}); err != nil {
@@ -110,15 +107,13 @@ func TestBundleIsBounded(t *testing.T) {
 		entries = append(entries, e)
 	}
 	entries = append(entries, Entry{Key: "base"}, Entry{Key: "stage"})
-	for _, all := range []bool{false, true} {
-		b := NewBundle(entries, imageOf("base", "last"), "", all)
-		data, err := json.Marshal(b)
-		if err != nil || len(data) > LargestBundle || len(data) < LargestBundle/2 {
-			t.Errorf("it has %d bytes (%v), expected up to %d", len(data), err, LargestBundle)
-		}
-		if _, ok := b.Results["last"]; !ok {
-			t.Error("the last step is left out")
-		}
+	b := NewBundle(entries, imageOf("base", "last"), "")
+	data, err := json.Marshal(b)
+	if err != nil || len(data) > LargestBundle || len(data) < LargestBundle/2 {
+		t.Errorf("it has %d bytes (%v), expected up to %d", len(data), err, LargestBundle)
+	}
+	if _, ok := b.Results["last"]; !ok {
+		t.Error("the last step is left out")
 	}
 }
 
@@ -126,7 +121,7 @@ func TestBundleIsBounded(t *testing.T) {
 // not used.
 func TestForgedBundle(t *testing.T) {
 	trusted := Trust{Writers: []TrustedWriter{{Key: signer(t, 1).Public(), Scopes: []string{"trunk", ""}}}}
-	b := NewBundle(builds(), imageOf("base", "last"), "trunk", true)
+	b := NewBundle(builds(), imageOf("base", "last"), "trunk")
 	sealed := func(by *Identity, b Bundle) []byte {
 		data, err := by.SealBundle(b)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -215,17 +216,31 @@ func (m *Mutable) Discard() error {
 	return m.store.removeSnapshots(context.Background(), []string{m.key})
 }
 
-// removeSnapshots removes snapshots that nothing refers to.
+// removeSnapshots removes snapshots that nothing refers to. The native store calls
+// each the child of the one that it was copied from, and removes none that has one:
+// what an image has taken over keeps those below, which wait until it goes, too.
 func (s *Store) removeSnapshots(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
+	s.waiting.Lock()
+	defer s.waiting.Unlock()
+	names = append(slices.Clone(names), s.waiting.names...)
 	var errs []error
-	for _, name := range names {
-		if err := s.c.Snapshots.Remove(ctx, name); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", name, err))
+	for progress := true; progress && len(names) > 0; {
+		var below []string
+		for _, name := range names {
+			switch err := s.c.Snapshots.Remove(ctx, name); {
+			case err == nil || errdefs.IsNotFound(err):
+			case s.native && errdefs.IsFailedPrecondition(err):
+				below = append(below, name)
+			default:
+				errs = append(errs, fmt.Errorf("remove snapshot %s: %w", name, err))
+			}
 		}
+		names, progress = below, len(below) < len(names)
 	}
+	s.waiting.names = names
 	if c, ok := s.c.Snapshots.Snapshotter.(interface{ Cleanup(context.Context) error }); ok {
 		if err := c.Cleanup(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("remove snapshot files: %w", err))

@@ -55,6 +55,11 @@ type Store struct {
 
 	pulls, unpacks, flats, makes, merges flights
 
+	waiting struct { // snapshots to be removed, see removeSnapshots
+		sync.Mutex
+		names []string
+	}
+
 	downloads, cores chan struct{}
 	trees            treeCache
 	stop             chan struct{}

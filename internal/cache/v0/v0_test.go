@@ -295,7 +295,7 @@ func TestInline(t *testing.T) {
 func TestBundled(t *testing.T) {
 	r, entries := sample()
 	image := blobs("base", "ran", "copied")
-	data, err := (*cache.Identity)(nil).SealBundle(*cache.NewBundle(entries, image, "", true))
+	data, err := (*cache.Identity)(nil).SealBundle(*cache.NewBundle(entries, image, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
