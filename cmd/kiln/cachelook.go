@@ -114,7 +114,10 @@ func listCache(ctx context.Context, out io.Writer, word string, c *client.Client
 func writeCacheRecord(out io.Writer, r client.CacheRecord) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(w, "%s:\t"+format+"\n", append([]any{key}, args...)...)
+		if key != "" { // else it goes on with the line before
+			key += ":"
+		}
+		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{key}, args...)...)
 	}
 	line("Key", "%s", r.Key)
 	line("Step", "%s", r.Name)

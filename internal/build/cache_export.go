@@ -82,6 +82,9 @@ func (e *cacheExport) settle(trust cache.Trust) error {
 	if e.mounts = mountsOf(e.Attrs); len(e.mounts) > 0 && (!e.records || e.place == nil) {
 		return errMountsByKey
 	}
+	if err := e.settleReset(); err != nil {
+		return err
+	}
 	if scope := cache.Scope(e.Attrs); !trust.Writes(scope) {
 		return fmt.Errorf("scope %q: the daemon's configuration (cache.trust) lets builds write only %q", scope, trust.WriteScopes)
 	}
@@ -95,6 +98,21 @@ func (e *cacheExport) settle(trust cache.Trust) error {
 	if e.later && (e.Type == "local" || e.Type == inlineType) {
 		return fmt.Errorf("wait=false: only the client has this place, and it would be gone: leave it out")
 	}
+	return nil
+}
+
+// settleReset heeds that a client which resets its folder removes all that the
+// folder's index.json does not lead to. BuildKit's index leads to no records, so
+// both parts stay together only if one is written: the index, or records alone.
+func (e *cacheExport) settleReset() error {
+	reset, err := strconv.ParseBool(e.Attrs["reset"])
+	if e.Type != "local" || err != nil || !reset || !e.index {
+		return nil //nolint:nilerr // the client tells what is no truth value
+	}
+	if len(e.mounts) > 0 {
+		return fmt.Errorf("reset=true: it removes what BuildKit's index does not name, and so cache mounts: add format=kiln")
+	}
+	e.records = false
 	return nil
 }
 

@@ -63,7 +63,7 @@ func Places(t *testing.T, start func(t *testing.T) *ShelfFixture) {
 	tests := map[string]func(*testing.T, *ShelfFixture){
 		"Empty": shelfEmpty, "Put": shelfPut, "Names": shelfNames, "Race": shelfRace, "Writers": shelfWriters,
 		"Blobs": shelfBlobs, "Wrong": shelfWrong, "Damaged": shelfDamaged, "Lost": shelfLost,
-		"Large": shelfLarge, "Many": shelfMany, "Cancelled": shelfCancelled,
+		"Large": shelfLarge, "Many": shelfMany, "Cancelled": shelfCancelled, "Signed": shelfSigned,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) { test(t, start(t)) })
