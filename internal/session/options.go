@@ -16,7 +16,7 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.InitialWindowSize(Window), grpc.InitialConnWindowSize(2 * Window),
-		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(Buffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(Buffer),
 		grpc.ForceServerCodecV2(newCodec(pool)), experimental.BufferPool(pool),
 	}
 }
@@ -26,7 +26,7 @@ func DialOptions() []grpc.DialOption {
 	pool := newBuffers()
 	return []grpc.DialOption{
 		grpc.WithInitialWindowSize(Window), grpc.WithInitialConnWindowSize(2 * Window),
-		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(Buffer), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(Buffer),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
 			grpc.ForceCodecV2(newCodec(pool)),
