@@ -44,9 +44,10 @@ type Bridge struct {
 	finishedAt time.Time
 
 	mu       sync.Mutex
-	graphs   []*llb.Graph // what was solved, to find where steps were written
-	mountIDs []string     // cache mounts that steps of it use
-	mounts   mounts       // of results that were read
+	graphs   []*llb.Graph                    // what was solved, to find where steps were written
+	solved   map[digest.Digest]digest.Digest // what became of the last step of each graph
+	mountIDs []string                        // cache mounts that steps of it use
+	mounts   mounts                          // of results that were read
 }
 
 func (br *Bridge) close() {
@@ -147,6 +148,12 @@ func (br *Bridge) edge(ctx context.Context, g *llb.Graph) (solver.Edge, error) {
 	}
 	br.mu.Lock()
 	br.graphs = append(br.graphs, g)
+	if g.Root.Vertex != nil {
+		if br.solved == nil {
+			br.solved = map[digest.Digest]digest.Digest{}
+		}
+		br.solved[given.Root.Vertex.Digest()] = g.Root.Vertex.Digest()
+	}
 	br.mu.Unlock()
 	br.records.solving(ctx, given, g)
 	if g.Root.Vertex == nil {
@@ -212,8 +219,14 @@ func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt fronte
 	return tellMore(&frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config, Chain: attestationChain(pin.Chain)}, pin, so), nil
 }
 
-// Warn tells the user of something that stops nothing.
+// Warn tells the user of something that stops nothing. The progress knows the
+// last step of a graph by what passes made of it.
 func (br *Bridge) Warn(_ context.Context, vertex digest.Digest, w frontend.Warning) {
+	br.mu.Lock()
+	if solved, ok := br.solved[vertex]; ok {
+		vertex = solved
+	}
+	br.mu.Unlock()
 	pw := &progress.Warning{Vertex: vertex, Level: w.Level, Short: []byte(w.Short), URL: w.URL}
 	for _, d := range w.Detail {
 		pw.Detail = append(pw.Detail, []byte(d))

@@ -21,6 +21,8 @@ type model struct {
 	steps map[digest.Digest]*step
 	order []*step // those that have begun, by their number
 	known int     // all, begun or not
+
+	warnings []*progress.Warning // as they came
 }
 
 // step is one vertex.
@@ -34,7 +36,6 @@ type step struct {
 	cached    bool
 	failure   string
 	tasks     []*task
-	warnings  []*progress.Warning
 	partial   [3][]byte // the last line so far, by stream
 	partialAt [3]time.Time
 	tail      []line
@@ -92,9 +93,8 @@ func (m *model) apply(e progress.Event) (*step, []line) {
 		s := m.step(e.Log.Vertex)
 		return s, s.log(e.Log)
 	case e.Warning != nil:
-		s := m.step(e.Warning.Vertex)
-		s.warnings = append(s.warnings, e.Warning)
-		return s, nil
+		m.warnings = append(m.warnings, e.Warning)
+		return m.steps[e.Warning.Vertex], nil // nil for one of no step that there is
 	}
 	return nil, nil
 }

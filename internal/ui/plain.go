@@ -204,6 +204,11 @@ func (p *plain) Finish(failure *Failure) error {
 	if p.current != nil {
 		p.write("\n")
 	}
+	for _, w := range p.model.warnings {
+		if s := p.model.steps[w.Vertex]; s == nil || s.number == 0 { // nothing was shown of it
+			p.write("WARN: %s\n", clean(string(w.Short)))
+		}
+	}
 	if p.writeErr != nil {
 		return p.writeErr
 	}

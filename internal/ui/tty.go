@@ -79,15 +79,13 @@ func (t *tty) Finish(failure *Failure) error {
 // warnings lists the build's warnings below the last picture.
 func (t *tty) warnings() {
 	var b bytes.Buffer
-	for _, s := range t.model.order {
-		for _, w := range s.warnings {
-			text := " ! " + clean(string(w.Short))
-			if w.Source != nil && len(w.Source.Ranges) > 0 {
-				text += fmt.Sprintf(" (%s:%d)", clean(w.Source.Filename), w.Source.Ranges[0].StartLine)
-			}
-			c := t.palette()
-			b.WriteString(c.paint(c.yellow, text) + "\n")
+	for _, w := range t.model.warnings {
+		text := " ! " + clean(string(w.Short))
+		if w.Source != nil && len(w.Source.Ranges) > 0 {
+			text += fmt.Sprintf(" (%s:%d)", clean(w.Source.Filename), w.Source.Ranges[0].StartLine)
 		}
+		c := t.palette()
+		b.WriteString(c.paint(c.yellow, text) + "\n")
 	}
 	if _, err := t.out.Write(b.Bytes()); err != nil && t.err == nil {
 		t.err = err

@@ -223,6 +223,33 @@ func TestPlainSwitches(t *testing.T) {
 	}
 }
 
+// A warning of a step that the display does not know is shown all the same, and
+// makes no step.
+func TestWarningOfNoStep(t *testing.T) {
+	warned := func(s *script) {
+		s.start(0, "a")
+		s.emit(1, progress.Event{Warning: &progress.Warning{Vertex: id("unknown"), Short: []byte("beware")}})
+		s.end(0, 2, "a", nil)
+	}
+	var out bytes.Buffer
+	s := &script{}
+	p := newPlain(&out, s.now)
+	s.sink = p
+	warned(s)
+	if err := p.Finish(nil); err != nil {
+		t.Fatal(err)
+	}
+	if want := "#1 a\n#1 DONE 2.0s\n\nWARN: beware\n"; out.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", out.String(), want)
+	}
+	m := newModel()
+	s.sink = progress.SinkFunc(func(e progress.Event) { m.apply(e) })
+	warned(s)
+	if m.known != 1 || len(m.warnings) != 1 {
+		t.Errorf("%d steps and %d warnings are known, want one each", m.known, len(m.warnings))
+	}
+}
+
 func TestRawJSON(t *testing.T) {
 	var out bytes.Buffer
 	d, err := New(Options{Mode: RawJSON, Out: &out})
