@@ -24,7 +24,8 @@ func (p *parser) directives() {
 	if bytes.HasPrefix(s.src.Data, byteOrderMark) {
 		s.pos = len(byteOrderMark)
 	}
-	if bytes.HasPrefix(s.src.Data[s.pos:], []byte("#!")) {
+	isScript := bytes.HasPrefix(s.src.Data[s.pos:], []byte("#!"))
+	if isScript {
 		line, start, _ := s.physical() // the line that makes the file a script
 		s.note(lineComment, start, start+len(line))
 	}
@@ -37,6 +38,10 @@ func (p *parser) directives() {
 			s.pos = back
 			p.extensions()
 			return
+		}
+		if isScript && d.Name == "escape" { // docker/dockerfile reads but the others below such a line
+			s.note(lineComment, start, start+len(line))
+			continue
 		}
 		s.note(lineDirective, start, start+len(line))
 		if seen[d.Name] {

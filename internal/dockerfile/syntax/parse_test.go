@@ -211,6 +211,14 @@ func TestEscapeDirective(t *testing.T) {
 	}
 }
 
+// Below a line "#!", docker/dockerfile takes a file's escape for a comment.
+func TestNoEscapeInScript(t *testing.T) {
+	f := mustParse(t, "#!/usr/bin/env x\n# escape=`\nFROM scratch\nRUN a \\\n  b")
+	if n := len(f.Stages[0].Instructions); n != 1 || f.Escape != '\\' {
+		t.Fatalf("%d instructions and the escape %q, want 1 and a backslash", n, f.Escape)
+	}
+}
+
 func TestDetectSyntax(t *testing.T) {
 	for in, want := range map[string]string{
 		"# syntax=a/b:1\nFROM x":             "a/b:1",
