@@ -33,8 +33,8 @@ demo: build bin/registry ## build an image from nothing, push it, run it, twice
 frontends: build ## build the images of the ready frontends
 	scripts/frontends
 
-bench: build ## race Kiln and buildkitd; ONLY=name,... runs some cases
-	go -C bench run . -kiln "$(CURDIR)/bin/kiln" -runtime "$(CURDIR)/bin/kiln-runc" -only "$(ONLY)"
+bench: build ## race Kiln and buildkitd; ONLY=name,... runs some cases, KEEP=1 keeps their rows in RESULTS.md
+	go -C bench run . -kiln "$(CURDIR)/bin/kiln" -runtime "$(CURDIR)/bin/kiln-runc" -only "$(ONLY)" $(if $(KEEP),-keep)
 
 soak: build ## run SEEDS histories of the solver's simulation and HISTORIES of builds, and kill the daemon KILLS times
 	go test -count=1 -timeout 2h -run Simulation ./internal/solver -seeds $(SEEDS)

@@ -3,8 +3,9 @@
 //
 // It builds buildkitd and buildctl from their module, starts both daemons with
 // roots of their own and the same container runtime, and lets them take turns.
-// A full run writes RESULTS.md; every run writes out/latest.json. Run it with
-// `make bench`, as root, on a machine that does nothing else.
+// A full run, or one with -keep, writes what each case gave to RESULTS.md as soon
+// as it is known; every run writes out/latest.json. Run it with `make bench`, as
+// root, on a machine that does nothing else.
 package main
 
 import (
@@ -38,6 +39,7 @@ type options struct {
 	rounds        int
 	limit         time.Duration
 	peer, cpu     bool
+	keep          bool // the rows, in RESULTS.md
 }
 
 func run(ctx context.Context) error {
@@ -49,11 +51,13 @@ func run(ctx context.Context) error {
 	flag.IntVar(&o.rounds, "rounds", 0, "rounds a case; 0 leaves it to each case")
 	flag.DurationVar(&o.limit, "limit", 2*time.Minute, "time after which a build counts as hung")
 	flag.BoolVar(&o.cpu, "cpu", false, "add rows of processor time, which says more than the clock where the machine is busy")
+	flag.BoolVar(&o.keep, "keep", false, "put the rows of a run with -only into RESULTS.md, as those of a full run are")
 	flag.BoolVar(&o.peer, "peer-only", false, "run BuildKit alone, to try the cases themselves")
 	flag.Parse()
 	if only != "" {
 		o.only = strings.Split(only, ",")
 	}
+	o.keep = (o.keep || len(o.only) == 0) && !o.peer && !o.cpu
 	for _, p := range []*string{&o.kiln, &o.runtime} {
 		abs, err := filepath.Abs(*p)
 		if err != nil {
@@ -85,8 +89,14 @@ func run(ctx context.Context) error {
 		if err := b.runCase(ctx, c); err != nil {
 			return fmt.Errorf("case %s: %w", c.name, err)
 		}
+		if !o.keep {
+			continue
+		}
+		if err := keepRows(b.results.lines(), cases()); err != nil {
+			return err
+		}
 	}
-	if err := b.results.write(os.Stdout, len(o.only) == 0 && !o.peer && !o.cpu); err != nil {
+	if err := b.results.write(os.Stdout); err != nil {
 		return err
 	}
 	if n := len(b.results.failures); n > 0 {

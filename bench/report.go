@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/kiln-build/kiln/conformance/peer"
 )
@@ -118,9 +116,8 @@ func (rs *results) lines() (list []line) {
 	return list
 }
 
-// write prints the table and writes out/latest.json and, after a full run,
-// RESULTS.md.
-func (rs *results) write(w io.Writer, full bool) error {
+// write prints the table and writes out/latest.json.
+func (rs *results) write(w io.Writer) error {
 	list := rs.lines()
 	text, err := json.MarshalIndent(list, "", "  ")
 	if err != nil {
@@ -134,36 +131,7 @@ func (rs *results) write(w io.Writer, full bool) error {
 	for _, l := range list {
 		fmt.Fprintf(tw, "%s\t%s\t%.3f\t%.3f\t%.2f\t\n", l.Name, l.Unit, l.Kiln, l.BuildKit, l.Ratio)
 	}
-	if err := tw.Flush(); err != nil || !full {
-		return err
-	}
-	return rs.writeMarkdown(list)
-}
-
-func (rs *results) writeMarkdown(list []line) error {
-	f, err := os.Create("RESULTS.md")
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	w := bufio.NewWriter(f)
-	fmt.Fprintf(w, "# Kiln and BuildKit side by side\n\n"+
-		"Written by `make bench` on %s: %s.\n\n"+
-		"Medians of rounds in which both daemons took turns on the same input, with the same container\n"+
-		"runtime; ratio is Kiln / BuildKit, so less is better. `daemon-peak` and `client-peak` are the\n"+
-		"highest resident memory of the daemon's and the client's process during a build. A build that\n"+
-		"took longer than the limit (two minutes, or what -limit says) counts as hung and is left out of the medians. Both daemons\n"+
-		"run with their defaults: BuildKit's containers share the host's network, Kiln's have their own.\n"+
-		"The graphs of 1,000 and 200 vertices are sent to both by `buildctl`.\n\n",
-		time.Now().UTC().Format(time.DateOnly), machine())
-	fmt.Fprintln(w, "| row | unit | Kiln | BuildKit | ratio |\n|---|---|--:|--:|--:|")
-	for _, l := range list {
-		fmt.Fprintf(w, "| %s | %s | %.3f | %.3f | %.2f |\n", l.Name, l.Unit, l.Kiln, l.BuildKit, l.Ratio)
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	return f.Sync()
+	return tw.Flush()
 }
 
 // machine describes the machine's size in a line.
