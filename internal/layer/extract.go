@@ -117,7 +117,8 @@ type extractor struct {
 	buf    []byte
 }
 
-// extractTar extracts into root. limit also counts what sparse files make of nothing.
+// extractTar extracts into root. limit also counts what sparse files make of
+// nothing. With windows, the archive may be laid out as Windows wants it.
 func extractTar(ctx context.Context, r io.Reader, root *os.File, limit *capped, windows bool) (*extracted, error) {
 	x := &extractor{
 		root: root, limit: limit, buf: make([]byte, 256<<10),
@@ -125,11 +126,14 @@ func extractTar(ctx context.Context, r io.Reader, root *os.File, limit *capped, 
 	}
 	defer x.leave()
 	tr := tar.NewReader(r)
-	for {
+	for first := true; ; first = false {
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
 		h, err := tr.Next()
+		if first && err == nil {
+			windows = windows && isWindowsLayout(h)
+		}
 		if err == io.EOF {
 			return x.out, nil
 		} else if err != nil {

@@ -15,6 +15,7 @@ import (
 const (
 	windowsFiles = "Files"
 	windowsHives = "Hives"
+	windowsVM    = "UtilityVM" // the system that isolates containers with one of their own
 )
 
 // Records of headers that Windows reads, by the names that libarchive and
@@ -42,6 +43,13 @@ const (
 	securityOfFiles = "AQAEgBQAAAAkAAAAAAAAADAAAAABAgAAAAAABSAAAAAgAgAAAQEAAAAAAAUSAAAAAgBMAAMAAAAAABgA/wEfAAECAAAAAAAFIAAAACACAAAAABQA" +
 		"/wEfAAEBAAAAAAAFEgAAAAAAGACpABIAAQIAAAAAAAUgAAAAIQIAAA=="
 )
+
+// isWindowsLayout tells by its first entry how a layer is laid out: images that
+// were built for Windows from nothing, on Linux, have files where Linux has them.
+func isWindowsLayout(first *tar.Header) bool {
+	top, _, _ := strings.Cut(strings.TrimPrefix(first.Name, "./"), "/")
+	return top == windowsFiles || top == windowsHives || top == windowsVM
+}
 
 // fromWindows turns an entry of a Windows layer into that of the file in the
 // container; it reports false for what is none.

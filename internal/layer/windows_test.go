@@ -54,6 +54,15 @@ func TestWindowsLayers(t *testing.T) {
 	})
 }
 
+// What was built for Windows from nothing has no layout of Windows, and is read
+// all the same.
+func TestWindowsImageFromNothing(t *testing.T) {
+	w := newWorld(t, "overlayfs")
+	plain := w.lazy(archive(t, file("a", "1"), file("Files/b", "2")))
+	plain.Windows = true
+	w.want(w.image(plain), "Files/", "Files/b=2", "a=1")
+}
+
 // A layer is laid out for where it is put, unless it came as a blob.
 func TestWindowsMerges(t *testing.T) {
 	w := newWorld(t, "overlayfs")
