@@ -115,7 +115,7 @@ func buildkitdFlags(p config.Places) []cli.Flag {
 		&cli.StringFlag{Name: "tlscacert", Usage: "ca certificate `FILE` to verify clients"},
 		&cli.StringSliceFlag{Name: "allow-insecure-entitlement", Usage: "allows insecure entitlements: network.host, security.insecure, device"},
 		&cli.BoolFlag{Name: "proxy-network", Usage: "enable proxy network enforcement for all builds"},
-		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket `PATH`", Value: p.OTEL},
+		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket `PATH`, if not one in the root folder"},
 		&cli.BoolFlag{Name: "cdi-disabled", Usage: "disables support of the Container Device Interface (CDI)"},
 		&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "`FOLDER` to scan for CDI spec files; may be repeated"},
 		&cli.BoolFlag{Name: "save-cache-debug", Usage: "enable saving cache debug info (not supported)"},
@@ -175,7 +175,6 @@ func buildkitdOptions(e *env, cmd *cli.Command) (daemonOptions, error) {
 	}
 	c := o.config
 	c.Root = cmp.Or(c.Root, places.Root)
-	c.OTEL.SocketPath = cmp.Or(c.OTEL.SocketPath, places.OTEL)
 	if len(c.GRPC.Address) == 0 {
 		c.GRPC.Address = []string{places.Address}
 	}

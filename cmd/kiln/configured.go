@@ -146,7 +146,8 @@ func executorConfig(s settings, ns namespace.Info, stateDir string) oci.Config {
 	}
 }
 
-// traceSocket is where steps send their spans.
+// traceSocket is where steps send their spans. BuildKit has one place for all
+// daemons of a machine, where they take each other's away.
 func traceSocket(c *config.Config, root string) string {
 	return cmp.Or(c.OTEL.SocketPath, filepath.Join(root, "run", "otel-grpc.sock"))
 }

@@ -215,7 +215,7 @@ func TestDefaultPlaces(t *testing.T) {
 	p := DefaultPlaces(func(k string) string { return env[k] }, true)
 	want := Places{
 		File: "/home/u/.config/buildkit/buildkitd.toml", Root: "/home/u/.local/share/buildkit",
-		Address: "unix:///run/user/5/buildkit/buildkitd.sock", OTEL: "/run/user/5/buildkit/otel-grpc.sock",
+		Address: "unix:///run/user/5/buildkit/buildkitd.sock",
 	}
 	if p != want {
 		t.Errorf("places are %+v", p)

@@ -10,14 +10,13 @@ type Places struct {
 	File    string // the configuration
 	Root    string
 	Address string
-	OTEL    string // the socket of traces
 }
 
 // DefaultPlaces are the machine's, or the user's own in rootless mode.
 func DefaultPlaces(getenv func(string) string, rootless bool) Places {
 	p := Places{
 		File: "/etc/buildkit/buildkitd.toml", Root: "/var/lib/buildkit",
-		Address: "unix:///run/buildkit/buildkitd.sock", OTEL: "/run/buildkit/otel-grpc.sock",
+		Address: "unix:///run/buildkit/buildkitd.sock",
 	}
 	if !rootless {
 		return p
@@ -35,7 +34,6 @@ func DefaultPlaces(getenv func(string) string, rootless bool) Places {
 	}
 	if dir := first(getenv("XDG_RUNTIME_DIR")); dir != "" {
 		p.Address = "unix://" + filepath.Join(dir, "buildkit", "buildkitd.sock")
-		p.OTEL = filepath.Join(dir, "buildkit", "otel-grpc.sock")
 	}
 	return p
 }
