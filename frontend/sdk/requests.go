@@ -66,28 +66,15 @@ func (a *answering) Build(ctx context.Context, req frontend.Request, gw frontend
 
 // describe lists what can be asked.
 func (a *answering) describe() (*frontend.Result, error) {
-	type named struct {
-		Name string `json:"name"`
-	}
-	type request struct {
-		Name     string  `json:"name"`
-		Version  string  `json:"version"`
-		Type     string  `json:"type"`
-		Text     string  `json:"description"`
-		Opts     []named `json:"opts"`
-		Inputs   []named `json:"inputs"`
-		Metadata []named `json:"metadata"`
-		Refs     []named `json:"refs"`
-	}
-	all := []request{{Name: requestDescribe, Text: "List what can be asked"}}
+	all := []frontend.Subrequest{{Name: requestDescribe, Description: "List what can be asked"}}
 	if a.targets != nil {
-		all = append([]request{{Name: requestTargets, Text: "List what can be built"}}, all...)
+		all = append([]frontend.Subrequest{{Name: requestTargets, Description: "List what can be built"}}, all...)
 	}
 	rows := [][]string{{"NAME", "VERSION", "DESCRIPTION"}}
 	for i := range all {
 		r := &all[i]
-		r.Version, r.Type, r.Metadata = requestVersion, "rpc", []named{{"result.json"}, {"result.txt"}}
-		rows = append(rows, []string{strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Text})
+		r.Version, r.Type, r.Metadata = requestVersion, "rpc", []frontend.SubrequestField{{Name: "result.json"}, {Name: "result.txt"}}
+		rows = append(rows, []string{strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Description})
 	}
 	return reply(all, rows)
 }

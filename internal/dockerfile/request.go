@@ -109,41 +109,27 @@ func column(w *tabwriter.Writer, cells ...string) {
 
 // describeRequests lists the subrequests.
 func describeRequests() (*frontend.Result, error) {
-	type named struct {
-		Name string `json:"name"`
-		Text string `json:"description"`
-	}
-	type request struct {
-		Name     string  `json:"name"`
-		Version  string  `json:"version"`
-		Type     string  `json:"type"`
-		Text     string  `json:"description"`
-		Opts     []named `json:"opts"`
-		Inputs   []named `json:"inputs"`
-		Metadata []named `json:"metadata"`
-		Refs     []named `json:"refs"`
-	}
-	all := []request{
-		{Name: requestOutline, Text: "Tell what the target takes: arguments, secrets and agents", Opts: []named{{"target", "The stage to be built"}}},
-		{Name: requestTargets, Text: "List the stages that can be built"},
-		{Name: requestLint, Text: "Check the Dockerfile without building it"},
-		{Name: requestConvert, Text: "Show the graph that the Dockerfile becomes, as JSON", Version: convertVersion},
-		{Name: requestDescribe, Text: "List what can be asked"},
+	all := []frontend.Subrequest{
+		{Name: requestOutline, Description: "Tell what the target takes: arguments, secrets and agents", Opts: []frontend.SubrequestField{{Name: "target", Description: "The stage to be built"}}},
+		{Name: requestTargets, Description: "List the stages that can be built"},
+		{Name: requestLint, Description: "Check the Dockerfile without building it"},
+		{Name: requestConvert, Description: "Show the graph that the Dockerfile becomes, as JSON", Version: convertVersion},
+		{Name: requestDescribe, Description: "List what can be asked"},
 	}
 	var text bytes.Buffer
 	w := tabwriter.NewWriter(&text, 0, 0, 1, ' ', 0)
 	column(w, "NAME", "VERSION", "DESCRIPTION")
 	for i := range all {
 		r := &all[i]
-		r.Type, r.Metadata = "rpc", []named{{Name: "result.json"}}
+		r.Type, r.Metadata = "rpc", []frontend.SubrequestField{{Name: "result.json"}}
 		if r.Version == "" {
 			r.Version = requestVersion
-			r.Metadata = append(r.Metadata, named{Name: "result.txt"})
+			r.Metadata = append(r.Metadata, frontend.SubrequestField{Name: "result.txt"})
 		}
 		if r.Name == requestLint {
-			r.Metadata = append(r.Metadata, named{Name: "result.statuscode"})
+			r.Metadata = append(r.Metadata, frontend.SubrequestField{Name: "result.statuscode"})
 		}
-		column(w, strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Text)
+		column(w, strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Description)
 	}
 	if err := w.Flush(); err != nil {
 		return nil, err

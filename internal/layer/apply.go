@@ -241,6 +241,15 @@ func openBelow(paths []string, m marks) (*below, error) {
 	return b, nil
 }
 
+// openUnder opens the state r, nil for none, for what is laid over it.
+func (s *Store) openUnder(ctx context.Context, r *Ref) (*below, error) {
+	lowers, err := s.lowers(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return openBelow(lowers, s.marks)
+}
+
 // Close closes the directories.
 func (b *below) Close() {
 	for _, d := range b.dirs {

@@ -271,11 +271,7 @@ func (s *Store) archive(ctx context.Context, r *Ref, epoch *int64, w io.Writer) 
 	if err := s.materialize(ctx, r); err != nil {
 		return err
 	}
-	lowers, err := s.lowers(ctx, r.parent)
-	if err != nil {
-		return err
-	}
-	under, err := openBelow(lowers, s.marks)
+	under, err := s.openUnder(ctx, r.parent)
 	if err != nil {
 		return err
 	}

@@ -220,11 +220,7 @@ func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string) error {
 	w := &treeWriter{root: root, marks: !s.native || r.rec.Loose, mode: s.marks}
 	var to sink = w
 	if w.marks && !r.rec.Loose {
-		lowers, err := s.lowers(ctx, r.parent)
-		if err != nil {
-			return err
-		}
-		under, err := openBelow(lowers, s.marks)
+		under, err := s.openUnder(ctx, r.parent)
 		if err != nil {
 			return err
 		}
@@ -236,11 +232,7 @@ func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string) error {
 		return err
 	}
 	if replaces {
-		lowers, err := s.lowers(ctx, l.parent)
-		if err != nil {
-			return err
-		}
-		had, err := openBelow(lowers, s.marks)
+		had, err := s.openUnder(ctx, l.parent)
 		if err != nil {
 			return err
 		}

@@ -56,11 +56,7 @@ func (s *Store) walkUpper(ctx context.Context, r *Ref, dir *os.File, to sink) er
 	if unseen(fd(dir)) != unseenFiles {
 		return s.marks.walk(ctx, dir, "", to)
 	}
-	lowers, err := s.lowers(ctx, r.parent)
-	if err != nil {
-		return err
-	}
-	under, err := openBelow(lowers, s.marks)
+	under, err := s.openUnder(ctx, r.parent)
 	if err != nil {
 		return err
 	}
