@@ -198,6 +198,9 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 			return "", fmt.Errorf("failed to configure %v cache exporter: %w", e.Type, err)
 		}
 	}
+	if e.upload.opened != nil {
+		e.upload.begin()
+	}
 	kept := e.keptIndex(ctx)
 	entries, err := br.cacheEntries(ctx, e, roots, in)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/solver"
@@ -35,7 +36,10 @@ func (us *uploads) start(ctx context.Context, br *Bridge, exports []cacheExport)
 		u.ctx, u.cancel = context.WithCancel(u.context(ctx))
 		if shelves, ok := e.place.(cache.Shelves); ok {
 			u.opened = make(chan struct{})
-			go u.open(shelves)
+			u.begin = sync.OnceFunc(func() { go u.open(shelves) })
+			if e.Type != "local" {
+				u.begin()
+			}
 		}
 		us.mu.Lock()
 		us.list = append(us.list, u)
@@ -74,6 +78,9 @@ type upload struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
+	// begin opens the shelf. A client's folder may lie in a context of the build,
+	// which must not find a half-written cache: so it is begun when all is built.
+	begin  func()
 	opened chan struct{} // nil without a shelf
 	up     *cache.Uploader
 	err    error
@@ -142,10 +149,27 @@ func (u *upload) step(recipes cache.Recipes, k solver.Key, out []solver.Result) 
 	}
 	u.shown.Do(u.show)
 	u.pending.Go(func() {
+		if u.export.Type == "local" {
+			u.compress(recipes, k, out)
+		}
 		if <-u.opened; u.up != nil {
 			u.up.Step(k, recipes, out)
 		}
 	})
+}
+
+// compress makes the layers of a step's results, so that they are there when the
+// place is opened.
+func (u *upload) compress(recipes cache.Recipes, k solver.Key, out []solver.Result) {
+	if _, ok := cache.Shared(recipes, k); !ok {
+		return
+	}
+	for _, res := range out {
+		if ref, ok := res.(*layer.Ref); ok && cache.Portable(ref) && u.ctx.Err() == nil {
+			// Whoever writes the step asks again, and tells of an error.
+			_, _ = u.br.builder.Worker.Layers.Blobs(u.ctx, ref, u.export.opt.Variant)
+		}
+	}
 }
 
 // show tells that the export has begun, before its time.
@@ -160,6 +184,7 @@ func (u *upload) wait() error {
 	if u.opened == nil {
 		return nil
 	}
+	u.begin()
 	u.pending.Wait()
 	<-u.opened
 	if u.up == nil {
@@ -191,6 +216,7 @@ func (u *upload) ready() error {
 	if u.opened == nil {
 		return nil
 	}
+	u.begin()
 	<-u.opened
 	if u.up == nil {
 		return u.err
@@ -201,6 +227,7 @@ func (u *upload) ready() error {
 // stats tells how far the upload is.
 func (u *upload) stats() cache.UploadStats {
 	if u.opened != nil {
+		u.begin()
 		if <-u.opened; u.up != nil {
 			return u.up.Stats()
 		}
@@ -214,6 +241,7 @@ func (u *upload) close() {
 	if u.opened == nil {
 		return
 	}
+	u.begin() // in vain, but whoever waits for it goes on
 	u.pending.Wait()
 	if <-u.opened; u.up != nil {
 		u.up.Close()

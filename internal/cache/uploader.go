@@ -106,11 +106,28 @@ func (u *Uploader) Ready() error {
 	return err
 }
 
+// Shared returns the recipe of a step whose results others may have.
+func Shared(recipes Recipes, k solver.Key) (solver.Recipe, bool) {
+	recipe, ok := recipes.Recipe(k)
+	return recipe, ok && !recipe.Local && !recipe.Private
+}
+
+// Portable tells whether a layer means something without what it was made on:
+// the marks of a diff do not.
+func Portable(ref *layer.Ref) bool {
+	for r := ref; r != nil; r = r.Parent() {
+		if r.Record().Loose {
+			return false
+		}
+	}
+	return true
+}
+
 // Step has the results of a step written, and the content digests that its
 // recipe tells of. It does not wait. A step is written once.
 func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
-	recipe, ok := recipes.Recipe(k)
-	if !ok || recipe.Local || recipe.Private {
+	recipe, ok := Shared(recipes, k)
+	if !ok {
 		return
 	}
 	for _, in := range recipe.Inputs {
@@ -296,10 +313,8 @@ func (u *Uploader) output(res solver.Result) (*RecordOutput, []layer.Blob, error
 		}
 		return &RecordOutput{Value: res}, nil, nil
 	case *layer.Ref:
-		for r := res; r != nil; r = r.Parent() {
-			if r.Record().Loose {
-				return nil, nil, nil
-			}
+		if !Portable(res) {
+			return nil, nil, nil
 		}
 		blobs, err := u.c.Layers.Blobs(u.ctx, res, u.c.Variant)
 		if err != nil {

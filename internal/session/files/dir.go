@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -57,9 +58,14 @@ func OpenDir(name string, f Filter, owner Owner) (*Dir, error) {
 // Close lets the directory go.
 func (d *Dir) Close() error { return d.root.Close() }
 
-// Open opens a regular file; it yields as many bytes as the file has now.
+// Open opens a regular file; it yields as many bytes as the file has now. One
+// of a context that is gone since it was listed has none: a build does not fail
+// because a temporary file vanished, and whoever receives it sees the difference.
 func (d *Dir) Open(name string) (io.ReadCloser, error) {
 	f, err := d.root.OpenListed(name)
+	if errors.Is(err, fs.ErrNotExist) && d.owner == OwnerRoot {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
 	if errors.Is(err, safepath.ErrSpecial) || errors.Is(err, unix.ELOOP) {
 		return nil, fmt.Errorf("%q is no regular file any more", name)
 	} else if err != nil {
@@ -105,7 +111,7 @@ type dirWalk struct {
 
 func (w *dirWalk) walk(dir *os.File, prefix string, parent verdict) error {
 	names, err := dir.Readdirnames(-1)
-	if err != nil {
+	if err != nil && (w.dir.owner != OwnerRoot || prefix == "" || !errors.Is(err, fs.ErrNotExist)) { // else it went away meanwhile
 		return fmt.Errorf("read directory %q: %w", "/"+prefix, err)
 	}
 	slices.Sort(names)
@@ -169,7 +175,10 @@ func (w *dirWalk) entry(dir *os.File, l *looked) error {
 		w.pending = append(w.pending, st)
 	}
 	fd, err := unix.Openat(int(dir.Fd()), l.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if w.dir.owner == OwnerRoot && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)) {
+		w.pending = w.pending[:min(depth, len(w.pending))]
+		return nil // it went away meanwhile
+	} else if err != nil {
 		return fmt.Errorf("open directory %q: %w", l.path, err)
 	}
 	sub := os.NewFile(uintptr(fd), l.path)

@@ -251,46 +251,6 @@ func TestDestinationFails(t *testing.T) {
 	}
 }
 
-func TestUnreadable(t *testing.T) {
-	dir := golden(t)
-	// A file that is gone between listing and reading stands for all that fails.
-	gone := func(st *fsutil.Stat) bool {
-		if st.GetPath() == "zero" {
-			if err := os.Remove(filepath.Join(dir, "big")); err != nil && !os.IsNotExist(err) {
-				t.Error(err)
-			}
-		}
-		return st.GetPath() != "zero"
-	}
-	caller := sessiontest.Connect(t, files.NewProvider(map[string]files.Source{
-		"context": func(f files.Filter) (files.Tree, error) {
-			d, err := files.OpenDir(dir, f, files.OwnerRoot)
-			return goneTree{d, filepath.Join(dir, "zero")}, err
-		},
-	}))
-	err := files.Receive(context.Background(), caller, files.ReceiveOptions{Name: "context"}, &collect{skip: gone})
-	if err == nil || !strings.Contains(err.Error(), "zero") {
-		t.Errorf("error %v, want one that names the file", err)
-	}
-}
-
-// goneTree removes a file when the listing is over.
-type goneTree struct {
-	*files.Dir
-	name string
-}
-
-func (g goneTree) Walk(ctx context.Context, f func(*fsutil.Stat) error) error {
-	return g.Dir.Walk(ctx, func(st *fsutil.Stat) error {
-		if st.GetPath() == "zero" {
-			if err := os.Remove(g.name); err != nil {
-				return err
-			}
-		}
-		return f(st)
-	})
-}
-
 func sendTo(t testing.TB, tree files.Tree, target files.DirTarget) error {
 	t.Helper()
 	caller := sessiontest.Connect(t, export.NewTargets(map[int]export.Target{3: target}))

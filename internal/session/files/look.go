@@ -88,7 +88,10 @@ func (d *Dir) lookAt(dir int, l *looked) error {
 	case unix.S_IFLNK:
 		buf := make([]byte, maxPath)
 		n, err := unix.Readlinkat(dir, l.name, buf)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+			l.stat = nil // it went away, or another thing took its place
+			return nil
+		} else if err != nil {
 			return err
 		}
 		st.Linkname, st.Size = string(buf[:n]), int64(n)

@@ -33,8 +33,8 @@ func (a *attributes) of(dir int, name string) (map[string][]byte, error) {
 		}
 		value := make([]byte, 64<<10) // Linux's limit
 		n, err := unix.Lgetxattr(pathBelow(dir, name), key, value)
-		if errors.Is(err, unix.ENODATA) {
-			continue
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOENT) {
+			continue // it went away meanwhile
 		} else if err != nil {
 			return nil, fmt.Errorf("attribute %s: %w", key, err)
 		}

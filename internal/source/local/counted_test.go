@@ -12,6 +12,9 @@ import (
 // share shares the directory, and counts what is read of its files.
 func (r *rig) share(f files.Filter) (files.Tree, error) {
 	tree, err := files.FromDir(r.dir)(f)
+	if err == nil && r.changed != nil {
+		tree = r.changed(tree)
+	}
 	return countedTree{tree, &r.sent}, err
 }
 

@@ -137,6 +137,9 @@ func (in *intake) finish() (*state, error) {
 		if sum, ok := in.sums[e.Path]; ok {
 			e.Sum = sum
 		}
+		if size, ok := in.sizes[e.Path]; ok {
+			e.Size = size
+		}
 		if e.isDir() && in.touched[e.Path] {
 			if err := in.setTime(e); err != nil {
 				return nil, err

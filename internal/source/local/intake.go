@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -48,15 +50,16 @@ type intake struct {
 	root    *safepath.Root
 	depth   int
 
-	mu   sync.Mutex
-	sums map[string]digest.Digest // of files that were received
+	mu    sync.Mutex
+	sums  map[string]digest.Digest // of files that were received
+	sizes map[string]int64         // of those that were not as large as announced, bytes
 }
 
 func newIntake(ctx context.Context, cfg Config, name string, old *state, task *progress.Task) *intake {
 	return &intake{
 		ctx: ctx, cfg: cfg, name: name, old: old, task: task,
 		entries: make([]entry, 0, len(old.entries)),
-		again:   map[string]bool{}, touched: map[string]bool{}, sums: map[string]digest.Digest{},
+		again:   map[string]bool{}, touched: map[string]bool{}, sums: map[string]digest.Digest{}, sizes: map[string]int64{},
 	}
 }
 
@@ -216,7 +219,7 @@ func (in *intake) node(e *entry) error {
 
 // Create begins to write a file.
 func (in *intake) Create(st *files.Stat) (files.Content, error) {
-	f, err := in.root.OpenFile(st.GetPath(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := in.root.OpenFile(st.GetPath(), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make file %q: %w", st.GetPath(), err)
 	}
@@ -234,11 +237,7 @@ type received struct {
 }
 
 func (c *received) Write(p []byte) (int, error) {
-	if c.n += int64(len(p)); c.n > c.st.GetSize() {
-		// Its size is part of its digest. It grew while it was read, which a
-		// person can do; or the client lies.
-		return 0, fmt.Errorf("file %q changed while it was sent: it has more than %d bytes now, build again", c.st.GetPath(), c.st.GetSize())
-	}
+	c.n += int64(len(p))
 	c.in.task.Add(int64(len(p)))
 	if len(p) < muchContent {
 		c.hash.Write(p)
@@ -271,7 +270,9 @@ func (c *received) Commit() error {
 
 func (c *received) commit() error {
 	if c.n != c.st.GetSize() {
-		return fmt.Errorf("it changed while it was sent: %d bytes came, %d were announced, build again", c.n, c.st.GetSize())
+		if err := c.resize(); err != nil {
+			return err
+		}
 	}
 	fd := int(c.f.Fd())
 	if err := unix.Fchown(fd, int(c.st.GetUid()), int(c.st.GetGid())); err != nil {
@@ -296,6 +297,28 @@ func (c *received) commit() error {
 		c.in.mu.Unlock()
 	}
 	return nil
+}
+
+// resize takes a file as it came, though another size was announced: logs grow
+// and temporary files vanish while a directory is sent, and a build must not
+// fail for that. The size is part of the digest, so that it is made anew.
+func (c *received) resize() error {
+	c.in.warnResized(c.st.GetPath(), c.st.GetSize(), c.n)
+	c.st = proto.CloneOf(c.st)
+	c.st.Size = c.n
+	c.hash = contenthash.NewHash(hashStat(c.st))
+	if _, err := io.Copy(c.hash, io.NewSectionReader(c.f, 0, c.n)); err != nil {
+		return fmt.Errorf("read what came: %w", err)
+	}
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	c.in.sizes[c.st.GetPath()] = c.n
+	return nil
+}
+
+func (in *intake) warnResized(file string, announced, came int64) {
+	short := fmt.Sprintf("%s: file %q changed while it was sent: %d bytes came, %d were announced; the build goes on with what came", in.name, file, came, announced)
+	progress.StepFrom(in.ctx).Warn(progress.Warning{Level: 1, Short: []byte(short)})
 }
 
 // Abort leaves the file: the whole layer is discarded.

@@ -71,8 +71,19 @@ type rig struct {
 	caller *session.Caller
 	sent   atomic.Int64 // bytes of files' content
 
-	mu    sync.Mutex
-	trees map[string]*contenthash.Tree // by layer
+	// changed, if not nil, stands between the directory and who reads it.
+	changed func(files.Tree) files.Tree
+
+	mu       sync.Mutex
+	trees    map[string]*contenthash.Tree // by layer
+	warnings strings.Builder
+}
+
+// warned is what users were warned of.
+func (r *rig) warned() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.warnings.String()
 }
 
 // SetTree remembers a tree.
@@ -124,6 +135,11 @@ func (r *rig) fetchTold(t testing.TB, o *llb.SourceOp) (*layer.Ref, int64) {
 			mu.Lock()
 			told = max(told, e.Status.Current)
 			mu.Unlock()
+		}
+		if e.Warning != nil {
+			r.mu.Lock()
+			r.warnings.Write(append(e.Warning.Short, '\n'))
+			r.mu.Unlock()
 		}
 	})
 	ctx := progress.WithStep(sessiontest.Context(context.Background(), r.caller), progress.NewStep(sink, "sha256:x"))
@@ -202,11 +218,7 @@ func (r *rig) check(t *testing.T, ref *layer.Ref) {
 		t.Fatal(err)
 	}
 	got, want := look(t, dir), look(t, r.dir)
-	// What the tree that was filled says, without the files, must be what they say.
-	read, err := contenthash.New().Checksum(t.Context(), dir, whole)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r.checkDigest(t, ref, dir)
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
@@ -223,8 +235,18 @@ func (r *rig) check(t *testing.T, ref *layer.Ref) {
 		}
 		t.FailNow()
 	}
+}
+
+// checkDigest has what the tree that was filled says, without the files, be what
+// they say: those of the state, mounted at dir.
+func (r *rig) checkDigest(t *testing.T, ref *layer.Ref, dir string) {
+	t.Helper()
 	if ref == nil {
 		return
+	}
+	read, err := contenthash.New().Checksum(t.Context(), dir, whole)
+	if err != nil {
+		t.Fatal(err)
 	}
 	r.mu.Lock()
 	tree := r.trees[ref.ID()]
