@@ -263,11 +263,12 @@ func logRecovery(sentence string) {
 
 // newCaches are our own cache and how it is exchanged with others.
 func newCaches(s settings, own *cache.Cache, db *store.Store, from *remotes, parts *closers) (c build.Caches, err error) {
-	c = build.Caches{Own: own, Format: cachev0.Format{}, Places: from.caches(), Fetcher: from, Volatile: from.volatile, Remember: registry.Remember}
+	c = build.Caches{Own: own, Format: cachev0.Format{}, Fetcher: from, Volatile: from.volatile, Remember: registry.Remember}
 	c.Memory = cache.NewMemory(time.Hour)
 	if c.Identity, err = cacheIdentity(s.root, s.config.Cache.Trust); err != nil {
 		return c, err
 	}
+	c.Places = from.caches(c.Identity.Public())
 	if c.Trust, err = cacheTrust(s.config.Cache.Trust); err != nil {
 		return c, err
 	}

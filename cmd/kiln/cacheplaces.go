@@ -34,9 +34,9 @@ func newRemotes(reg *registry.Client) *remotes {
 	}
 }
 
-// caches are where caches for others are kept, by type.
-func (r *remotes) caches() map[string]cache.Place {
-	all := map[string]cache.Place{"registry": registrycache.New(r.registry), "local": localcache.New()}
+// caches are where caches for others are kept, by type; writer tells this daemon from others.
+func (r *remotes) caches(writer string) map[string]cache.Place {
+	all := map[string]cache.Place{"registry": registrycache.New(r.registry), "local": localcache.New(writer)}
 	for kind, p := range r.objects {
 		all[kind] = p
 	}

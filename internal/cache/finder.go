@@ -229,7 +229,14 @@ func Usable(data []byte, subject, scope string, t Trust) (*Record, error) {
 
 // fetch is one call.
 func (f *Finder) fetch(ctx context.Context, names []string) (map[string][]byte, error) {
-	return try(ctx, f, func(ctx context.Context) (map[string][]byte, error) { return f.c.Shelf.Records(ctx, names) })
+	found, err := try(ctx, f, func(ctx context.Context) (map[string]kept, error) {
+		return lookUp(ctx, f.c.Shelf, names, f.c.Scope, f.c.Trust)
+	})
+	best := make(map[string][]byte, len(found))
+	for name, k := range found {
+		best[name] = k.best
+	}
+	return best, err
 }
 
 // try makes a call that may neither take long nor fail often.

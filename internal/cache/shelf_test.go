@@ -81,14 +81,19 @@ func (m *machine) chain(t *testing.T, n int, text string) (recipes, []*layer.Ref
 
 func step(i int) solver.Key { return solver.Key(fmt.Sprint("S", i)) }
 
-func (m *machine) uploader(t *testing.T, s cache.Shelf, warn func(error)) *cache.Uploader {
-	return cache.NewUploader(t.Context(), cache.UploaderConfig{Shelf: s, Identity: m.id, Layers: opener{m.layers}, Warn: warn})
+func (m *machine) uploader(t *testing.T, s cache.Shelf, trust cache.Trust, warn func(error)) *cache.Uploader {
+	return cache.NewUploader(t.Context(), cache.UploaderConfig{Shelf: s, Trust: trust, Identity: m.id, Layers: opener{m.layers}, Warn: warn})
 }
 
 // export writes all steps of a chain.
 func (m *machine) export(t *testing.T, s cache.Shelf, known recipes, refs []*layer.Ref) cache.UploadStats {
 	t.Helper()
-	u := m.uploader(t, s, func(err error) { t.Error(err) })
+	return m.exportBy(t, s, cache.Trust{}, known, refs)
+}
+
+func (m *machine) exportBy(t *testing.T, s cache.Shelf, trust cache.Trust, known recipes, refs []*layer.Ref) cache.UploadStats {
+	t.Helper()
+	u := m.uploader(t, s, trust, func(err error) { t.Error(err) })
 	defer u.Close()
 	for i, r := range refs {
 		u.Step(step(i), known, []solver.Result{r})
@@ -200,8 +205,8 @@ func TestWritersMerge(t *testing.T) {
 	}
 }
 
-// What a policy does not trust is a miss however it is asked for, and is
-// replaced by who is trusted.
+// What a policy does not trust is a miss however it is asked for, and does not
+// hide what is written later by who is trusted, nor is it overwritten by that.
 func TestUntrustedRecords(t *testing.T) {
 	shelf := cachetest.NewShelf()
 	us, stranger := newMachine(t, 1), newMachine(t, 2)
@@ -227,15 +232,16 @@ func TestUntrustedRecords(t *testing.T) {
 		t.Errorf("warnings: %s", &w)
 	}
 	known, refs = us.chain(t, 3, "good")
-	u := cache.NewUploader(t.Context(), cache.UploaderConfig{Shelf: shelf, Identity: us.id, Layers: opener{us.layers}, Trust: trust})
-	for i, r := range refs {
-		u.Step(step(i), known, []solver.Result{r})
-	}
-	if err := u.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	us.exportBy(t, shelf, trust, known, refs)
 	if r, err := finder(t, shelf, &w, trust).Result(t.Context(), step(2), nil); err != nil || r.Writer != us.id.Public() {
 		t.Errorf("after we wrote it: %+v, %v", r, err)
+	}
+	theirs := cache.Trust{Writers: []cache.TrustedWriter{{Key: stranger.id.Public()}}}
+	if r, err := finder(t, shelf, &w, theirs).Result(t.Context(), step(2), nil); err != nil || r.Writer != stranger.id.Public() {
+		t.Errorf("after we wrote it, who trusts the stranger finds %+v, %v", r, err)
+	}
+	if stats := us.exportBy(t, shelf, trust, known, refs); stats.Steps != 0 {
+		t.Errorf("written again: %+v", stats)
 	}
 }
 
@@ -309,7 +315,7 @@ func TestUploadFails(t *testing.T) {
 		}
 		return nil
 	}
-	u := m.uploader(t, shelf, nil)
+	u := m.uploader(t, shelf, cache.Trust{}, nil)
 	for i, r := range refs {
 		u.Step(step(i), known, []solver.Result{r})
 	}

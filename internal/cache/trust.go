@@ -91,6 +91,25 @@ func (t Trust) acceptsFrom(writer, scope string) error {
 	return fmt.Errorf("record was written by %s, whom the policy of trust does not let write scope %q", writer, scope)
 }
 
+// writersOf are the public keys of those whose records of a scope count because the
+// policy names them, in its order; none if it names nobody.
+func (t Trust) writersOf(scope string) (keys []string) {
+	for _, w := range t.Writers {
+		if w.Key != "" && (w.Scopes == nil || matches(w.Scopes, scope)) {
+			keys = append(keys, w.Key)
+		}
+	}
+	return keys
+}
+
+// with is the policy under which a writer's own records count as well.
+func (t Trust) with(id *Identity) Trust {
+	if len(t.Writers) > 0 && id != nil {
+		t.Writers = append(slices.Clone(t.Writers), TrustedWriter{Name: "this daemon", Key: id.Public()})
+	}
+	return t
+}
+
 // narrowed is the policy with only those of its writers that a user names, or
 // just these where it has none.
 func (t Trust) narrowed(keys []string) Trust {

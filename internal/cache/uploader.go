@@ -26,7 +26,7 @@ type LayerStore interface {
 type UploaderConfig struct {
 	Shelf    Shelf
 	Scope    string
-	Trust    Trust     // records that do not count by it are replaced
+	Trust    Trust     // beside records that do not count by it are others written
 	Identity *Identity // nil signs nothing
 	Layers   LayerStore
 	Variant  layer.Variant
@@ -49,14 +49,16 @@ type Uploader struct {
 	c       UploaderConfig
 	ctx     context.Context
 	cancel  context.CancelFunc
-	records batch[[]byte]
+	trust   Trust // under which what was written before counts, too
+	own     bool  // whether records are kept under names of the writer's own as well
+	records batch[kept]
 	blobs   batch[bool] // by digest: it is there
 	slots   chan struct{}
 	work    errgroup.Group
 	steps   chan struct{}
-	place   string                 // what the memory knows it as
-	about   func() ([]byte, error) // the record about the place
-	met     func() error           // sees to it that there is one
+	place   string               // what the memory knows it as
+	about   func() (kept, error) // the record about the place
+	met     func() error         // sees to it that there is one
 
 	mu     sync.Mutex
 	taken  map[string]bool // subjects
@@ -87,10 +89,11 @@ func NewUploader(ctx context.Context, c UploaderConfig) *Uploader {
 		taken: map[string]bool{}, sizes: map[string]ocispecs.Descriptor{}, sent: map[digest.Digest]*sending{}, there: map[string]bool{},
 	}
 	u.ctx, u.cancel = context.WithCancel(ctx)
-	u.records = batch[[]byte]{ctx: u.ctx, call: c.Shelf.Records, atOnce: 1}
+	u.trust, u.own = c.Trust.with(c.Identity), len(c.Trust.Writers) > 0 && c.Identity != nil
+	u.records = batch[kept]{ctx: u.ctx, call: u.askRecords, atOnce: 1}
 	u.blobs = batch[bool]{ctx: u.ctx, call: u.ask, atOnce: 1}
 	u.place, u.met = placeKey(c.Shelf, c.Scope), sync.OnceValue(u.meet)
-	u.about = sync.OnceValues(func() ([]byte, error) { return u.look(aboutSubject) })
+	u.about = sync.OnceValues(func() (kept, error) { return u.look(aboutSubject) })
 	if !c.NoRecords {
 		u.work.Go(func() error { // who needs the answer has it sooner
 			_, _ = u.about()
@@ -150,7 +153,7 @@ func (u *Uploader) Mount(id string, snapshot json.RawMessage, needs []ocispecs.D
 	if err := u.met(); err != nil {
 		return err
 	}
-	return u.put(Record{Subject: MountSubject(id), Mount: snapshot}, needs, true)
+	return u.put(Record{Subject: MountSubject(id), Mount: snapshot}, needs, kept{})
 }
 
 // Shelf is where the cache is.
@@ -236,7 +239,7 @@ func (u *Uploader) content(in solver.Ingredient) error {
 	if known, err := u.known(ContentSubject(in)); err != nil || known {
 		return err
 	}
-	there, r, err := u.usable(ContentSubject(in))
+	k, r, err := u.usable(ContentSubject(in))
 	if err != nil {
 		return err
 	}
@@ -244,7 +247,7 @@ func (u *Uploader) content(in solver.Ingredient) error {
 		u.c.Memory.add(u.place, r.Subject)
 		return nil
 	}
-	return u.put(Record{Subject: ContentSubject(in), Content: in.Content}, nil, there)
+	return u.put(Record{Subject: ContentSubject(in), Content: in.Content}, nil, k)
 }
 
 // result writes what a step has made.
@@ -267,7 +270,7 @@ func (u *Uploader) result(k solver.Key, out []solver.Result) error {
 	if u.c.NoRecords {
 		return u.sendAll(blobs)
 	}
-	there, old, err := u.usable(r.Subject)
+	kept, old, err := u.usable(r.Subject)
 	if err != nil {
 		return err
 	}
@@ -283,7 +286,7 @@ func (u *Uploader) result(k solver.Key, out []solver.Result) error {
 	if err := u.sendAll(blobs); err != nil {
 		return err
 	}
-	return u.put(r, r.Blobs(), there)
+	return u.put(r, r.Blobs(), kept)
 }
 
 // lacks tells whether a record has not all outputs that were made since.

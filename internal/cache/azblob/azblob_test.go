@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cache/azblob"
 	"github.com/kiln-build/kiln/internal/cache/cachetest"
 )
@@ -43,6 +44,14 @@ func TestShelf(t *testing.T) {
 			Damage: func(t *testing.T, d digest.Digest) { a.Damage(t, blobPath(d)) },
 			Lose:   func(t *testing.T, d digest.Digest) { a.Lose(t, blobPath(d)) },
 		}
+	})
+}
+
+func TestInterleaved(t *testing.T) {
+	cachetest.Interleaved(t, func(t *testing.T) *cachetest.Rivals {
+		_, faults, attrs := newServer(t)
+		c := azblob.Config{Stall: time.Minute, Backoff: time.Millisecond}
+		return &cachetest.Rivals{Gate: &faults.Gate, Read: attrs, Write: attrs, Places: [2]cache.Shelves{azblob.New(c), azblob.New(c)}}
 	})
 }
 

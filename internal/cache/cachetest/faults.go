@@ -9,6 +9,9 @@ import (
 
 // Faults is a handler before that of a server, which fails when told to.
 type Faults struct {
+	// Gate may hold requests.
+	Gate Gate
+
 	next http.Handler
 
 	mu      sync.Mutex
@@ -38,6 +41,7 @@ func (f *Faults) Failed() int {
 
 // ServeHTTP answers or fails.
 func (f *Faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.Gate.Pass()
 	f.mu.Lock()
 	fails := f.left > 0 && (f.matches == nil || f.matches(r))
 	status := f.status

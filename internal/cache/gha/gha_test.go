@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cache/cachetest"
 	"github.com/kiln-build/kiln/internal/cache/gha"
 )
@@ -42,6 +43,22 @@ func TestShelf(t *testing.T) {
 					Damage: func(t *testing.T, d digest.Digest) { a.Damage(t, blobKey(d)) },
 					Lose:   func(t *testing.T, d digest.Digest) { a.Lose(t, blobKey(d)) },
 				}
+			})
+		})
+	}
+}
+
+// TestInterleaved: who has reserved a key and does not go on is left alone after a
+// while.
+func TestInterleaved(t *testing.T) {
+	for _, version := range []string{"1", "2"} {
+		t.Run("v"+version, func(t *testing.T) {
+			cachetest.Interleaved(t, func(t *testing.T) *cachetest.Rivals {
+				a := cachetest.NewActions(t)
+				c := config(a)
+				c.Stall, c.Locked = time.Minute, 10*time.Millisecond
+				at := attrs(a, version)
+				return &cachetest.Rivals{Gate: &a.Faults.Gate, Read: at, Write: at, Places: [2]cache.Shelves{gha.New(c), gha.New(c)}}
 			})
 		})
 	}

@@ -31,12 +31,15 @@ const maxDocument = 64 << 20 // bytes of what is read into memory
 
 // Place is a cache.Place.
 type Place struct {
-	locks cache.Locks // of folders
-	turns turns
+	writer string
+	locks  cache.Locks // of folders
+	turns  turns
 }
 
-// New returns the place that the folders of all clients are.
-func New() *Place { return &Place{} }
+// New returns the place that the folders of all clients are. The writer's name is part
+// of what a blob is called while it is on its way: two daemons that write the same one
+// into a folder, each through a client of its own, must not go on with each other's half.
+func New(writer string) *Place { return &Place{writer: digest.FromString(writer).Encoded()[:16]} }
 
 // Name is what an export is shown as.
 func (*Place) Name() string { return "exporting cache to client directory" }
@@ -103,14 +106,14 @@ func withStore(ctx context.Context, id string, f func(context.Context, content.S
 }
 
 // Writer prepares to write into a folder.
-func (*Place) Writer(_ context.Context, attrs map[string]string) (cache.Writer, error) {
+func (p *Place) Writer(_ context.Context, attrs map[string]string) (cache.Writer, error) {
 	if attrs["dest"] == "" {
 		return nil, fmt.Errorf("local cache exporter requires dest: say which folder, as in type=local,dest=DIR")
 	}
-	return writer{storePrefix + attrs["dest"]}, nil
+	return writer{storePrefix + attrs["dest"], p.writer}, nil
 }
 
-type writer struct{ id string }
+type writer struct{ id, who string }
 
 // atOnce is how many blobs are sent at a time.
 const atOnce = 4
@@ -122,16 +125,16 @@ func (w writer) Write(ctx context.Context, d *cache.Document, open func(context.
 		eg.SetLimit(atOnce)
 		for _, l := range d.Layers {
 			eg.Go(func() error {
-				return write(gctx, s, "writing layer", l.Desc, func() (io.ReadCloser, error) { return open(gctx, *l.Layer) })
+				return write(gctx, s, w.who, "writing layer", l.Desc, func() (io.ReadCloser, error) { return open(gctx, *l.Layer) })
 			})
 		}
 		if err := eg.Wait(); err != nil {
 			return err
 		}
-		if err := write(ctx, s, "writing config", d.Config.Desc, bytesOf(d.Config.Data)); err != nil {
+		if err := write(ctx, s, w.who, "writing config", d.Config.Desc, bytesOf(d.Config.Data)); err != nil {
 			return err
 		}
-		return write(ctx, s, "writing cache manifest", d.Manifest, bytesOf(d.Data))
+		return write(ctx, s, w.who, "writing cache manifest", d.Manifest, bytesOf(d.Data))
 	})
 }
 
@@ -140,7 +143,7 @@ func bytesOf(b []byte) func() (io.ReadCloser, error) {
 }
 
 // write sends a blob that is not there yet.
-func write(ctx context.Context, s content.Store, verb string, d ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
+func write(ctx context.Context, s content.Store, who, verb string, d ocispecs.Descriptor, open func() (io.ReadCloser, error)) error {
 	task := progress.StepFrom(ctx).Task(verb+" "+d.Digest.String(), d.Size)
 	defer task.Done()
 	if _, err := s.Info(ctx, d.Digest); err == nil {
@@ -154,7 +157,7 @@ func write(ctx context.Context, s content.Store, verb string, d ocispecs.Descrip
 	}
 	defer r.Close()
 	plain := ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-	ref := "cache-" + d.Digest.String()
+	ref := "cache-" + who + "-" + d.Digest.String()
 	if err := content.WriteBlob(ctx, s, ref, task.Reader(r), plain); err != nil {
 		_ = s.Abort(context.WithoutCancel(ctx), ref) // or the next attempt would go on after what was wrong
 		return fmt.Errorf("write %s: %w", d.Digest, err)

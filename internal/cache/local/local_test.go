@@ -35,7 +35,7 @@ func TestRoundTrip(t *testing.T) {
 	one.Layer = &layer.Blob{Desc: one.Desc}
 	m := upload(ocispecs.MediaTypeImageManifest, `{"schemaVersion":2}`)
 	doc := &cache.Document{Layers: []cache.Upload{one}, Config: config, Manifest: m.Desc, Data: m.Data}
-	w, err := local.New().Writer(ctx, map[string]string{"dest": "some/dir"})
+	w, err := local.New("test").Writer(ctx, map[string]string{"dest": "some/dir"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestRoundTrip(t *testing.T) {
 	if opened != 1 {
 		t.Errorf("the layer was opened %d times, expected once", opened)
 	}
-	r, err := local.New().Reader(ctx, map[string]string{"src": "some/dir", "digest": m.Desc.Digest.String()})
+	r, err := local.New("test").Reader(ctx, map[string]string{"src": "some/dir", "digest": m.Desc.Digest.String()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,11 +95,11 @@ func TestRefusals(t *testing.T) {
 		"malformed digest":         {"src": "x", "digest": "sha256:short"},
 		`cache folder "x"`:         {"src": "x", "digest": d},
 	} {
-		if _, err := local.New().Reader(ctx, attrs); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := local.New("test").Reader(ctx, attrs); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v, expected %q", attrs, err, want)
 		}
 	}
-	if _, err := local.New().Writer(ctx, nil); err == nil || !strings.Contains(err.Error(), "requires dest") {
+	if _, err := local.New("test").Writer(ctx, nil); err == nil || !strings.Contains(err.Error(), "requires dest") {
 		t.Errorf("no dest: got %v", err)
 	}
 }

@@ -47,9 +47,9 @@ func (p *Place) Shelf(ctx context.Context, attrs map[string]string, write bool) 
 }
 
 // writeConfig writes the empty config of manifests.
-func (*Shelf) writeConfig(ctx context.Context, store content.Store) error {
+func (s *Shelf) writeConfig(ctx context.Context, store content.Store) error {
 	d := ocispecs.DescriptorEmptyJSON
-	return write(progress.WithStep(ctx, nil), store, "writing config", d, bytesOf(d.Data))
+	return write(progress.WithStep(ctx, nil), store, s.place.writer, "writing config", d, bytesOf(d.Data))
 }
 
 // Shelf is a [cache.Shelf] in a folder of a client, of which the client offers
@@ -272,7 +272,7 @@ func (s *Shelf) write(ctx context.Context, store content.Store, entries []entry)
 		b = append(b, ' ')
 	}
 	d := ocispecs.Descriptor{MediaType: packType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	return d, write(progress.WithStep(ctx, nil), store, "writing records", d, bytesOf(b))
+	return d, write(progress.WithStep(ctx, nil), store, s.place.writer, "writing records", d, bytesOf(b))
 }
 
 // Missing asks for each blob.
@@ -293,7 +293,7 @@ func (s *Shelf) Missing(ctx context.Context, blobs []ocispecs.Descriptor) (missi
 // Upload sends a blob, which the client verifies.
 func (s *Shelf) Upload(ctx context.Context, blob ocispecs.Descriptor, open func(context.Context) (io.ReadCloser, error)) error {
 	return withStore(ctx, s.id, func(ctx context.Context, store content.Store) error {
-		return write(ctx, store, "writing layer", blob, func() (io.ReadCloser, error) { return open(ctx) })
+		return write(ctx, store, s.place.writer, "writing layer", blob, func() (io.ReadCloser, error) { return open(ctx) })
 	})
 }
 
@@ -339,7 +339,7 @@ func (s *Shelf) writeRoot(ctx context.Context, store content.Store) (*ocispecs.D
 	if err := s.writeConfig(ctx, store); err != nil {
 		return nil, err
 	}
-	return &root, write(ctx, store, "writing cache manifest", root, bytesOf(b))
+	return &root, write(ctx, store, s.place.writer, "writing cache manifest", root, bytesOf(b))
 }
 
 // repack writes all entries into as few packs as can be, if there are many, and

@@ -39,7 +39,7 @@ func TestShelf(t *testing.T) {
 		ctx, _ := folder(t, dir)
 		path := func(d digest.Digest) string { return filepath.Join(dir, "blobs", "sha256", d.Encoded()) }
 		return &cachetest.ShelfFixture{
-			Place: local.New(), Read: attrs, Write: attrs, Fetcher: local.Fetcher{Next: nowhere{}}, Context: ctx,
+			Place: local.New("test"), Read: attrs, Write: attrs, Fetcher: local.Fetcher{Next: nowhere{}}, Context: ctx,
 			Damage: func(t *testing.T, d digest.Digest) {
 				b, err := os.ReadFile(path(d))
 				if err != nil {
@@ -62,12 +62,70 @@ func TestShelf(t *testing.T) {
 	})
 }
 
+// gated is a store behind a gate.
+type gated struct {
+	content.Store
+	gate *cachetest.Gate
+}
+
+func (g gated) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
+	g.gate.Pass()
+	return g.Store.Info(ctx, d)
+}
+
+func (g gated) Walk(ctx context.Context, fn content.WalkFunc, filters ...string) error {
+	g.gate.Pass()
+	return g.Store.Walk(ctx, fn, filters...)
+}
+
+func (g gated) ReaderAt(ctx context.Context, d ocispecs.Descriptor) (content.ReaderAt, error) {
+	g.gate.Pass()
+	return g.Store.ReaderAt(ctx, d)
+}
+
+func (g gated) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	g.gate.Pass()
+	w, err := g.Store.Writer(ctx, opts...)
+	return gatedWriter{w, g.gate}, err
+}
+
+type gatedWriter struct {
+	content.Writer
+	gate *cachetest.Gate
+}
+
+func (g gatedWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	g.gate.Pass()
+	return g.Writer.Commit(ctx, size, expected, opts...)
+}
+
+// TestInterleaved: a folder has no names, so that entries for one may come at the
+// same instant, and nobody loses by it.
+func TestInterleaved(t *testing.T) {
+	cachetest.Interleaved(t, func(t *testing.T) *cachetest.Rivals {
+		dir, gate := t.TempDir(), &cachetest.Gate{}
+		var clients [2]func(context.Context) context.Context // each daemon has its own
+		for i := range clients {
+			out, err := sessioncontent.NewOutput(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := sessiontest.Connect(t, sessioncontent.NewProvider(map[string]content.Store{"local:dir": gated{out, gate}}))
+			clients[i] = func(ctx context.Context) context.Context { return sessiontest.Context(ctx, c) }
+		}
+		return &cachetest.Rivals{
+			Gate: gate, Read: attrs, Write: attrs, Places: [2]cache.Shelves{local.New("one"), local.New("two")},
+			Context: func(i int, ctx context.Context) context.Context { return clients[i](ctx) },
+		}
+	})
+}
+
 // TestFinish: many packs become one, which the client's sweep leaves alone, and
 // others' records that came in between are in it.
 func TestFinish(t *testing.T) {
 	dir := t.TempDir()
 	within, out := folder(t, dir)
-	ctx, place := within(t.Context()), local.New()
+	ctx, place := within(t.Context()), local.New("test")
 	shelves := []cache.Shelf{opened(t, within, place, true), opened(t, within, place, true)}
 	lay := upload(ocispecs.MediaTypeImageLayerGzip, "a layer")
 	unused := upload(ocispecs.MediaTypeImageLayerGzip, "nobody's")
@@ -114,7 +172,7 @@ func TestFinish(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	within, _ := folder(t, dir)
-	w, err := local.New().Shelf(within(t.Context()), attrs, true)
+	w, err := local.New("test").Shelf(within(t.Context()), attrs, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +186,7 @@ func TestReadOnly(t *testing.T) {
 	defer layout.Close()
 	c := sessiontest.Connect(t, sessioncontent.NewProvider(map[string]content.Store{"local:dir": layout}))
 	ctx := sessiontest.Context(t.Context(), c)
-	r, err := local.New().Shelf(ctx, attrs, false)
+	r, err := local.New("test").Shelf(ctx, attrs, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,7 +36,8 @@ var _ cache.Shelves = (*Place)(nil)
 
 // Shelf opens the records beside the tag that attrs name. Two daemons that put
 // the same name at the same instant may both be told that they did: the protocol
-// has no way to prevent it. The last one's record stays.
+// has no way to prevent it. The last one's record stays; docs/caches.md says why
+// nobody loses by it.
 func (p *Place) Shelf(ctx context.Context, attrs map[string]string, write bool) (cache.Shelf, error) {
 	ref, err := parse(attrs)
 	if err != nil {

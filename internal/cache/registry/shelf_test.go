@@ -37,6 +37,22 @@ func TestShelf(t *testing.T) {
 	})
 }
 
+// TestInterleaved: the protocol has no way to put a tag only if there is none, and
+// nobody loses by it.
+func TestInterleaved(t *testing.T) {
+	cachetest.Interleaved(t, func(t *testing.T) *cachetest.Rivals {
+		faults := cachetest.NewFaults(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))))
+		s := httptest.NewServer(faults)
+		t.Cleanup(s.Close)
+		attrs := map[string]string{"ref": s.Listener.Addr().String() + "/some/cache:tag"}
+		r := &cachetest.Rivals{Gate: &faults.Gate, Read: attrs, Write: attrs}
+		for i := range r.Places {
+			r.Places[i] = cacheregistry.New(registry.New(registry.Config{Attempts: 1, Stall: time.Minute}))
+		}
+		return r
+	})
+}
+
 // TestShelvesApart: caches by key of different tags have nothing in common, and
 // none is in the way of a tag of the user's.
 func TestShelvesApart(t *testing.T) {

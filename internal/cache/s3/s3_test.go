@@ -13,6 +13,7 @@ import (
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cache/cachetest"
 	"github.com/kiln-build/kiln/internal/cache/s3"
 )
@@ -83,6 +84,14 @@ func TestShelf(t *testing.T) {
 				}
 			},
 		}
+	})
+}
+
+func TestInterleaved(t *testing.T) {
+	cachetest.Interleaved(t, func(t *testing.T) *cachetest.Rivals {
+		s := newServer(t)
+		c := s3.Config{Stall: time.Minute, MaxBackoff: 10 * time.Millisecond}
+		return &cachetest.Rivals{Gate: &s.faults.Gate, Read: s.attrs, Write: s.attrs, Places: [2]cache.Shelves{s3.New(c), s3.New(c)}}
 	})
 }
 
