@@ -22,8 +22,11 @@ const (
 	openName   = "open"   // the boot in which the store was opened and not closed
 
 	// syncDelay is how long a new blob is left to the kernel before the disk is
-	// asked to have it: it bounds what power loss loses.
-	syncDelay = 3 * time.Second
+	// asked to have it: it bounds what power loss loses. Linux begins to write what
+	// is 30 s old by itself (vm.dirty_expire_centisecs), at its own pace, so after that
+	// there is little left to do. Much sooner, the disk would be busy with a blob
+	// while whoever had it made still works with it.
+	syncDelay = 40 * time.Second
 
 	writable = 0o222
 )
@@ -41,8 +44,8 @@ type Store struct {
 	root string
 
 	mu       sync.Mutex
-	unsynced map[digest.Digest]struct{}
-	timer    *time.Timer // nil while nothing is to be synced
+	unsynced map[digest.Digest]time.Time // when they came
+	timer    *time.Timer                 // nil while nothing is to be synced
 
 	syncing sync.Mutex // held by who syncs
 }
@@ -50,7 +53,7 @@ type Store struct {
 // Open opens the blobs below root, and forgets those that a crash has left half
 // written, be it of a process or of the machine.
 func Open(_ context.Context, root string) (*Store, error) {
-	s := &Store{root: root, unsynced: map[digest.Digest]struct{}{}}
+	s := &Store{root: root, unsynced: map[digest.Digest]time.Time{}}
 	// Not by the store's own means: they fail on one that was just being begun.
 	if err := os.RemoveAll(s.ingest()); err != nil {
 		return nil, fmt.Errorf("remove half-written blobs: %w", err)
@@ -126,7 +129,7 @@ func (s *Store) revisit(sameBoot bool) error {
 
 // Close has the disk keep all blobs. Nothing may be written any more.
 func (s *Store) Close() error {
-	s.sync()
+	s.sync(0)
 	s.mu.Lock()
 	left := len(s.unsynced)
 	if s.timer != nil {
@@ -146,22 +149,44 @@ func (s *Store) Close() error {
 func (s *Store) syncLater(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unsynced[d] = struct{}{}
-	if s.timer == nil {
-		s.timer = time.AfterFunc(syncDelay, s.sync)
-	}
+	s.unsynced[d] = time.Now()
+	s.armLocked()
 }
 
-// sync has the disk keep the blobs that were committed. Those that it does not
-// take are tried again later.
-func (s *Store) sync() {
+// armLocked sees to it that the next blob that is due is synced.
+func (s *Store) armLocked() {
+	if s.timer != nil || len(s.unsynced) == 0 {
+		return
+	}
+	first := time.Now()
+	for _, came := range s.unsynced {
+		if came.Before(first) {
+			first = came
+		}
+	}
+	s.timer = time.AfterFunc(time.Until(first.Add(syncDelay)), func() { s.sync(syncDelay) })
+}
+
+// sync has the disk keep the blobs that are at least that old. Those that it does
+// not take are tried again later.
+func (s *Store) sync(age time.Duration) {
 	s.syncing.Lock()
 	defer s.syncing.Unlock()
 	s.mu.Lock()
-	due := s.unsynced
-	s.unsynced, s.timer = map[digest.Digest]struct{}{}, nil
+	var due []digest.Digest
+	for d, came := range s.unsynced {
+		if time.Since(came) >= age {
+			due = append(due, d)
+			delete(s.unsynced, d)
+		}
+	}
+	if s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
+	}
+	s.armLocked()
 	s.mu.Unlock()
-	for d := range due {
+	for _, d := range due {
 		if err := syncFile(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.syncLater(d)
 		}

@@ -3,9 +3,11 @@ package content
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -35,7 +37,7 @@ func TestCrashes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, root := open(t)
 			synced := write(t, s, "on disk")
-			s.sync()
+			s.sync(0)
 			unsynced := write(t, s, "not on disk")
 			s.timer.Stop() // it ends here
 			if tc.marker != "" {
@@ -59,6 +61,30 @@ func TestCrashes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOnlyOldBlobsAreSynced has a blob that has just come wait for its own time,
+// not for that of one that came before.
+func TestOnlyOldBlobsAreSynced(t *testing.T) {
+	s, _ := open(t)
+	older, newer := write(t, s, "older"), write(t, s, "newer")
+	s.mu.Lock()
+	s.timer.Stop()
+	s.unsynced[older.Digest] = time.Now().Add(-syncDelay)
+	s.mu.Unlock()
+	s.sync(syncDelay)
+	for d, want := range map[digest.Digest]fs.FileMode{older.Digest: 0o444, newer.Digest: 0o644} {
+		info, err := os.Stat(s.path(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != want {
+			t.Errorf("%s has mode %v, want %v", d, info.Mode(), want)
+		}
+	}
+	if _, waits := s.unsynced[newer.Digest]; !waits || s.timer == nil {
+		t.Error("nobody sees to the newer blob")
 	}
 }
 
