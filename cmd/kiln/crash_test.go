@@ -140,6 +140,7 @@ type builder struct {
 	credential *syscall.Credential
 	state      *scriptState
 	kiln, base string
+	patience   time.Duration // with one command
 }
 
 func newBuilder(t *testing.T, env ...string) *builder {
@@ -160,7 +161,7 @@ func newBuilder(t *testing.T, env ...string) *builder {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b := &builder{t: t, dir: dir, kiln: filepath.Join(bin, "kiln"), base: base, state: &scriptState{run: run}}
+	b := &builder{t: t, dir: dir, kiln: filepath.Join(bin, "kiln"), base: base, state: &scriptState{run: run}, patience: 2 * time.Minute}
 	b.env = append(append(os.Environ(), "KILN_HOST=unix://"+run+"/sock"), env...)
 	t.Cleanup(func() {
 		if err := b.state.stop(); err != nil {
@@ -195,7 +196,7 @@ func (b *builder) command(args ...string) *exec.Cmd {
 	if args[0] == "build" {
 		args = append([]string{"build", "--build-context", "base=oci-layout://" + b.base}, args[1:]...)
 	}
-	ctx, cancel := context.WithTimeout(b.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(b.t.Context(), b.patience)
 	b.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, b.kiln, args...)
 	cmd.Env, cmd.Dir = b.env, b.dir

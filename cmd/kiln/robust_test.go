@@ -30,11 +30,13 @@ var lineMiB = flag.Int("line", 512, "how many MiB the one line of TestEndlessLin
 // mostMemory is what a daemon or a client may use while that line passes, KiB.
 const mostMemory = 300 << 10
 
-// TestEndlessLine has a step write one line of hundreds of MiB: it arrives whole, is
+// TestEndlessLine has a step write one line of hundreds of MiB, or of
+// GiB where that is asked for (make soak): it arrives whole, is
 // kept whole, and neither daemon nor client holds much of it.
 func TestEndlessLine(t *testing.T) {
 	t.Parallel()
 	b := newBuilder(t)
+	b.patience += time.Duration(*lineMiB) * time.Second / 2
 	lineSize := int64(*lineMiB) << 20
 	b.write("Dockerfile", fmt.Sprintf("FROM base\nRUN dd if=/dev/zero bs=1M count=%d 2>/dev/null | tr '\\000' x\n", *lineMiB))
 	b.start()
