@@ -148,6 +148,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
 			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{}, Room: newRoom(collector, ledger), Listed: listFiles(ledger), SecretHash: folders.hash,
+			Late: lateProgram(s, parts),
 		},
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
 			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
@@ -156,6 +157,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Entitlements: entitlements(s.config), Caps: daemon.Caps(), ProxyNetwork: s.config.ProxyNetwork,
 		ProvenanceEnv: env, DockerfileVersion: dockerfile.Version, Version: version,
 	}
+	parts.add(builder.Close)
 	spans, err := daemon.NewSpanCollector(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -303,6 +305,23 @@ func newExecutor(s settings, ns namespace.Info, parts *closers) (executor.Execut
 		return ex, devices, nil
 	}
 	return nil, nil, fmt.Errorf("no executor %q: expected oci or fake", s.executor)
+}
+
+// lateProgram is this program, as what waits in containers; "" where steps run in none.
+func lateProgram(s settings, parts *closers) string {
+	if s.executor != "oci" {
+		return ""
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	f, err := os.Open(self)
+	if err != nil {
+		return "" // it was replaced: frontends start as any container
+	}
+	parts.add(f.Close)
+	return fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 }
 
 func newSources(layers *layerStore, db *store.Store, reg *registry.Client, sessions *session.Manager, repos *gitsource.Repos, scratch string) []source.Source {

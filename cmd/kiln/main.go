@@ -20,6 +20,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/namespace"
 )
 
@@ -47,6 +48,10 @@ type env struct {
 }
 
 func main() {
+	if len(os.Args) > 0 && os.Args[0] == executor.LateProgram {
+		fmt.Fprintln(os.Stderr, executor.RunLate(os.Stdin, os.Stdout, os.Args[1:]))
+		os.Exit(exitFailed)
+	}
 	forgetPages()
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, uid: os.Getuid()}
 	if isDaemon(os.Args) {

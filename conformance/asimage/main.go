@@ -58,7 +58,7 @@ func build(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 	modes := map[string]gateway.BuildFunc{
 		"": options, "options": options, "surroundings": surroundings, "fail": fail, "fail-step": failStep, "platforms": platforms,
 		"files": files, "inputs": inputs, "container": container, "hang": hang, "nested": nested, "endless": endless,
-		"crash-late": options,
+		"crash-late": options, "confined": confined,
 	}
 	f, ok := modes[mode()]
 	if !ok {

@@ -82,12 +82,20 @@ func (br *Bridge) leave() {
 	_ = br.values.Close() // what it could not remove goes at the next start
 }
 
-// Settle returns when builds that have ended hold nothing any more, or ctx ends.
+// Settle returns when builds that have ended, and containers that wait for the next
+// one, hold nothing any more, or ctx ends.
 func (b *Builder) Settle(ctx context.Context) error {
+	b.ready.giveUp(nil)
 	if err := b.leaving.Wait(ctx); err != nil {
 		return fmt.Errorf("wait for builds that have ended: %w", err)
 	}
 	return b.Worker.Layers.Settle(ctx)
+}
+
+// Close ends what waits for a build. It is called after the last one.
+func (b *Builder) Close() error {
+	b.ready.close()
+	return nil
 }
 
 // Sessions are the client sessions that serve the build.

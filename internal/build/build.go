@@ -52,6 +52,7 @@ type Builder struct {
 
 	producers producers
 	leaving   solver.Crew // builds that have answered, and still hold something
+	ready     ready       // a container that waits for a build
 }
 
 // Request is what a client wants built.

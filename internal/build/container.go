@@ -63,7 +63,20 @@ func (br *Bridge) NewContainer(ctx context.Context, spec ContainerSpec) (*Contai
 		return nil, err
 	}
 	defer done()
-	inner := op.ContainerSpec{Given: spec.Given, Network: spec.Network, Hosts: spec.Hosts, Hostname: spec.Hostname}
+	inner, err := containerSpec(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	c, err := br.newContainer(inner)
+	if err != nil {
+		return nil, err
+	}
+	return br.own(c, func() {}), nil
+}
+
+// containerSpec makes the results to be mounted.
+func containerSpec(ctx context.Context, spec ContainerSpec) (inner op.ContainerSpec, err error) {
+	inner = op.ContainerSpec{Given: spec.Given, Network: spec.Network, Hosts: spec.Hosts, Hostname: spec.Hostname}
 	if spec.Platform != nil {
 		inner.System = spec.Platform.OS
 	}
@@ -71,19 +84,27 @@ func (br *Bridge) NewContainer(ctx context.Context, spec ContainerSpec) (*Contai
 		var ref *layer.Ref
 		if m.Ref != nil {
 			if ref, err = m.Ref.Layer(ctx); err != nil {
-				return nil, fmt.Errorf("mount %s: %w", m.Dest, err)
+				return inner, fmt.Errorf("mount %s: %w", m.Dest, err)
 			}
 		}
 		inner.Mounts = append(inner.Mounts, m.Mount)
 		inner.Refs = append(inner.Refs, ref)
 	}
-	// It outlives the call that makes it, but not the build.
-	c := &Container{}
-	if c.inner, err = br.builder.Worker.NewContainer(session.WithGroup(br.ctx, br), br.values, inner); err != nil {
-		return nil, err
-	}
-	c.leave = br.containers.add(c)
-	return c, nil
+	return inner, nil
+}
+
+// newContainer makes a container that outlives the call that makes it, but not the
+// build.
+func (br *Bridge) newContainer(spec op.ContainerSpec) (*op.Container, error) {
+	return br.builder.Worker.NewContainer(session.WithGroup(br.ctx, br), br.values, spec)
+}
+
+// own makes a container the build's. left is called when that releases it.
+func (br *Bridge) own(inner *op.Container, left func()) *Container {
+	c := &Container{inner: inner}
+	leave := br.containers.add(c)
+	c.leave = sync.OnceFunc(func() { leave(); left() })
+	return c
 }
 
 // Start starts a process; the first makes the container run. Ending ctx kills it.

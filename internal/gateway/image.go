@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,12 +137,11 @@ const (
 func (f *ImageFrontend) run(ctx context.Context, br *build.Bridge, image *frontendImage, req frontend.Request) (*frontend.Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	c, err := f.container(ctx, br, image)
+	program, err := f.program(ctx, br, image)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = c.Release() }() // how it ended is known from its process
-	process, err := f.process(br, image, req)
+	env, err := f.environment(br, req)
 	if err != nil {
 		return nil, err
 	}
@@ -171,12 +171,16 @@ func (f *ImageFrontend) run(ctx context.Context, br *build.Bridge, image *fronte
 	go func() {
 		select {
 		case <-spoke:
+			program.Expect()
 		case <-serving.Done():
 		case <-time.After(f.Silence):
 			cancel(fmt.Errorf("image %s has said nothing for %v: expected a frontend, which speaks to the daemon by its standard output", image.name, f.Silence))
 		}
 	}()
-	task, err := c.Start(ctx, process, executor.IO{Stdin: stdio.in, Stdout: stdio.out, Stderr: log})
+	c, task, err := program.Start(ctx, env, executor.IO{Stdin: stdio.in, Stdout: stdio.out, Stderr: log})
+	if c != nil {
+		defer func() { _ = c.Release() }() // how it ended is known from its process
+	}
 	if err == nil {
 		err = task.Wait(context.WithoutCancel(ctx)) // ctx ends it, too
 	}
@@ -201,8 +205,9 @@ func (f *ImageFrontend) run(ctx context.Context, br *build.Bridge, image *fronte
 	}
 }
 
-// container mounts the image's files, which the frontend may change for itself.
-func (f *ImageFrontend) container(ctx context.Context, br *build.Bridge, image *frontendImage) (*build.Container, error) {
+// program is the frontend's: the image's entrypoint, or /run, with the image's files,
+// which it may change for itself.
+func (f *ImageFrontend) program(ctx context.Context, br *build.Bridge, image *frontendImage) (*build.Program, error) {
 	def, err := image.graph.Marshal()
 	if err != nil {
 		return nil, fmt.Errorf("encode frontend image %s: %w", image.name, err)
@@ -218,34 +223,36 @@ func (f *ImageFrontend) container(ctx context.Context, br *build.Bridge, image *
 	if none, err := strconv.ParseBool(image.config.Labels["moby.buildkit.frontend.network.none"]); err == nil && none {
 		spec.Network = llb.NetNone
 	}
-	c, err := br.NewContainer(ctx, spec)
-	if err != nil {
-		return nil, fmt.Errorf("run frontend %s: %w", image.name, err)
-	}
-	return c, nil
-}
-
-// process is the frontend's program: the image's entrypoint, or /run.
-func (f *ImageFrontend) process(br *build.Bridge, image *frontendImage, req frontend.Request) (build.Process, error) {
-	p := build.Process{Args: []string{"/run"}, Env: slices.Clone(image.config.Env), Cwd: "/"}
+	p := build.Process{Args: []string{"/run"}, Env: image.config.Env, Cwd: "/"}
 	if image.config.Entrypoint != nil {
 		p.Args = image.config.Entrypoint
 	}
 	if image.config.WorkingDir != "" {
 		p.Cwd = image.config.WorkingDir
 	}
-	n := 0
-	for k, v := range req.Opts {
-		p.Env = append(p.Env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", n, k, v))
-		n++
+	key := ""
+	if image.digest != "" && spec.Network == llb.NetNone {
+		// The one says what the config is, the other which files were found by it.
+		key = image.digest + " " + string(image.graph.Root.Vertex.Digest())
+	}
+	program, err := br.NewProgram(ctx, key, spec, p)
+	if err != nil {
+		return nil, fmt.Errorf("run frontend %s: %w", image.name, err)
+	}
+	return program, nil
+}
+
+// environment is what the frontend is told of the build.
+func (f *ImageFrontend) environment(br *build.Bridge, req frontend.Request) (env []string, err error) {
+	for n, k := range slices.Sorted(maps.Keys(req.Opts)) {
+		env = append(env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", n, k, req.Opts[k]))
 	}
 	workers, err := f.service.host.FrontendWorkers()
 	if err != nil {
-		return p, fmt.Errorf("list workers for frontend %s: %w", image.name, err)
+		return nil, fmt.Errorf("list workers of the daemon: %w", err)
 	}
 	// Frontends show the product in what they say about old daemons.
-	p.Env = append(p.Env, "BUILDKIT_SESSION_ID="+br.SessionID(), "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT=buildkit")
-	return p, nil
+	return append(env, "BUILDKIT_SESSION_ID="+br.SessionID(), "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT=buildkit"), nil
 }
 
 // frontendImage is a frontend as an image.

@@ -41,6 +41,9 @@ type Worker struct {
 	SSH         SSH
 	Scratch     string       // a directory for files of one run
 	Proxy       *proxy.Proxy // nil: there is no proxy network
+	// Late is the program that calls [executor.RunLate] under the name
+	// [executor.LateProgram], as the source of a mount; "" if there is none.
+	Late string
 	// Listed is told of content that was digested for a key, and may ask for the
 	// files that it is of before it returns. Nil is nobody.
 	Listed func(content string, files func() ([]contenthash.Listed, error))
