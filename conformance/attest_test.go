@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +21,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 
+	"github.com/kiln-build/kiln/conformance/corpus"
 	"github.com/kiln-build/kiln/conformance/peer"
 )
 
@@ -67,7 +67,7 @@ func ociTo(more string) func(string) string {
 }
 
 // document is any JSON text.
-type document = map[string]any
+type document = corpus.Document
 
 // unpacked is an image layout, read.
 type unpacked struct {
@@ -137,14 +137,14 @@ func decode(t *testing.T, data []byte) document {
 	return d
 }
 
-// varying is what no two runs share: digests, times, ids and sizes.
-var varying = regexp.MustCompile(`"(sha256:)?[0-9a-f]{64}"|"20\d\d-[^"]*Z"|("invocationId": |"buildInvocationID": )"[^"]*"|"size": \d+`)
-
-// shape is a document with what varies left out, and what only one side tells.
+// shape is a document with what varies left out.
 func shape(t *testing.T, d document) string {
 	t.Helper()
-	text := string(varying.ReplaceAll([]byte(indented(t, d)), []byte("$2…")))
-	return regexp.MustCompile(`(digest=)sha256:[0-9a-f]{64}`).ReplaceAllString(text, "$1…")
+	text, err := corpus.Shape(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 // TestSameAttestationForms compares how attestations hang on an image.
@@ -200,7 +200,7 @@ func TestSameProvenance(t *testing.T) {
 			kiln, buildkit := readLayout(t, dests[0]).statements[0], readLayout(t, dests[1]).statements[0]
 			a, b := kiln["predicate"].(document), buildkit["predicate"].(document)
 			for _, p := range []document{a, b} {
-				forgetOwn(p)
+				corpus.ForgetOwn(p)
 			}
 			if a, b := shape(t, a), shape(t, b); a != b {
 				t.Errorf("Kiln's provenance:\n%s\nBuildKit's:\n%s", a, b)
@@ -208,64 +208,6 @@ func TestSameProvenance(t *testing.T) {
 		})
 	}
 }
-
-// forgetOwn removes what is each builder's own: the version of its Dockerfile
-// frontend, what layers the cache happens to have of steps in between, a
-// client's session, which Kiln does not tell, and which digest has which step.
-// Steps without a place in the Dockerfile are listed by BuildKit all the same.
-func forgetOwn(p document) {
-	for _, path := range [][]string{
-		{"buildDefinition", "internalParameters", "dockerfileVersion"}, {"invocation", "environment", "dockerfileVersion"},
-		{"runDetails", "metadata", "buildkit_metadata", "layers"}, {"metadata", "https://mobyproject.org/buildkit@v1#metadata", "layers"},
-	} {
-		d := p
-		for _, key := range path[:len(path)-1] {
-			d, _ = d[key].(document)
-		}
-		delete(d, path[len(path)-1])
-	}
-	forgetWithin(p)
-}
-
-func forgetWithin(v any) {
-	switch v := v.(type) {
-	case []any:
-		for _, e := range v {
-			forgetWithin(e)
-		}
-	case document:
-		delete(v, "oci.session")
-		if m, ok := v["digestMapping"].(document); ok {
-			v["digestMapping"] = len(m)
-		}
-		if m, ok := v["locations"].(document); ok {
-			maps.DeleteFunc(m, func(_ string, place any) bool { d, ok := place.(document); return ok && len(d) == 0 })
-		}
-		for _, e := range v {
-			forgetWithin(e)
-		}
-	}
-}
-
-// scanScript is a scanner: a statement for each place that it is to scan.
-const scanScript = `set -e
-scan() {
-	cat > "$BUILDKIT_SCAN_DESTINATION/$1.spdx.json" <<END
-{"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document", "predicate": {
-  "SPDXID": "SPDXRef-DOCUMENT", "spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "name": "$1", "documentNamespace": "https://example.org/$1",
-  "creationInfo": {"created": "2024-01-01T00:00:00Z", "creators": ["Tool: script-$BUILDKIT_SCAN_FLAVOR"]},
-  "files": [$(cd "$2"; sep=; for f in *; do [ -f "$f" ] || continue; echo "$sep{\"fileName\": \"/$f\", \"SPDXID\": \"SPDXRef-$f\", \"checksums\": [{\"algorithm\": \"SHA1\", \"checksumValue\": \"da39a3ee5e6b4b0d3255bfef95601890afd80709\"}]}"; sep=,; done)]
-}}
-END
-}
-scan sbom "$BUILDKIT_SCAN_SOURCE"
-for extra in ${BUILDKIT_SCAN_SOURCE_EXTRAS:+"$BUILDKIT_SCAN_SOURCE_EXTRAS"/*}; do
-	name=${extra##*/}
-	scan "$name" "$extra"
-done
-! touch "$BUILDKIT_SCAN_SOURCE/written" 2> /dev/null
-touch /tmp/fine
-`
 
 // scanner builds a scanner with Kiln and pushes it to a registry of its own.
 func scanner(t *testing.T) (name string) {
@@ -275,7 +217,7 @@ func scanner(t *testing.T) (name string) {
 	name = strings.TrimPrefix(server.URL, "http://") + "/scanner:1"
 	dir := t.TempDir()
 	if err := peer.WriteFiles(dir, map[string]string{
-		"Dockerfile": "FROM base\nCOPY scan.sh /scan.sh\nENTRYPOINT [\"/bin/sh\", \"/scan.sh\"]\n", "scan.sh": scanScript,
+		"Dockerfile": "FROM base\nCOPY scan.sh /scan.sh\nENTRYPOINT [\"/bin/sh\", \"/scan.sh\"]\n", "scan.sh": corpus.ScanScript(),
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +343,7 @@ func TestSameMaterials(t *testing.T) {
 			var told [2]string
 			for i, dest := range dests {
 				p := readLayout(t, dest).statements[0]["predicate"].(document)
-				forgetOwn(p)
+				corpus.ForgetOwn(p)
 				delete(p["runDetails"].(document)["metadata"].(document), "startedOn")
 				delete(p["runDetails"].(document)["metadata"].(document), "finishedOn")
 				delete(p["runDetails"].(document)["metadata"].(document), "invocationId")

@@ -49,7 +49,7 @@ func asFrontendIn(ctx context.Context, t *testing.T, d *peer.Daemon, f gateway.B
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent, err := corpus.ServeAgent(filepath.Join(t.TempDir(), "agent"))
+	agent, _, err := corpus.ServeAgent(filepath.Join(t.TempDir(), "agent"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ const (
 
 // AttestOptions are the attestations that a request asks for, by kind, with
 // what is said of each: "attest:provenance=mode=max,version=v0.2", or the same
-// as the build argument BUILDKIT_ATTEST_PROVENANCE, which wins. One that is
-// disabled is left out.
+// as the build argument BUILDKIT_ATTEST_PROVENANCE, which wins. That one is not
+// wanted, clients say by leaving it out: "false" and "disabled=true" are for them.
 func AttestOptions(opts map[string]string) (map[string]map[string]string, error) {
 	texts := map[string]string{}
 	for _, prefix := range []string{"attest:", "build-arg:BUILDKIT_ATTEST_"} {
@@ -36,10 +36,6 @@ func AttestOptions(opts map[string]string) (map[string]map[string]string, error)
 		if err != nil {
 			return nil, fmt.Errorf("failed to parse %s %q: %w", kind, text, err)
 		}
-		if _, off := values["false"]; off || values["disabled"] == "true" {
-			continue
-		}
-		delete(values, "disabled")
 		out[kind] = values
 	}
 	return out, nil

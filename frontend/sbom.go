@@ -84,7 +84,7 @@ type Scanner struct {
 // [ResolveOpt].
 func NewScanner(ctx context.Context, gw Gateway, r SBOMRequest, platform ocispecs.Platform, mode string) (*Scanner, error) {
 	op := &llb.SourceOp{Identifier: "docker-image://" + r.Generator}
-	meta, err := gw.ResolveSource(ctx, op, ResolveOpt{Platform: &platform, Mode: mode, LogName: "resolve SBOM scanner " + r.Generator})
+	meta, err := gw.ResolveSource(ctx, op, ResolveOpt{Platform: &platform, Mode: mode, LogName: "resolve image config for " + op.Identifier})
 	if err != nil {
 		return nil, fmt.Errorf("resolve SBOM scanner %s: %w", r.Generator, err)
 	}

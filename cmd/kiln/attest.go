@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -30,24 +33,48 @@ func setAttests(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 		if !slices.Contains(attestKinds, kind) {
 			return usagef(cmd, "--attest %s: want type=provenance or type=sbom", s)
 		}
-		if len(fields) == 0 {
-			o.FrontendAttrs["attest:"+kind] = ""
-			continue
-		}
-		if o.FrontendAttrs["attest:"+kind], err = joinCSV(fields); err != nil {
+		if err := setAttest(o, kind, fields); err != nil {
 			return usagef(cmd, "--attest %s: %v", s, err)
 		}
 	}
 	for _, kind := range attestKinds {
-		switch v := cmd.String(kind); {
-		case !cmd.IsSet(kind):
-		case v == "false":
-			delete(o.FrontendAttrs, "attest:"+kind)
-		case v == "true":
-			o.FrontendAttrs["attest:"+kind] = ""
-		default:
-			o.FrontendAttrs["attest:"+kind] = v
+		if !cmd.IsSet(kind) {
+			continue
+		}
+		fields, err := csvFields(cmd.String(kind))
+		if on, notBool := strconv.ParseBool(cmd.String(kind)); notBool == nil {
+			fields = []string{"disabled=" + strconv.FormatBool(!on)}
+		}
+		if err == nil {
+			err = setAttest(o, kind, fields)
+		}
+		if err != nil {
+			return usagef(cmd, "--%s %s: %v", kind, cmd.String(kind), err)
 		}
 	}
 	return nil
+}
+
+// setAttest asks for a kind of statement, or not: disabled=true is for us, the
+// daemon makes what it is asked for.
+func setAttest(o *client.SolveOpt, kind string, fields []string) (err error) {
+	off := false
+	fields = slices.DeleteFunc(fields, func(f string) bool {
+		v, ok := strings.CutPrefix(f, "disabled=")
+		if ok {
+			var bad error
+			off, bad = strconv.ParseBool(v)
+			err = errors.Join(err, bad)
+		}
+		return ok
+	})
+	if err != nil {
+		return fmt.Errorf("disabled is neither true nor false: %w", err)
+	}
+	key := "attest:" + kind
+	delete(o.FrontendAttrs, key)
+	if !off {
+		o.FrontendAttrs[key], err = joinCSV(fields)
+	}
+	return err
 }

@@ -96,6 +96,10 @@ func TestRequest(t *testing.T) {
 			map[string]string{"attest:sbom": "generator=scan", "attest:provenance": "mode=max,version=v0.2"}, image, nil,
 		},
 		{[]string{"--sbom", "true", "--attest", "type=provenance,mode=min", "--provenance", "false"}, map[string]string{"attest:sbom": ""}, image, nil},
+		{
+			[]string{"--provenance", "mode=max,disabled=true", "--attest", "type=sbom,disabled=false,generator=x"},
+			map[string]string{"attest:sbom": "generator=x"}, image, nil,
+		},
 		{[]string{"--no-cache", "--pull"}, map[string]string{"no-cache": "", "image-resolve-mode": "pull"}, image, nil},
 		{[]string{"--network", "host", "--allow", "security.insecure"}, map[string]string{"force-network-mode": "host"}, image, []string{"security.insecure", "network.host"}},
 		{

@@ -46,7 +46,7 @@ func MakeBases(dir string) (*Bases, error) {
 	}
 	b := &Bases{Dir: dir, Digests: map[string]string{}, images: map[string]mutate.Appendable{}}
 	layers := map[string]v1.Layer{}
-	for name, entries := range map[string][]entry{"busybox": busybox(program), "users": users(), "odd": odd(), "over": over(), "windows": onWindows(), "windows-over": overWindows()} {
+	for name, entries := range map[string][]entry{"busybox": busybox(program), "users": users(), "odd": odd(), "scan": {file("scan.sh", 0o755, ScanScript())}, "over": over(), "windows": onWindows(), "windows-over": overWindows()} {
 		if layers[name], err = layerOf(entries); err != nil {
 			return nil, fmt.Errorf("make layer %s: %w", name, err)
 		}
@@ -218,6 +218,7 @@ func configs() map[string]imageConfig {
 		"over":            {layers: []string{"busybox", "odd", "over"}, config: path},
 		"bare":            {layers: []string{"busybox"}},
 		"nothing":         {},
+		"scanner":         {layers: []string{"busybox", "scan"}, config: v1.Config{Env: path.Env, Entrypoint: []string{"/bin/sh", "/scan.sh"}}},
 		"entry":           {layers: []string{"busybox"}, config: v1.Config{Env: path.Env, Entrypoint: []string{"/bin/echo", "entry"}, Cmd: []string{"of base"}}},
 		"onbuild":         on("ENV TRIGGERED=yes", "WORKDIR /triggered", "COPY file .", "LABEL trigger=1"),
 		"onbuild-run":     on("RUN echo from trigger > /trigger", "USER 1:1", `CMD ["a", "b"]`),

@@ -3,14 +3,9 @@ package corpus
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -25,7 +20,6 @@ import (
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/tonistiigi/fsutil"
-	"golang.org/x/crypto/ssh/agent"
 )
 
 // Builder builds cases on one daemon. It may be used by several goroutines.
@@ -66,11 +60,20 @@ type Outcome struct {
 
 // Build builds a case and reads all of what came out. An archive of the result
 // is made if export is set.
-func (b *Builder) Build(ctx context.Context, c *Case, export bool) (*Outcome, error) {
+func (b *Builder) Build(ctx context.Context, c *Case, export bool) (out *Outcome, err error) {
 	opt, err := b.solveOpt(c)
 	if err != nil {
 		return nil, err
 	}
+	end, err := b.offer(ctx, c, &opt)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if endErr := end(); err == nil {
+			err = endErr
+		}
+	}()
 	var archive bytes.Buffer
 	if export {
 		opt.Exports = []client.ExportEntry{{
@@ -79,7 +82,7 @@ func (b *Builder) Build(ctx context.Context, c *Case, export bool) (*Outcome, er
 		}}
 	}
 	watch := newWatcher()
-	out := &Outcome{Graphs: map[string]Graph{}}
+	out = &Outcome{Graphs: map[string]Graph{}}
 	_, err = b.client.Build(ctx, opt, "", func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
 		attrs := maps.Clone(opt.FrontendAttrs)
 		req := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: attrs, FrontendInputs: nil}
@@ -225,37 +228,6 @@ func (c *Case) frontendInputs(ctx context.Context) (map[string]*pbDefinition, er
 		out[name] = def.ToPB()
 	}
 	return out, nil
-}
-
-// ServeAgent runs an ssh agent with one key at a socket until the listener is closed.
-func ServeAgent(socket string) (net.Listener, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	ring := agent.NewKeyring()
-	if err := ring.Add(agent.AddedKey{PrivateKey: key, Comment: "corpus"}); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		return nil, err
-	}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				go func() { defer conn.Close(); _ = agent.ServeAgent(ring, conn) }() // ends with the client's EOF
-			}
-		}
-	}()
-	return l, nil
 }
 
 // watcher gathers what the progress of a build says.

@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 )
 
 // Compare says in what Kiln's outcomes of a case, of its first build and the one
@@ -45,11 +43,7 @@ func Compare(c *Case, kiln, buildkit [2]*Outcome) []string {
 	if ours, theirs := rules(k.Warnings), rules(b.Warnings); !slices.Equal(ours, theirs) {
 		differ("warnings: Kiln's %q, BuildKit's %q", ours, theirs)
 	}
-	epoch := "none"
-	if n, err := strconv.ParseInt(c.opts["build-arg:SOURCE_DATE_EPOCH"], 10, 64); err == nil {
-		epoch = time.Unix(n, 0).UTC().Format(time.RFC3339Nano)
-	}
-	return append(diffs, compareArchives(epoch, k.Archive, b.Archive)...)
+	return append(diffs, compareArchives(k.Archive, b.Archive)...)
 }
 
 // howMany counts the steps of each kind but sources.
@@ -64,15 +58,19 @@ func howMany(steps map[string]string) map[string]int {
 }
 
 // rules are the lint rules that warnings come from, but for those that Kiln
-// alone has.
+// alone has. It also warns where nothing is known of an ssh server's key:
+// BuildKit asks the server itself for it, and takes what it says.
 func rules(warnings []string) []string {
 	kept := slices.DeleteFunc(slices.Sorted(slices.Values(warnings)), func(rule string) bool {
+		if strings.HasPrefix(rule, "the identity of ") {
+			return true
+		}
 		return slices.Contains([]string{"BrokenOnbuildTrigger", "InvalidJSONForm", "UnknownBuildArg"}, rule)
 	})
 	return slices.Compact(kept)
 }
 
-func compareArchives(epoch string, kiln, buildkit []byte) []string {
+func compareArchives(kiln, buildkit []byte) []string {
 	k, err := ReadImages(kiln)
 	if err != nil {
 		return []string{fmt.Sprintf("Kiln's image: %v", err)}
@@ -86,12 +84,12 @@ func compareArchives(epoch string, kiln, buildkit []byte) []string {
 	}
 	var diffs []string
 	for i := range k {
-		diffs = append(diffs, compareImages(epoch, k[i], b[i])...)
+		diffs = append(diffs, compareImages(k[i], b[i])...)
 	}
 	return diffs
 }
 
-func compareImages(epoch string, k, b Image) []string {
+func compareImages(k, b Image) []string {
 	var diffs []string
 	if k.Platform != b.Platform {
 		diffs = append(diffs, fmt.Sprintf("platform: Kiln's %s, BuildKit's %s", k.Platform, b.Platform))
@@ -104,7 +102,7 @@ func compareImages(epoch string, k, b Image) []string {
 	}
 	for i := range k.Files {
 		if k.Layers[i] != b.Layers[i] {
-			diffs = append(diffs, compareLayers(fmt.Sprintf("layer %d", i), epoch, k.Files[i], b.Files[i])...)
+			diffs = append(diffs, compareLayers(fmt.Sprintf("layer %d", i), k.Created, k.Files[i], b.Files[i])...)
 		}
 	}
 	return diffs
@@ -112,14 +110,15 @@ func compareImages(epoch string, k, b Image) []string {
 
 // compareLayers wants all to be equal but for two things in which BuildKit is
 // the worse: it dates folders by the build where Kiln keeps a time that the next
-// build has, too, and it leaves times later than SOURCE_DATE_EPOCH in layers.
-func compareLayers(layer, epoch string, kiln, buildkit map[string]File) []string {
+// build has, too, and it leaves times later than SOURCE_DATE_EPOCH, by which the image
+// was created, in layers.
+func compareLayers(layer, created string, kiln, buildkit map[string]File) []string {
 	all := maps.Clone(kiln)
 	maps.Copy(all, buildkit)
 	var diffs []string
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		k, b := kiln[name], buildkit[name]
-		if b.Time == "now" || k.Time == epoch && b.Time > epoch {
+		if b.Time == "now" || k.Time == created && b.Time > created {
 			k.Time = b.Time
 		}
 		if k != b {

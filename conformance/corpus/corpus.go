@@ -36,6 +36,10 @@ type Case struct {
 	secrets, inputs map[string]string
 	allow           []string // entitlements
 	agents          []string // ids of ssh agents
+	// elsewhere are folders of the context, by name, that another session has;
+	// stdin is a file of it that the client reads its context from.
+	elsewhere map[string]string
+	stdin     string
 }
 
 // family is an archive, unpacked.
@@ -140,7 +144,9 @@ func (f *family) write(ctx, beside *txtar.Archive, setup string) error {
 // read takes a case's options: lines of KEY=VALUE, most of which are the
 // frontend's.
 func (c *Case) read(text string) error {
-	c.opts, c.locals, c.secrets, c.inputs = map[string]string{}, map[string]string{}, map[string]string{}, map[string]string{}
+	for _, m := range []*map[string]string{&c.opts, &c.locals, &c.secrets, &c.inputs, &c.elsewhere} {
+		*m = map[string]string{}
+	}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
 		if line == "" || strings.HasPrefix(line, "#") {
@@ -162,6 +168,10 @@ func (c *Case) read(text string) error {
 			c.agents = append(c.agents, value)
 		case kind == "local":
 			c.locals[name] = value
+		case kind == "elsewhere":
+			c.elsewhere[name] = value
+		case key == "stdin":
+			c.stdin = value
 		case kind == "secret":
 			c.secrets[name] = value
 		case kind == "input":

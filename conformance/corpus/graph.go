@@ -76,8 +76,16 @@ func (g grapher) text(d string) (string, error) {
 		in.Digest = name
 	}
 	if s := op.GetSource(); s != nil {
-		for _, key := range []string{pb.AttrLocalSessionID, pb.AttrLocalUniqueID, pb.AttrOCILayoutSessionID} {
+		for _, key := range []string{pb.AttrLocalSessionID, pb.AttrLocalUniqueID, pb.AttrOCILayoutSessionID,
+			// BuildKit asks ssh servers for their keys while it makes a graph, which
+			// in Kiln's frontend opens no connections.
+			pb.AttrKnownSSHHosts,
+		} {
 			delete(s.Attrs, key)
+		}
+		// What comes by the standard input has an address of its own each time.
+		if strings.HasPrefix(s.Identifier, "http://buildkit-session/") {
+			s.Identifier = "http://buildkit-session/…"
 		}
 		// Kiln pins an image by its digest where a context names it, too. That
 		// images of FROM are pinned shows in the names of steps.

@@ -22,6 +22,7 @@ import (
 // Image is an image in words: lines that two builders must agree on.
 type Image struct {
 	Platform string
+	Created  string   // "now" if it is of this run
 	Config   string   // indented JSON, without the layers' digests
 	Layers   []string // digests, of which equal ones need no look inside
 	Files    []map[string]File
@@ -76,7 +77,11 @@ func readIndex(blobs map[string][]byte, data []byte) ([]Image, error) {
 			images = append(images, more...)
 			continue
 		}
-		img, err := readImage(blobs, blob)
+		read := func() (Image, error) { return readImage(blobs, blob) }
+		if isAttestation(d) {
+			read = func() (Image, error) { return readAttestation(blobs, d) }
+		}
+		img, err := read()
 		if err != nil {
 			return nil, err
 		}
@@ -108,6 +113,7 @@ func readImage(blobs map[string][]byte, data []byte) (Image, error) {
 		}
 	}
 	steadyTimes(config)
+	img.Created, _ = config["created"].(string)
 	text, err := json.MarshalIndent(config, "", "  ")
 	if err != nil {
 		return img, err
@@ -141,6 +147,16 @@ func steadyTimes(config map[string]any) {
 	}
 }
 
+// withoutDaemon keeps of the file ".git" of a submodule what it says of the place
+// in the repository's git directory: BuildKit has it name its own folder, which is
+// gone by then.
+func withoutDaemon(data []byte) []byte {
+	if _, module, ok := bytes.Cut(data, []byte("/modules/")); ok && bytes.HasPrefix(data, []byte("gitdir: ")) {
+		return append([]byte("gitdir: …/modules/"), module...)
+	}
+	return data
+}
+
 func readLayer(blob []byte) (map[string]File, error) {
 	r, err := compression.DecompressStream(bytes.NewReader(blob))
 	if err != nil {
@@ -160,6 +176,10 @@ func readLayer(blob []byte) (map[string]File, error) {
 		data, err := io.ReadAll(tr)
 		if err != nil {
 			return nil, err
+		}
+		if path.Base(h.Name) == ".git" && h.Typeflag == tar.TypeReg {
+			data = withoutDaemon(data)
+			h.Size = int64(len(data))
 		}
 		sum := sha256.Sum256(data)
 		text := hex.EncodeToString(sum[:6])

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // Corpus is all cases, with what they need: base images, a site to load from
@@ -38,10 +40,11 @@ func Open(ctx context.Context, conformance, dir string) (c *Corpus, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.site, err = NewSite(ctx, at, script, c.bases); err != nil {
+	var user ssh.PublicKey
+	if c.agent, user, err = ServeAgent(filepath.Join(dir, "agent")); err != nil {
 		return nil, err
 	}
-	if c.agent, err = ServeAgent(filepath.Join(dir, "agent")); err != nil {
+	if c.site, err = NewSite(ctx, at, script, c.bases, user); err != nil {
 		return nil, err
 	}
 	c.Cases, err = Read(filepath.Join(testdata, "corpus"), filepath.Join(dir, "cases"), c.site.Facts)

@@ -18,21 +18,27 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/crypto/ssh"
 )
 
 // Site is what cases load from the network: files, repositories and images, all
 // from this machine.
 type Site struct {
-	// Facts are words for Read: HTTP, GIT (of "repo"), REGISTRY, and the
-	// repository's COMMIT, its FIRST commit and its TAG object.
+	// Facts are words for Read: HTTP, GIT, SSH and SCP (what addresses of
+	// repositories begin with), REGISTRY, and of the repository "repo" the COMMIT,
+	// the FIRST commit and the TAG object; SHA256 is the commit of "sha256".
 	Facts   map[string]string
 	servers []*httptest.Server
+	shell   *gitShell
 }
 
 // Close ends the servers.
 func (s *Site) Close() {
 	for _, server := range s.servers {
 		server.Close()
+	}
+	if s.shell != nil {
+		_ = s.shell.Close() // nobody asks it any more
 	}
 }
 
@@ -42,10 +48,16 @@ func (s *Site) serve(h http.Handler) string {
 	return server.URL
 }
 
-// NewSite serves the bases as images of a registry, and what the script of
-// site.txtar makes in dir: the folder "http", and a repository "git/repo".
-func NewSite(ctx context.Context, dir, script string, bases *Bases) (*Site, error) {
-	s := &Site{Facts: map[string]string{}}
+// NewSite serves the bases as images of a registry, and what the script makes in
+// dir: the folder "http", and repositories in the folder "git", by ssh to those
+// who have a key.
+func NewSite(ctx context.Context, dir, script string, bases *Bases, user ssh.PublicKey) (s *Site, err error) {
+	s = &Site{Facts: map[string]string{}}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
 	cmd := exec.CommandContext(ctx, "sh", "-eu", script)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "HOME="+dir, "TZ=UTC",
@@ -71,6 +83,10 @@ func NewSite(ctx context.Context, dir, script string, bases *Bases) (*Site, erro
 		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Join(dir, "git"), "GIT_HTTP_EXPORT_ALL=1",
 			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
 	})
+	if s.shell, err = serveGit(filepath.Join(dir, "git"), user); err != nil {
+		return nil, fmt.Errorf("serve repositories by ssh: %w", err)
+	}
+	s.Facts["SSH"], s.Facts["SCP"] = s.shell.url, s.shell.scp
 	s.Facts["REGISTRY"] = strings.TrimPrefix(s.serve(registry.New(registry.Logger(log.New(io.Discard, "", 0)))), "http://")
 	for n, d := range bases.Digests {
 		s.Facts["digest-"+n] = d

@@ -22,6 +22,7 @@ printf 'a file\n' > http/file
 printf 'a script\n' > http/script.sh
 gzip -nc < http/file > http/file.gz
 printf 'FROM base\nCOPY <<x /remote\nby http\nx\n' > http/Dockerfile
+printf 'FROM base\nCOPY . /all/\n' > http/Copies.Dockerfile
 mkdir context
 printf 'FROM base\nCOPY . /context/\n' > context/Dockerfile
 printf 'FROM base\nCOPY inner /sub/\n' > context/Other.Dockerfile
@@ -32,6 +33,9 @@ echo '*.log' > context/.dockerignore
 find context -exec touch -h -d @1450000000 {} +
 tar -C context --owner=0 --group=0 --sort=name -czf http/context.tar.gz .
 tar -C context --owner=0 --group=0 --sort=name -cf http/context.tar .
+bzip2 -c < http/context.tar > http/context.tar.bz2
+xz -c < http/context.tar > http/context.tar.xz
+zstd -qc < http/context.tar > http/context.tar.zst
 find http -exec touch -d @1460000000 {} +
 
 g() { git -C git/repo -c protocol.file.allow=always "$@"; }
@@ -58,10 +62,24 @@ echo changed > git/repo/one
 g add .
 g commit -q -m second
 g branch feature/x "$first"
-for r in repo sub; do git -C git/$r config uploadpack.allowAnySHA1InWant true; done
+git init -q -b main --object-format=sha256 git/sha256
+cp -a tree/. git/sha256/
+printf 'FROM base\nCOPY . /sha256/\n' > git/sha256/Dockerfile
+git -C git/sha256 add .
+git -C git/sha256 commit -q -m first
+git -C git/sha256 tag v1
+g checkout -q -b epoch "$first"
+printf 'ARG SOURCE_DATE_EPOCH=context\nFROM base\nCOPY one /\n' > git/repo/Epoch.Dockerfile
+printf 'FROM base\nARG SOURCE_DATE_EPOCH\nRUN echo $SOURCE_DATE_EPOCH > /e\n' > git/repo/Declared.Dockerfile
+g add Epoch.Dockerfile Declared.Dockerfile
+g commit -q -m epoch
+g checkout -q main
+for r in repo sub sha256; do git -C git/$r config uploadpack.allowAnySHA1InWant true; done
 echo "FIRST=$first"
 echo "COMMIT=$(g rev-parse HEAD)"
+echo "SHORTFIRST=$(g rev-parse --short=12 "$first")"
 echo "SHORT=$(g rev-parse --short=10 HEAD)"
+echo "SHA256=$(git -C git/sha256 rev-parse HEAD)"
 echo "TAG=$(g rev-parse v1)"
 for f in file tree.tar.gz file.gz; do
 	echo "SUM-$f=sha256:$(sha256sum < http/$f | cut -d' ' -f1)"

@@ -167,7 +167,7 @@ func (l *lowering) localContext(s *stage, c *namedContext, name string) {
 		return
 	}
 	v := l.in.opts.localVertex(name, "[context "+c.name+"] load from client", map[string]string{
-		"local.sharedkeyhint": "context:" + c.name + "-" + l.in.opts.sharedKeys[name],
+		"local.sharedkeyhint": "context:" + c.name + "-" + l.in.opts.sharedKeys[c.name],
 	})
 	l.locals = append(l.locals, localUse{vertex: v, patterns: patterns, paths: s.paths})
 	l.places = append(l.places, place{v, s.nameSpan}) // the client may not send it

@@ -60,9 +60,6 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	if err != nil {
 		return nil, err
 	}
-	if opts.request == requestDescribe {
-		return describeRequests()
-	}
 	d := &driver{language: f.language, gw: gw, opts: opts, req: req, facts: newFacts()}
 	defer func() {
 		for _, e := range frontend.SourceErrorsIn(err) {
@@ -74,6 +71,12 @@ func (f *Frontend) Build(ctx context.Context, req frontend.Request, gw frontend.
 	}
 	if res, handed, err := d.handOver(ctx); handed {
 		return res, err
+	}
+	switch {
+	case opts.missing != nil:
+		return nil, opts.missing
+	case opts.request == requestDescribe:
+		return describeRequests()
 	}
 	file, err := syntax.Parse(d.source, d.language.Words)
 	if err != nil {

@@ -339,7 +339,7 @@ func bench(b *testing.B, text string) {
 		b.Fatal(err)
 	}
 	in := &input{file: file, words: syntax.DockerfileWords(), opts: opts, target: amd64, build: amd64, implicit: true}
-	known := &facts{images: map[string]*imageFact{}, ignores: map[string][]string{mainIgnore(opts).key(): nil}}
+	known := &facts{images: map[string]*imageFact{}, ignores: map[string][]string{mainIgnore().key(): nil}}
 	for round := 0; ; round++ {
 		_, n, err := lower(in, known)
 		if err != nil || round > 3 {

@@ -23,7 +23,7 @@ const maxIgnoreSize = 4 << 20
 
 // load finds the main context and reads the Dockerfile.
 func (d *driver) load(ctx context.Context) error {
-	for _, name := range []string{d.opts.dockerfileName, d.opts.contextName} {
+	for _, name := range []string{d.opts.dockerfileName, contextName} {
 		if g, given := d.req.Inputs[name]; given && (g == nil || g.Root.Vertex == nil) {
 			return fmt.Errorf("the input %q of the build is empty (invalid nil input definition to definition op): expected a graph, or no such input", name)
 		}
@@ -92,7 +92,7 @@ func (d *driver) readOwnIgnore(ctx context.Context, ref frontend.Ref) error {
 	if err != nil {
 		return err
 	}
-	d.facts.ignores[mainIgnore(d.opts).key()] = patterns
+	d.facts.ignores[mainIgnore().key()] = patterns
 	return nil
 }
 
@@ -153,12 +153,12 @@ func (d *driver) openRemote(ctx context.Context) error {
 		if err := d.openHTTP(ctx, url); err != nil {
 			return err
 		}
-	case d.req.Inputs[d.opts.contextName] != nil:
-		root := d.req.Inputs[d.opts.contextName].Root
+	case d.req.Inputs[contextName] != nil:
+		root := d.req.Inputs[contextName].Root
 		d.context = &root
 	}
-	if d.context != nil && d.opts.subdir != "" {
-		do := &llb.DoCopy{Src: path.Join("/", d.opts.subdir), Dest: "/", Mode: -1, DirContents: true, Timestamp: llb.KeepTime}
+	if d.context != nil && d.opts.subdir != nil {
+		do := &llb.DoCopy{Src: path.Join("/", *d.opts.subdir), Dest: "/", Mode: -1, DirContents: true, Timestamp: llb.KeepTime}
 		d.context = &llb.Edge{Vertex: llb.BuildFile(llb.Edge{}, llb.FileStepFrom{Do: do, From: *d.context})}
 	}
 	return nil

@@ -306,9 +306,9 @@ func (l *lowering) source(op llb.SourceOp, p *ocispecs.Platform, title string, h
 }
 
 // mainIgnore asks for the .dockerignore file of the main context.
-func mainIgnore(o *options) ignoreQuery {
+func mainIgnore() ignoreQuery {
 	return ignoreQuery{
-		local: o.contextName, hint: o.contextName + "-.dockerignore", title: "[internal] load .dockerignore",
+		local: contextName, hint: contextName + "-.dockerignore", title: "[internal] load .dockerignore",
 	}
 }
 
@@ -319,11 +319,11 @@ func (l *lowering) openContext() {
 		l.context = *l.in.context
 		return
 	}
-	v := l.in.opts.localVertex(l.in.opts.contextName, "[internal] load build context", map[string]string{
-		"local.sharedkeyhint": l.in.opts.contextName,
+	v := l.in.opts.localVertex(contextName, "[internal] load build context", map[string]string{
+		"local.sharedkeyhint": contextName,
 	})
 	l.mainUse = &localUse{vertex: v, paths: map[string]bool{}}
-	l.mainUse.patterns = l.facts.ignores[mainIgnore(l.in.opts).key()]
+	l.mainUse.patterns = l.facts.ignores[mainIgnore().key()]
 	l.context = llb.Edge{Vertex: v}
 }
 
@@ -338,12 +338,12 @@ func (l *lowering) expectContext() {
 	for s := range l.reached {
 		for _, c := range s.commands {
 			if i, ok := c.Instruction.(*syntax.Copy); ok && i.From == nil && len(i.Sources) > 0 {
-				l.ignore(mainIgnore(l.in.opts))
+				l.ignore(mainIgnore())
 				return
 			}
 		}
 	}
-	q := mainIgnore(l.in.opts)
+	q := mainIgnore()
 	q.optional = true
 	l.ignore(q)
 }
@@ -361,7 +361,7 @@ func (l *lowering) finish() (*lowered, error) {
 		l.useContext("/")
 	}
 	if l.mainUse != nil && len(l.mainUse.paths) > 0 {
-		l.ignore(mainIgnore(l.in.opts)) // known, or needed
+		l.ignore(mainIgnore()) // known, or needed
 		l.locals = append(l.locals, *l.mainUse)
 	}
 	l.target.paths["/"] = true

@@ -2,10 +2,10 @@ package dockerfile
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,11 +21,10 @@ import (
 type options struct {
 	target         string
 	filename       string
-	context        string // a URL, or "" for the local directory
-	contextName    string // the local directory of the context
-	dockerfileName string // the local directory of the Dockerfile
-	forceLocalFile bool   // read the Dockerfile from there even if the context is remote
-	subdir         string
+	context        string  // a URL, or "" for the local directory
+	dockerfileName string  // the local directory of the Dockerfile
+	forceLocalFile bool    // read the Dockerfile from there even if the context is remote
+	subdir         *string // what of a remote context is the context; nil for all
 
 	buildArgs map[string]string
 	labels    map[string]string
@@ -52,27 +51,32 @@ type options struct {
 	gitAdvice      bool        // git may give advice
 	check          *lintConfig // takes the place of the "check" directive
 	request        string      // a subrequest's name, see request.go; "" builds
+	missing        error       // what a frontend in this one's place may have
 }
 
 // decodeOptions reads a request's options.
 func decodeOptions(opts map[string]string) (*options, error) {
 	o := &options{
-		target: opts["target"], filename: "Dockerfile", contextName: "context", dockerfileName: "dockerfile",
-		subdir: opts["contextsubdir"], cgroupParent: opts["cgroup-parent"], hostname: opts["hostname"],
+		target: opts["target"], filename: "Dockerfile", dockerfileName: "dockerfile", cgroupParent: opts["cgroup-parent"], hostname: opts["hostname"],
 		buildArgs: withPrefix(opts, "build-arg:"), labels: withPrefix(opts, "label:"),
 		contexts: withPrefix(opts, "context:"), metadata: withPrefix(opts, "input-metadata:"),
 		sharedKeys: withPrefix(opts, "sharedkey:localdir:"), sessions: withPrefix(opts, "local-sessionid:"),
 	}
-	if v := opts["filename"]; v != "" {
+	if v, ok := opts["filename"]; ok {
 		o.filename = v
 	}
-	if v := opts["contextkey"]; v != "" {
-		o.contextName = v
-	}
-	if v := opts["dockerfilekey"]; v != "" {
+	if v, ok := opts["dockerfilekey"]; ok {
 		o.dockerfileName, o.forceLocalFile = v, true
 	}
-	o.context = opts[o.contextName]
+	if v, ok := opts["contextsubdir"]; ok {
+		o.subdir = &v
+	}
+	// The name of an option, not of a directory: that is always the same.
+	key := contextName
+	if v, ok := opts["contextkey"]; ok {
+		key = v
+	}
+	o.context = opts[key]
 	// As for BuildKit, anything but a bool leaves the directory out.
 	o.keepGitDir, _ = strconv.ParseBool(o.buildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"])
 	o.cacheNamespace = o.buildArgs["BUILDKIT_CACHE_MOUNT_NS"]
@@ -95,6 +99,9 @@ func decodeOptions(opts map[string]string) (*options, error) {
 	return o, nil
 }
 
+// contextName is what the client calls the directory of the main context.
+const contextName = "context"
+
 func withPrefix(opts map[string]string, prefix string) map[string]string {
 	out := map[string]string{}
 	for k, v := range opts {
@@ -112,13 +119,25 @@ func supportedCaps() []string {
 
 // checkRequest refuses what a request asks for and this frontend does not do.
 func checkRequest(o *options, opts map[string]string) error {
-	if o.request = opts["requestid"]; o.request != "" && !isRequest(o.request) {
+	var asked bool
+	if o.request, asked = opts["requestid"]; asked && !isRequest(o.request) {
 		return &frontend.UnsupportedError{Kind: "subrequest", Name: o.request}
 	}
+	if opts["override-copy-image"] != "" {
+		return errors.New("option override-copy-image is no longer supported (since BuildKit 0.11): leave it out, copies need no image")
+	}
+	const disable = "BUILDKIT_DISABLE_FILEOP"
+	if on, err := strconv.ParseBool(o.buildArgs[disable]); err == nil && on {
+		return fmt.Errorf("build argument %s is no longer supported (since BuildKit 0.11): leave it out", disable)
+	}
 	for want := range strings.SplitSeq(opts["frontend.caps"], ",") {
-		want, _, _ = strings.Cut(strings.TrimSpace(want), "+")
-		if want != "" && !slices.Contains(supportedCaps(), want) {
-			return &frontend.UnsupportedError{Kind: "capability", Name: want}
+		want, how, _ := strings.Cut(strings.TrimSpace(want), "+")
+		if want == "" || slices.Contains(supportedCaps(), want) {
+			continue
+		}
+		o.missing = &frontend.UnsupportedError{Kind: "capability", Name: want}
+		if how != "forward" {
+			return o.missing
 		}
 	}
 	return nil
@@ -247,7 +266,28 @@ func decodeUlimits(o *options, opts map[string]string) error {
 	return nil
 }
 
-var cpuList = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
+// maxCPU is the highest number of a processor or a memory node that is taken, as
+// BuildKit has it.
+const maxCPU = 8192
+
+// isCPUList tells whether a text is a list of numbers and ranges, such as 0-3,5.
+func isCPUList(text string) bool {
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		low, err1 := strconv.Atoi(strings.TrimSpace(first))
+		high, err2 := strconv.Atoi(strings.TrimSpace(last))
+		if err1 != nil || err2 != nil || low < 0 || high < low || high > maxCPU {
+			return false
+		}
+	}
+	return true
+}
 
 func decodeResources(o *options, opts map[string]string) error {
 	var r llb.LinuxResources
@@ -275,7 +315,7 @@ func decodeResources(o *options, opts map[string]string) error {
 	r.CPUShares, r.CPUPeriod = uint64(shares), uint64(period)
 	r.CpusetCpus, r.CpusetMems = opts["cpusetcpus"], opts["cpusetmems"]
 	for key, v := range map[string]string{"cpusetcpus": r.CpusetCpus, "cpusetmems": r.CpusetMems} {
-		if v != "" && !cpuList.MatchString(v) {
+		if !isCPUList(v) {
 			return fmt.Errorf("read option %s: %q, expected a list such as 0-3,5", key, v)
 		}
 	}

@@ -83,8 +83,9 @@ func TestBadSBOMOptions(t *testing.T) {
 			t.Errorf("%s was taken", option)
 		}
 	}
-	if res, err := build(t, gw, map[string]string{"attest:sbom": "false"}); err != nil || res.HasSBOM() {
-		t.Errorf("attest:sbom=false: %v", err)
+	gw.images["docker.io/example/scan:1"] = `{"architecture":"amd64","os":"linux","config":{"Cmd":["/scan"]}}`
+	if res, err := build(t, gw, map[string]string{"attest:sbom": "generator=example/scan:1,disabled=true"}); err != nil || !res.HasSBOM() {
+		t.Errorf("who does not want an SBOM does not ask for it: %v", err)
 	}
 }
 

@@ -357,8 +357,11 @@ func (d *decoder) epoch() Epoch {
 	return Epoch{given, t}
 }
 
-// latestEpoch is the end of the year 9999, beyond which no format has times.
-const latestEpoch = 253402300799
+// The years 1 to 9999 are those of which all formats have times.
+const (
+	earliestEpoch = -62135596800
+	latestEpoch   = 253402300799
+)
 
 // ParseEpoch reads a SOURCE_DATE_EPOCH; the empty one is none.
 func ParseEpoch(s string) (*time.Time, error) {
@@ -366,7 +369,7 @@ func ParseEpoch(s string) (*time.Time, error) {
 		return nil, nil
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 0 || n > latestEpoch {
+	if err != nil || n < earliestEpoch || n > latestEpoch {
 		return nil, fmt.Errorf("invalid SOURCE_DATE_EPOCH %q: expected seconds since 1970", s)
 	}
 	t := time.Unix(n, 0).UTC()

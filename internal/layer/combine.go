@@ -125,13 +125,11 @@ func (s *Store) rebase(ctx context.Context, l, parent *Ref, loose bool) (*Ref, e
 			defer s.unpin(r)
 		}
 		rec := l.Record()
+		// A layer stays laid out as it is, also where those below are not, as
+		// BuildKit's merges and diffs have it.
 		moved := Record{
 			ID: id, Parent: parent.ID(), Origin: rec.Origin, Description: rec.Description, Type: rec.Type, Windows: rec.Windows,
 			DiffID: rec.DiffID, Blobs: rec.Blobs, Loose: loose, CreatedAt: time.Now(),
-		}
-		// What came as a blob is laid out as it came. All else goes by what is below.
-		if windows := parent.Record().Windows; !rec.FromImage() && windows != rec.Windows {
-			moved.Windows, moved.DiffID, moved.Blobs = windows, "", nil
 		}
 		return s.rebaseAs(ctx, l, parent, moved)
 	})

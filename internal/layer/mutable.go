@@ -180,7 +180,7 @@ func (m *Mutable) commit(ctx context.Context, id string, rec Record) (*Ref, erro
 	m.done = true
 	defer s.unpin(m.parent)
 	rec.ID, rec.Parent, rec.Snapshot, rec.Size, rec.CreatedAt = id, m.parent.ID(), name, size, time.Now()
-	rec.Windows = m.parent.Record().Windows
+	rec.Windows = slices.ContainsFunc(m.parent.chain(), func(l *Ref) bool { return l.Record().Windows })
 	r := &Ref{store: s, id: id, parent: m.parent, depth: depthOf(m.parent) + 1, dir: m.dir, rec: rec}
 	if err := s.add(r); err != nil {
 		return nil, errors.Join(err, s.removeSnapshots(context.WithoutCancel(ctx), []string{name}))

@@ -63,11 +63,12 @@ func TestWindowsImageFromNothing(t *testing.T) {
 	w.want(w.image(plain), "Files/", "Files/b=2", "a=1")
 }
 
-// A layer is laid out for where it is put, unless it came as a blob.
+// A layer stays laid out as it was made, wherever it is put. What is made on top
+// is for Windows if anything below is.
 func TestWindowsMerges(t *testing.T) {
 	w := newWorld(t, "overlayfs")
 	base, own := w.windowsImage(), w.step(nil, files("own/x=1"))
-	plain := []string{"own/", "own/x"}
+	plain, windows := []string{"own/", "own/x"}, []string{"Hives", "Files", "Files/own/", "Files/own/x"}
 	if got := w.told(w.blobs(own, Variant{})[0]); !slices.Equal(got, plain) {
 		t.Errorf("the layer has %q", got)
 	}
@@ -75,11 +76,14 @@ func TestWindowsMerges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := w.told(w.blobs(merged, Variant{})[2]); !slices.Equal(got, []string{"Hives", "Files", "Files/own/", "Files/own/x"}) {
+	if got := w.told(w.blobs(merged, Variant{})[2]); !slices.Equal(got, plain) {
 		t.Errorf("the merged layer has %q", got)
 	}
+	if got := w.told(w.blobs(w.step(merged, files("own/x=2")), Variant{})[3]); !slices.Equal(got, windows) {
+		t.Errorf("the layer on the merged one has %q", got)
+	}
 	back := w.diff(base, w.step(base, files("own/x=1")))
-	if got := w.told(w.blobs(back, Variant{})[0]); !slices.Equal(got, plain) {
+	if got := w.told(w.blobs(back, Variant{})[0]); !slices.Equal(got, windows) {
 		t.Errorf("the diff has %q", got)
 	}
 }

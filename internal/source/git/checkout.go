@@ -76,17 +76,16 @@ func (c *checkout) files(ctx context.Context, root *safepath.Root, dir string) e
 	if c.req.skipSubmodules {
 		return nil
 	}
-	// What submodules have of git leads to a directory that is gone.
 	rel, err := filepath.Rel(c.dir, dir)
 	if err != nil {
 		return err
 	}
-	return removeGitFiles(root, rel)
+	return moveGitFiles(root, rel, "")
 }
 
 // borrow makes a git directory with the objects of the repository.
 func (c *checkout) borrow(ctx context.Context) (string, error) {
-	gitDir := filepath.Join(c.run.scratch, "checkout.git")
+	gitDir := filepath.Join(c.run.scratch, borrowed)
 	if err := initRepo(ctx, c.run, command{gitDir: gitDir}, c.repo.sha256, "--bare"); err != nil {
 		return "", err
 	}
@@ -133,8 +132,17 @@ func (c *checkout) submodules(ctx context.Context, at command) error {
 	return nil
 }
 
-// removeGitFiles removes the files ".git" of submodules below dir.
-func removeGitFiles(root *safepath.Root, dir string) error {
+// borrowed is the name of a git directory that does not last.
+const borrowed = "checkout.git"
+
+// maxGitFile bounds the files that name a submodule's git directory, in bytes.
+const maxGitFile = 64 << 10
+
+// moveGitFiles has the files ".git" of submodules below dir, which is at a path
+// in the repository, name the places in its own ".git" that they would have if
+// that was kept: it is not, but they stay, as with BuildKit, and tell nothing of
+// the daemon's folders.
+func moveGitFiles(root *safepath.Root, dir, at string) error {
 	entries, err := root.ReadDir(dir)
 	if err != nil {
 		return err
@@ -142,16 +150,40 @@ func removeGitFiles(root *safepath.Root, dir string) error {
 	for _, e := range entries {
 		name := path.Join(dir, e.Name())
 		switch {
+		case e.Name() == ".git" && e.Type().IsRegular():
+			err = moveGitFile(root, name, at)
 		case e.Name() == ".git":
-			err = root.RemoveAll(name)
+			err = root.RemoveAll(name) // what else it may be leads to what is gone
 		case e.IsDir():
-			err = removeGitFiles(root, name)
+			err = moveGitFiles(root, name, path.Join(at, e.Name()))
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func moveGitFile(root *safepath.Root, name, at string) error {
+	f, err := root.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxGitFile))
+	if err != nil {
+		return err
+	}
+	_, module, ok := strings.Cut(string(text), "/"+borrowed+"/")
+	if !ok {
+		return fmt.Errorf("%s of a submodule is %q, expected a folder of the repository", name, clip(string(text)))
+	}
+	up := strings.Repeat("../", strings.Count(at, "/")+1)
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte("gitdir: "+up+".git/"+module), 0)
+	return err
 }
 
 // withGitDir makes a checkout that is a repository of its own.

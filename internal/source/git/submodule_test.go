@@ -33,13 +33,14 @@ func TestSubmodules(t *testing.T) {
 	if files["a"] != "1" || files["m/sub/file"] != "2" || files["m/sub/in/deep"] != "3" {
 		t.Errorf("got %v, want the submodules at %s", files, pinned)
 	}
-	for name := range files {
-		if filepath.Base(name) == ".git" {
-			t.Errorf("%s leads nowhere", name)
+	gitFiles := map[string]string{"m/sub/.git": "gitdir: ../../.git/modules/m/sub\n", "m/sub/in/.git": "gitdir: ../../../.git/modules/m/sub/modules/in\n"}
+	for name, want := range gitFiles {
+		if files[name] != want {
+			t.Errorf("%s is %q, want %q", name, files[name], want)
 		}
 	}
 	_, files = w.must(t, w.source(), s.op("/r.git#main:m"))
-	if files["sub/in/deep"] != "3" {
+	if files["sub/in/deep"] != "3" || files["sub/.git"] != gitFiles["m/sub/.git"] {
 		t.Errorf("subdir: got %v", files)
 	}
 	skip, files := w.must(t, w.source(), s.op("/r.git#main", "git.skipsubmodules", "true"))
@@ -47,8 +48,10 @@ func TestSubmodules(t *testing.T) {
 		t.Errorf("skipped: got %v with key %s", files, skip.Key)
 	}
 	_, files = w.must(t, w.source(), s.op("/r.git#main", "git.keepgitdir", "true"))
-	if files["m/sub/in/deep"] != "3" || files["m/sub/.git"] == "" || strings.Contains(files["m/sub/.git"], w.root) {
-		t.Errorf("with git directory: got .git %q", files["m/sub/.git"])
+	for name, want := range gitFiles {
+		if files["m/sub/in/deep"] != "3" || files[name] != want {
+			t.Errorf("with git directory: %s is %q, want %q", name, files[name], want)
+		}
 	}
 	w.clean(t)
 }
