@@ -314,7 +314,7 @@ func (o *daemonOptions) applyWorkerLimits(_ *env, cmd *cli.Command) error {
 // else.
 func (e *env) enterNamespaces() error {
 	var err error
-	if e.namespaces, err = namespace.Enter(namespace.Options{}); err != nil {
+	if e.namespaces, err = namespace.Enter(namespace.Options{Apart: forgetPages}); err != nil {
 		return err
 	}
 	e.uid = e.namespaces.UID

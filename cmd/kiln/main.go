@@ -52,7 +52,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, executor.RunLate(os.Stdin, os.Stdout, os.Args[1:]))
 		os.Exit(exitFailed)
 	}
-	forgetPages()
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, uid: os.Getuid()}
 	if isDaemon(os.Args) {
 		// The daemon runs in namespaces of its own, and has to enter them
@@ -64,6 +63,8 @@ func main() {
 			}
 			os.Exit(exitDaemon)
 		}
+	} else {
+		forgetPages() // a daemon does when it has started
 	}
 	economize(e.getenv)
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors

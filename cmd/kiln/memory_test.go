@@ -1,6 +1,62 @@
 package main
 
-import "testing"
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"testing"
+)
+
+// TestSelfContained compiles a program in two ways.
+func TestSelfContained(t *testing.T) {
+	dir := t.TempDir()
+	source := filepath.Join(dir, "main.go")
+	if err := os.WriteFile(source, []byte("package main\nfunc main() {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[string]bool{"exe": true, "pie": false} {
+		program := filepath.Join(dir, mode)
+		c := exec.Command("go", "build", "-buildmode="+mode, "-o", program, source)
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if got := selfContained(program); got != want {
+			t.Errorf("-buildmode=%s: got %v, want %v", mode, got, want)
+		}
+	}
+	for name, text := range map[string]string{"empty": "", "short": "\x7fELF\x02", "script": "#!/bin/sh\n" + string(make([]byte, 100))} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if selfContained(filepath.Join(dir, name)) {
+			t.Errorf("%s: is no program", name)
+		}
+	}
+}
+
+// TestEconomize checks that the first collection ends the patience, and that an
+// environment which says something is left to it.
+func TestEconomize(t *testing.T) {
+	before := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(before)
+	economize(func(string) string { return "70" })
+	if now := debug.SetGCPercent(100); now != 100 {
+		t.Fatalf("GOGC=70: the program itself set %d percent", now)
+	}
+	economize(func(string) string { return "" })
+	var now int
+	for range 1000 { // cleanups run beside the program, after a collection
+		runtime.GC()
+		now = debug.SetGCPercent(patientGarbage)
+		if now == garbage {
+			return
+		}
+	}
+	t.Errorf("after collections: %d percent, want %d", now, garbage)
+}
 
 func TestReadOnlyFile(t *testing.T) {
 	for _, c := range []struct {

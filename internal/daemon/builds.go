@@ -114,6 +114,13 @@ func (b *builds) idleFor() time.Duration {
 	return time.Since(b.idle)
 }
 
+// untouched tells whether no build has come yet.
+func (b *builds) untouched() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.busy == 0 && b.total == 0
+}
+
 // now returns a build that is under way, or nil.
 func (b *builds) now(ref string) *running {
 	b.mu.Lock()

@@ -119,6 +119,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer close(stop)
 	go s.collectGarbage(stop)
 	go s.trimMemory(stop)
+	go s.trimStart(stop)
 	go s.holdCap(stop)
 	if s.config.IdleTimeout > 0 {
 		go s.watchIdle(idle, stop)

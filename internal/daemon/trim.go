@@ -8,7 +8,27 @@ const (
 	// trimBuilds is after how many builds memory is given back although there is
 	// no pause between them.
 	trimBuilds = 16
+	// trimSoon is how long after its start a daemon that nobody builds with is
+	// taken to be idle.
+	trimSoon = 500 * time.Millisecond
 )
+
+// trimStart gives memory back that the start of the program has left, unless a
+// build came at once, which needs it.
+func (s *Server) trimStart(stop <-chan struct{}) {
+	if s.config.Trim == nil {
+		return
+	}
+	soon := time.NewTimer(trimSoon)
+	defer soon.Stop()
+	select {
+	case <-stop:
+	case <-soon.C:
+		if s.builds.untouched() {
+			s.config.Trim()
+		}
+	}
+}
 
 // trimMemory gives memory back that builds have left, while nobody builds. What
 // a daemon holds after many builds is then what it holds after few.

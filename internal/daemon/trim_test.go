@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/history"
@@ -36,4 +37,28 @@ func TestMemoryIsTrimmedAfterManyBuilds(t *testing.T) {
 	}
 	close(stop)
 	<-ended
+}
+
+func TestMemoryIsTrimmedAfterTheStart(t *testing.T) {
+	for _, built := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			trimmed := 0
+			s := &Server{builds: newBuilds(), config: Config{Trim: func() { trimmed++ }}}
+			if built {
+				s.builds.busy = 1
+			}
+			stop := make(chan struct{})
+			go s.trimStart(stop)
+			synctest.Wait()
+			if trimmed != 0 {
+				t.Errorf("trimmed at once")
+			}
+			time.Sleep(10 * trimSoon)
+			synctest.Wait()
+			if want := map[bool]int{false: 1, true: 0}[built]; trimmed != want {
+				t.Errorf("a build came: %v: trimmed %d times, want %d", built, trimmed, want)
+			}
+			close(stop)
+		})
+	}
 }

@@ -32,6 +32,9 @@ type Options struct {
 	SingleID bool
 	// SharedPIDs makes no PID namespace.
 	SharedPIDs bool
+	// Apart, if not nil, is called in the outer process once the inner one is on
+	// its way, which then does not wait for it.
+	Apart func()
 }
 
 // Info is what the inner process knows of where it is.

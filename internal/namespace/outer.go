@@ -57,6 +57,9 @@ func outer(opts Options) error {
 	for _, f := range activation {
 		f.Close() // the inner process has them now
 	}
+	if opts.Apart != nil {
+		opts.Apart()
+	}
 	in.standIn()
 	return nil
 }
