@@ -196,6 +196,42 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestRefused checks that what Earthly has and a build has not is refused with its
+// line, and a word on what to write or why there is nothing.
+func TestRefused(t *testing.T) {
+	const head = "VERSION 0.8\nFROM alpine\n"
+	written := map[string]string{
+		"WITH DOCKER": "WITH DOCKER --pull x\n    RUN docker run x\n  END", "TRY": "TRY\n    RUN x\n  FINALLY\n    SAVE ARTIFACT x\n  END",
+		"IMPORT": "IMPORT ./dir AS d",
+	}
+	check := func(file, at, why string) {
+		t.Helper()
+		_, err := buildFile(t, gateway(file), nil)
+		if err == nil || !strings.Contains(err.Error(), at+why) {
+			t.Errorf("%q: %v, want %s%s", file, err, at, why)
+			return
+		}
+		if n := len(frontend.SourceErrorsIn(err)); n != 1 {
+			t.Errorf("%q: %d errors, want one: %v", file, n, err)
+		}
+	}
+	for verb, why := range refused() {
+		text := written[verb]
+		if text == "" {
+			text = verb + " x"
+		}
+		check(head+"t:\n  "+text+"\n  RUN y\n", "Dockerfile:4: "+verb+" ", why)
+		if !strings.Contains(why, ": expected ") && verb != "CATCH" && verb != "FINALLY" && verb != "STOPSIGNAL" && verb != "TRY" {
+			t.Errorf("%s is refused without a word on what to write: %s", verb, why)
+		}
+	}
+	check("VERSION 0.8\nIMPORT github.com/a/b AS b\nFROM alpine\nt:\n  RUN x\n", "Dockerfile:2: ", "IMPORT is not supported")
+	for flag, why := range refusedFlags() {
+		verb, name, _ := strings.Cut(flag, " ")
+		check(head+"t:\n  "+verb+" "+name+" a b\n", "Dockerfile:4: "+flag+" ", why)
+	}
+}
+
 // TestPush checks that what RUN --push says runs when it is asked for, and last.
 func TestPush(t *testing.T) {
 	const file = "VERSION 0.8\nFROM alpine\nall:\n  BUILD +part\n  RUN --push deploy\n  RUN --push tell\npart:\n  RUN --push upload\n  SAVE ARTIFACT /bin AS LOCAL bin\n"
