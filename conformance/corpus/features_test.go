@@ -23,6 +23,13 @@ func features() []string {
 		`BUILDKIT_CACHE_MOUNT_NS`, `BUILDKIT_CONTEXT_KEEP_GIT_DIR`, `BUILDKIT_SANDBOX_HOSTNAME`, `BUILDKIT_MULTI_PLATFORM`, `BUILDKIT_DOCKERFILE_CHECK`, `HTTP_PROXY`, `SOURCE_DATE_EPOCH`,
 		`^target=`, `^platform=\S+,`, `^no-cache=<empty>`, `^no-cache=\w`, `^build-arg:`, `^label:`, `^filename=`, `^add-hosts=`, `^hostname=`, `^shm-size=`, `^ulimit=`, `^force-network-mode=`, `^image-resolve-mode=`, `^cgroup-parent=`,
 		`^context=@HTTP@`, `^context=@GIT@`, `^context:\S+=docker-image://`, `^context:\S+=oci-layout://`, `^context:\S+=@GIT@`, `^context:\S+=@HTTP@`, `^context:\S+=local:`, `^context:\S+=input:`,
+		`^context=@SSH@`, `^context=@SCP@`, `^ADD @SSH@`, `^ADD @SCP@`, `^context=@GIT@/sha256`, `^ADD .*@GIT@/sha256`, `^context:\S+=@SCP@`,
+		`^context=@GIT@\S+#v1:folder`, `^context=@GIT@\S+#@FIRST@`, `^context=@GIT@\S+\?ref=v1&commit=`, `^context=@GIT@\S+\?tag=v1&checksum=`, `fetch-by-commit`,
+		`^context=@HTTP@/context\.tar$`, `^context=@HTTP@/context\.tar\.gz`, `^context=@HTTP@/context\.tar\.bz2`, `^context=@HTTP@/context\.tar\.xz`, `^context=@HTTP@/context\.tar\.zst`, `^context=@HTTP@/Dockerfile`,
+		`^stdin=packed/c\.tar$`, `^stdin=packed/c\.tar\.zst`, `^stdin=packed/plain`, `^elsewhere:context=`, `^elsewhere:dockerfile=`,
+		`^build-arg:SOURCE_DATE_EPOCH=\d`, `^build-arg:SOURCE_DATE_EPOCH=context`, `^ARG SOURCE_DATE_EPOCH=\d`, `^ARG SOURCE_DATE_EPOCH=when`, `^build-arg:SOURCE_DATE_EPOCH=src`,
+		`^image-resolve-mode=pull`, `^image-resolve-mode=local`, `^force-network-mode=none`, `^force-network-mode=host`, `^force-network-mode=sandbox`, `^cmdline=`,
+		`^attest:provenance=mode=min`, `^attest:provenance=mode=max`, `version=v0\.2`, `builder-id=`, `^attest:sbom=generator=`, `BUILDKIT_SBOM_SCAN_CONTEXT`, `BUILDKIT_SBOM_SCAN_STAGE`,
 		`^-- \.dockerignore --`, `^-- \S+\.Dockerfile\.dockerignore --`, `\\r$`,
 	}
 }
