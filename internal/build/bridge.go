@@ -317,14 +317,14 @@ func (r *Ref) mounted(ctx context.Context) (string, error) {
 	if r.dir != "" {
 		return r.dir, nil
 	}
-	dir, release, err := r.br.builder.Worker.Layers.Mount(session.WithGroup(ctx, r.br), ref)
+	dir, release, err := r.br.builder.Worker.Layers.View(session.WithGroup(ctx, r.br), ref)
 	if err != nil && r.edge.Vertex != nil {
 		again, lostErr := r.br.job.Remake(ctx, r.edge, err)
 		if lostErr != nil {
 			return "", err
 		}
 		ref, _ = again.(*layer.Ref)
-		dir, release, err = r.br.builder.Worker.Layers.Mount(session.WithGroup(ctx, r.br), ref)
+		dir, release, err = r.br.builder.Worker.Layers.View(session.WithGroup(ctx, r.br), ref)
 	}
 	if err != nil {
 		return "", err

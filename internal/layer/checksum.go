@@ -42,7 +42,7 @@ func (c *treeCache) get(id string) *contenthash.Tree {
 // Checksum is the digest of what sels select of r (nil selects everything).
 func (s *Store) Checksum(ctx context.Context, r *Ref, sels []contenthash.Selector) (digest.Digest, error) {
 	tree := s.trees.get(r.ID())
-	dir, release, err := s.Mount(ctx, r)
+	dir, release, err := s.View(ctx, r)
 	if err != nil {
 		return "", fmt.Errorf("digest files: %w", err)
 	}
@@ -88,7 +88,7 @@ func (c *treeCache) putLocked(id string, tree *contenthash.Tree) {
 // the same.
 func (s *Store) List(ctx context.Context, r *Ref, sels []contenthash.Selector) ([]contenthash.Listed, error) {
 	tree := s.trees.get(r.ID())
-	dir, release, err := s.Mount(ctx, r)
+	dir, release, err := s.View(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("list files: %w", err)
 	}

@@ -121,6 +121,42 @@ func TestMountIsReadOnlyAndShared(t *testing.T) {
 	})
 }
 
+// A view has the same files as a mount, and is one only where it has to be.
+func TestView(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		one := w.step(nil, files("a=1"))
+		two := w.step(one, files("b=1"))
+		for _, c := range []struct {
+			of     *Ref
+			names  []string
+			mounts bool
+		}{{nil, nil, false}, {one, []string{"a"}, false}, {two, []string{"a", "b"}, !w.native}} {
+			dir, release, err := w.View(context.Background(), c.of)
+			if err != nil {
+				t.Fatal(err)
+			}
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, e := range entries {
+				names = append(names, e.Name())
+			}
+			if !slices.Equal(names, c.names) {
+				t.Errorf("view has %q, want %q", names, c.names)
+			}
+			if mounted := filepath.Dir(dir) == w.dir.mounts; mounted != c.mounts {
+				t.Errorf("%q: mounted is %v, want %v", c.names, mounted, c.mounts)
+			}
+			if err := release(); err != nil {
+				t.Error(err)
+			}
+		}
+		w.debris()
+	})
+}
+
 // The root directory of a state keeps its looks through further layers.
 func TestRootDirectoryKeepsMode(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {

@@ -59,12 +59,31 @@ func (s *Store) Mount(ctx context.Context, r *Ref) (dir string, release func() e
 		}
 		return dir, sync.OnceValue(func() error { return s.unmount(dir) }), nil
 	}
+	return s.visible(ctx, r, false)
+}
+
+// View is Mount for those who read files by handles and nothing else: where one
+// directory has all of them it is that directory, which must not be changed or
+// handed on. It costs no mount, and so no wait for the kernel to end one.
+func (s *Store) View(ctx context.Context, r *Ref) (dir string, release func() error, err error) {
+	if r == nil {
+		return s.dir.empty, func() error { return nil }, nil
+	}
+	return s.visible(ctx, r, true)
+}
+
+// visible makes the files of a layer visible; plain takes a directory as it is.
+func (s *Store) visible(ctx context.Context, r *Ref, plain bool) (dir string, release func() error, err error) {
 	if err := s.pin(r); err != nil {
 		return "", nil, fmt.Errorf("mount layer: %w", err)
 	}
-	var done func() error
+	done := func() error { return nil }
 	lowers, err := s.lowers(ctx, r)
-	if err == nil {
+	switch {
+	case err != nil:
+	case plain && len(lowers) == 1:
+		dir = lowers[0]
+	default:
 		dir, done, err = r.mount.acquire(
 			func() (string, error) { return s.mountAt(s.readOnly(lowers)) }, s.unmount)
 	}
