@@ -53,7 +53,9 @@ func main() {
 		os.Exit(exitFailed)
 	}
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, uid: os.Getuid()}
+	heap := uint64(clientHeap)
 	if isDaemon(os.Args) {
+		heap = daemonHeap
 		// The daemon runs in namespaces of its own, and has to enter them
 		// before anything else.
 		if err := e.enterNamespaces(); err != nil {
@@ -66,7 +68,7 @@ func main() {
 	} else {
 		forgetPages() // a daemon does when it has started
 	}
-	economize(e.getenv)
+	economize(e.getenv, heap)
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
 		fmt.Fprintln(e.stderr, err)
 	}

@@ -37,25 +37,46 @@ func TestSelfContained(t *testing.T) {
 	}
 }
 
-// TestEconomize checks that the first collection ends the patience, and that an
-// environment which says something is left to it.
+// TestEconomize checks that collections set the pace of the next ones, and that
+// an environment which says something is left to it.
 func TestEconomize(t *testing.T) {
 	before := debug.SetGCPercent(100)
 	defer debug.SetGCPercent(before)
-	economize(func(string) string { return "70" })
+	economize(func(string) string { return "70" }, clientHeap)
 	if now := debug.SetGCPercent(100); now != 100 {
 		t.Fatalf("GOGC=70: the program itself set %d percent", now)
 	}
-	economize(func(string) string { return "" })
+	economize(func(string) string { return "" }, 1) // less than is in use
 	var now int
 	for range 1000 { // cleanups run beside the program, after a collection
 		runtime.GC()
-		now = debug.SetGCPercent(patientGarbage)
+		now = debug.SetGCPercent(1000)
 		if now == garbage {
 			return
 		}
 	}
 	t.Errorf("after collections: %d percent, want %d", now, garbage)
+}
+
+func TestPatience(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		live, heap uint64
+		want       int
+	}{
+		{0, 8 * mib, 200}, // goHeap in proportion: 8 MiB
+		{mib, 12 * mib, 300},
+		{3 * mib, 12 * mib, 300},
+		{4 * mib, 12 * mib, 200}, // 4 and twice as much
+		{6 * mib, 12 * mib, 100},
+		{8 * mib, 12 * mib, 50},
+		{10 * mib, 12 * mib, garbage},
+		{500 * mib, 12 * mib, garbage},
+	} {
+		if got := patience(c.live, c.heap); got != c.want {
+			t.Errorf("%d in use, heap of %d: %d percent, want %d", c.live, c.heap, got, c.want)
+		}
+	}
 }
 
 func TestReadOnlyFile(t *testing.T) {
