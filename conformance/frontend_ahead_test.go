@@ -185,7 +185,7 @@ func waiting(t *testing.T) (pids []int) {
 
 func awaitWaiting(t *testing.T, n int) (pids []int) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if pids = waiting(t); len(pids) == n {
 			return pids
 		}

@@ -12,10 +12,33 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// slowly is a step of some seconds that says its word.
-func slowly(word string, seconds int) llb.State {
-	script := fmt.Sprintf("sleep %d; echo %s > /said", seconds, word)
-	return base().Run(llb.Args([]string{"/bin/sh", "-c", script})).Root()
+// untilTold is a step that says a word when somebody says go.
+func untilTold(word string) llb.State {
+	script := fmt.Sprintf("until [ -e /told/%[1]s ]; do busybox sleep 0.05; done; echo %[1]s > /said", word)
+	return base().Run(llb.Args([]string{"/bin/sh", "-c", script}), toldMount()).Root()
+}
+
+// toldMount is where steps look for words.
+func toldMount() llb.RunOption {
+	return llb.AddMount("/told", llb.Scratch(), llb.AsPersistentCacheDir("gateway-told", llb.CacheMountShared))
+}
+
+// tell lets the steps of a word end.
+func tell(t *testing.T, ctx context.Context, c gateway.Client, word string) {
+	t.Helper()
+	solve(t, ctx, c, base().Run(llb.Args([]string{"/bin/sh", "-c", "echo > /told/" + word}), toldMount()).Root())
+}
+
+// awaitRunning waits for a step's process.
+func awaitRunning(t *testing.T, ctx context.Context, word string) {
+	t.Helper()
+	for running(t, word) == 0 {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("no process of %s runs: %v", word, context.Cause(ctx))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // solving evaluates a state until it ends, or is told to.
@@ -51,31 +74,36 @@ func (s *solving) said(t *testing.T, ctx context.Context, want string) {
 	}
 }
 
-// gatewayCancel: who gives up a solve ends it at once, and no other.
+// gatewayCancel: who gives up a solve waits for it no more, and no other ends. Its step,
+// which nobody tells to end, ends with the build at the latest.
 func gatewayCancel(t *testing.T, ctx context.Context, c gateway.Client) {
-	word := fmt.Sprint("other", time.Now().UnixNano())
-	given, other := startSolving(t, ctx, c, slowly("given-"+word, 50)), startSolving(t, ctx, c, slowly(word, 3))
-	time.Sleep(time.Second) // both run
-	began := time.Now()
+	word, up := fmt.Sprint("other", time.Now().UnixNano()), fmt.Sprint("given", time.Now().UnixNano())
+	given, other := startSolving(t, ctx, c, untilTold(up)), startSolving(t, ctx, c, untilTold(word))
+	awaitRunning(t, ctx, word)
+	awaitRunning(t, ctx, up)
 	given.cancel()
 	if err := <-given.ended; err == nil || !strings.Contains(err.Error(), "cancel") {
 		t.Errorf("the solve that was given up ended with %v", err)
 	}
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("it took %v to end", took)
-	}
+	t.Cleanup(func() { // the build has ended
+		if n := await0(t, up); n > 0 {
+			t.Errorf("%d processes of the solve that was given up are left", n)
+		}
+	})
+	tell(t, ctx, c, word)
 	other.said(t, ctx, word)
 }
 
 // gatewayCancelShared: a step that two solves wait for is not one's to end.
 func gatewayCancelShared(t *testing.T, ctx context.Context, c gateway.Client) {
 	word := fmt.Sprint("shared", time.Now().UnixNano())
-	given, other := startSolving(t, ctx, c, slowly(word, 3)), startSolving(t, ctx, c, slowly(word, 3))
-	time.Sleep(time.Second)
+	given, other := startSolving(t, ctx, c, untilTold(word)), startSolving(t, ctx, c, untilTold(word))
+	awaitRunning(t, ctx, word)
 	given.cancel()
 	if err := <-given.ended; err == nil || !strings.Contains(err.Error(), "cancel") {
 		t.Errorf("the solve that was given up ended with %v", err)
 	}
+	tell(t, ctx, c, word)
 	other.said(t, ctx, word)
 }
 

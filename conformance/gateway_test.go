@@ -199,7 +199,7 @@ func gatewayRelease(t *testing.T, ctx context.Context, c gateway.Client) {
 	held, hold := io.Pipe()
 	defer hold.Close()
 	first := start(t, ctx, ctr, gateway.StartRequest{Args: []string{"cat"}, Stdin: held})
-	second := start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sleep", "50"}})
+	second := start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sleep", "1000"}})
 	begin := time.Now()
 	if err := ctr.Release(ctx); err == nil || !strings.Contains(err.Error(), "context canceled") {
 		t.Errorf("release: %v, want it to tell that processes were canceled", err)
@@ -209,7 +209,7 @@ func gatewayRelease(t *testing.T, ctx context.Context, c gateway.Client) {
 			t.Errorf("the %s process ended with %v, want it canceled", name, err)
 		}
 	}
-	if took := time.Since(begin); took > 10*time.Second {
+	if took := time.Since(begin); took > 2*time.Minute { // on a machine that is very busy
 		t.Errorf("the release took %v", took)
 	}
 }

@@ -71,7 +71,7 @@ func (p *Program) Expect() {
 }
 
 // waitLimit is how long a container waits for a build.
-const waitLimit = time.Minute
+const waitLimit = 5 * time.Minute
 
 // ready is the one container at most that waits for a build.
 type ready struct {
