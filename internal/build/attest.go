@@ -166,26 +166,32 @@ func (br *Bridge) predicate(res *frontend.Result, i int, ref *layer.Ref, o prove
 func layersOf(g *llb.Graph, ref *layer.Ref) map[llb.Edge][]ocispecs.Descriptor {
 	out := map[llb.Edge][]ocispecs.Descriptor{}
 	edge := g.Root
+	chain, depth := blobChain(ref)
 	for edge.Vertex != nil && ref != nil {
-		if chain := blobChain(ref); chain != nil {
-			out[edge] = chain
+		if depth <= len(chain) {
+			out[edge] = chain[:depth:depth]
 		}
 		below, ok := baseOf(edge)
 		if !ok {
 			break
 		}
-		edge, ref = below, ref.Parent()
+		edge, ref, depth = below, ref.Parent(), depth-1
 	}
 	return out
 }
 
-// blobChain are the blobs of a chain of layers, base first; nil if one has none.
-func blobChain(ref *layer.Ref) (chain []ocispecs.Descriptor) {
+// blobChain are the blobs of a chain of layers, base first, up to the first that
+// has none, and how many layers there are.
+func blobChain(ref *layer.Ref) (chain []ocispecs.Descriptor, depth int) {
+	var layers []*layer.Ref
 	for r := ref; r != nil; r = r.Parent() {
+		layers = append(layers, r)
+	}
+	for _, r := range slices.Backward(layers) {
 		blobs := r.Record().Blobs
 		names := slices.Sorted(maps.Keys(blobs))
 		if len(names) == 0 {
-			return nil
+			break
 		}
 		name := names[0]
 		if slices.Contains(names, "image") { // as it came
@@ -194,8 +200,7 @@ func blobChain(ref *layer.Ref) (chain []ocispecs.Descriptor) {
 		d := blobs[name]
 		chain = append(chain, ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
 	}
-	slices.Reverse(chain)
-	return chain
+	return chain, len(layers)
 }
 
 // baseOf is what a step puts its one layer on top of.

@@ -42,6 +42,7 @@ type Bridge struct {
 	started    time.Time
 	finished   sync.Once
 	finishedAt time.Time
+	evaluated  sync.Map // of results: the edge of a *llb.Graph
 
 	mu       sync.Mutex
 	graphs   []*llb.Graph                    // what was solved, to find where steps were written

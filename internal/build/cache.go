@@ -48,9 +48,12 @@ type CacheOption struct {
 // roots are the steps that a result came of.
 func (br *Bridge) roots(ctx context.Context, ps []frontend.PlatformResult) (roots []cache.Root, err error) {
 	for _, p := range ps {
-		edge, err := br.edge(ctx, p.Graph)
-		if err != nil {
-			return nil, err
+		known, ok := br.evaluated.Load(p.Graph)
+		edge, _ := known.(solver.Edge)
+		if !ok {
+			if edge, err = br.edge(ctx, p.Graph); err != nil {
+				return nil, err
+			}
 		}
 		if edge.Vertex == nil {
 			continue

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"sync"
 
-	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -201,7 +200,6 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 	if e.upload.opened != nil {
 		e.upload.begin()
 	}
-	kept := e.keptIndex(ctx)
 	entries, err := br.cacheEntries(ctx, e, roots, in)
 	if err != nil {
 		return "", err
@@ -227,30 +225,13 @@ func (br *Bridge) exportCache(ctx context.Context, e cacheExport, roots []cache.
 		progress.StepFrom(ctx).Task("skipping cache export for empty result", 0).Done()
 		return "", nil
 	}
-	if <-kept == doc.Manifest.Digest { // its layers are there
+	if <-e.upload.kept == doc.Manifest.Digest { // its layers are there
 		return describe(doc)
 	}
 	if err := w.Write(ctx, doc, openLayers{br.builder.Worker.Layers}.Open); err != nil {
 		return "", fmt.Errorf("export cache to %s: %w", e.Type, err)
 	}
 	return describe(doc)
-}
-
-// keptIndex asks which index the place has, while there is other work to do.
-func (e *cacheExport) keptIndex(ctx context.Context) <-chan digest.Digest {
-	kept := make(chan digest.Digest, 1)
-	if !e.index || e.upload.opened == nil {
-		kept <- ""
-		return kept
-	}
-	go func() {
-		var root digest.Digest
-		if r, err := e.place.Reader(ctx, e.Attrs); err == nil {
-			root = r.Root().Digest
-		}
-		kept <- root
-	}()
-	return kept
 }
 
 func describe(doc *cache.Document) (string, error) {

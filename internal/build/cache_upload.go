@@ -41,6 +41,7 @@ func (us *uploads) start(ctx context.Context, br *Bridge, exports []cacheExport)
 				u.begin()
 			}
 		}
+		u.kept = u.keptIndex()
 		us.mu.Lock()
 		us.list = append(us.list, u)
 		us.mu.Unlock()
@@ -84,6 +85,8 @@ type upload struct {
 	opened chan struct{} // nil without a shelf
 	up     *cache.Uploader
 	err    error
+
+	kept <-chan digest.Digest // of the index that the place had, "" for none
 
 	pending sync.WaitGroup
 	shown   sync.Once
@@ -135,6 +138,25 @@ func (u *upload) open(shelves cache.Shelves) {
 		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records, Memory: memory,
 		Warn: u.warn,
 	})
+}
+
+// keptIndex asks which index the place has, while the build goes on. If it is the
+// one that the build would write in the end, it is not written again.
+func (u *upload) keptIndex() <-chan digest.Digest {
+	kept := make(chan digest.Digest, 1)
+	if !u.export.index || u.opened == nil {
+		kept <- ""
+		return kept
+	}
+	ctx := progress.WithStep(u.ctx, nil) // it has not begun yet for who looks on
+	go func() {
+		var root digest.Digest
+		if r, err := u.export.place.Reader(ctx, u.export.Attrs); err == nil {
+			root = r.Root().Digest
+		}
+		kept <- root
+	}()
+	return kept
 }
 
 // warn tells what is left out.

@@ -67,8 +67,13 @@ func (br *Bridge) evaluate(ctx context.Context, res *frontend.Result) (in export
 	}
 	eg, ctx := errgroup.WithContext(ctx)
 	for i, p := range res.Platforms {
-		eg.Go(func() (err error) {
-			in.Platforms[i].Ref, err = br.solve(ctx, p.Graph)
+		eg.Go(func() error {
+			edge, err := br.edge(ctx, p.Graph)
+			if err != nil {
+				return err
+			}
+			br.evaluated.Store(p.Graph, edge)
+			in.Platforms[i].Ref, err = br.build(ctx, edge)
 			return err
 		})
 		for _, a := range p.Attestations {

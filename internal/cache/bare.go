@@ -102,8 +102,12 @@ func (w *bareWriter) write(ctx context.Context, d *Document) error {
 	if err := eg.Wait(); err != nil {
 		return fmt.Errorf("write layers: %w", err)
 	}
-	defer w.task(ctx, "writing cache manifest "+digest.FromBytes(d.Bare).String(), int64(len(d.Bare))).Done()
-	return w.save(ctx, d.Bare)
+	config, err := d.Bare()
+	if err != nil {
+		return err
+	}
+	defer w.task(ctx, "writing cache manifest "+digest.FromBytes(config).String(), int64(len(config))).Done()
+	return w.save(ctx, config)
 }
 
 func (w *bareWriter) upload(ctx context.Context, d ocispecs.Descriptor, l layer.Blob) error {

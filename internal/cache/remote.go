@@ -77,9 +77,9 @@ type Document struct {
 	Config   Upload
 	Manifest ocispecs.Descriptor
 	Data     []byte // of the manifest
-	// Bare is a config that itself tells of its layers, for places that have no
+	// Bare makes a config that itself tells of its layers, for places that have no
 	// manifests.
-	Bare []byte
+	Bare func() ([]byte, error)
 }
 
 // Upload is a blob on its way into a place.

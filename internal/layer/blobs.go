@@ -363,8 +363,3 @@ func mediaType(t string, docker bool) string {
 	}
 	return ociTypes[compression]
 }
-
-func (r Record) clone() Record {
-	r.Blobs = maps.Clone(r.Blobs)
-	return r
-}

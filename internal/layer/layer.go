@@ -39,6 +39,7 @@ type Record struct {
 	ChainID     digest.Digest `json:"chainID,omitempty"` // set for layers of images
 	// Blobs are the layer as blobs, by variant: "image" is the one it came
 	// with; others are named by compression and what else forms their bytes.
+	// The map is never changed, only replaced.
 	Blobs      map[string]ocispecs.Descriptor `json:"blobs,omitempty"`
 	Size       int64                          `json:"size"` // bytes of the snapshot's own files
 	CreatedAt  time.Time                      `json:"createdAt"`

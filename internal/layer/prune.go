@@ -87,7 +87,7 @@ func (s *Store) itemsLocked(sizes map[digest.Digest]int64) []*item {
 	// What several layers have is counted for the first: the same one each time.
 	for _, id := range slices.Sorted(maps.Keys(s.refs)) {
 		r := s.refs[id]
-		u := Usage{Record: r.rec.clone(), InUse: r.pins > 0 || r.touched > protected}
+		u := Usage{Record: r.rec, InUse: r.pins > 0 || r.touched > protected}
 		if r.parent != nil {
 			u.Parents = []string{r.parent.id}
 		}

@@ -298,7 +298,7 @@ func (s *Store) saveLocked(r *Ref) error {
 		return fmt.Errorf("keep layer: %w: %s was pruned meanwhile", ErrNotFound, r.id)
 	}
 	r.unsaved = false
-	if err := s.c.Records.PutLayer(r.rec.clone()); err != nil {
+	if err := s.c.Records.PutLayer(r.rec); err != nil {
 		return fmt.Errorf("keep layer: %w", err)
 	}
 	return nil
@@ -392,14 +392,15 @@ func (r *Ref) Parent() *Ref {
 	return r.parent
 }
 
-// Record is what is kept of the layer.
+// Record is what is kept of the layer. Its maps are not to be changed: nobody does,
+// so that asking costs no copy.
 func (r *Ref) Record() Record {
 	if r == nil {
 		return Record{}
 	}
 	r.store.mu.Lock()
 	defer r.store.mu.Unlock()
-	return r.rec.clone()
+	return r.rec
 }
 
 // chain returns r and what is below, base first.

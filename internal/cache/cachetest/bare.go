@@ -26,7 +26,8 @@ func Bare(t *testing.T, p BarePlace, attrs map[string]string) {
 	t.Helper()
 	text := "a layer of " + t.Name()
 	one := cache.Upload{Desc: blobOf(text), Layer: &layer.Blob{Desc: blobOf(text)}}
-	doc := &cache.Document{Layers: []cache.Upload{one}, Bare: []byte(`{"layers":[{"blob":"` + one.Desc.Digest.String() + `","parent":-1}]}`)}
+	config := []byte(`{"layers":[{"blob":"` + one.Desc.Digest.String() + `","parent":-1}]}`)
+	doc := &cache.Document{Layers: []cache.Upload{one}, Bare: func() ([]byte, error) { return config, nil }}
 	w, err := p.Writer(t.Context(), attrs)
 	if err != nil {
 		t.Fatal(err)
@@ -51,8 +52,8 @@ func Bare(t *testing.T, p BarePlace, attrs map[string]string) {
 		t.Fatalf("the index is %q (%v)", b, err)
 	}
 	for _, m := range index.Manifests {
-		if b, err := r.Read(t.Context(), m); err != nil || !bytes.Equal(b, doc.Bare) {
-			t.Errorf("read %q (%v), wrote %q", b, err, doc.Bare)
+		if b, err := r.Read(t.Context(), m); err != nil || !bytes.Equal(b, config) {
+			t.Errorf("read %q (%v), wrote %q", b, err, config)
 		}
 	}
 	rc, err := p.Fetch(t.Context(), r.Origin(), one.Desc)

@@ -31,22 +31,32 @@ func (Format) Encode(entries []cache.Entry, roots []cache.Root, o cache.ExportOp
 	d := &cache.Document{Config: cache.Upload{Data: data, Desc: ocispecs.Descriptor{
 		MediaType: ConfigType, Digest: digest.FromBytes(data), Size: int64(len(data)),
 	}}}
-	said := map[digest.Digest]*aboutLayer{}
 	for _, l := range layers {
 		desc, err := layerDescriptor(l, o.OCI)
 		if err != nil {
 			return nil, err
 		}
 		d.Layers = append(d.Layers, cache.Upload{Desc: desc, Layer: &l})
-		said[desc.Digest] = about(desc)
 	}
+	d.Bare = func() ([]byte, error) { return bare(*conf, d.Layers) }
+	return d, manifest(d, o)
+}
+
+// bare is a config that itself tells of its layers.
+func bare(conf config, layers []cache.Upload) ([]byte, error) {
+	said := map[digest.Digest]*aboutLayer{}
+	for _, l := range layers {
+		said[l.Desc.Digest] = about(l.Desc)
+	}
+	conf.Layers = slices.Clone(conf.Layers)
 	for i := range conf.Layers {
 		conf.Layers[i].About = said[conf.Layers[i].Blob]
 	}
-	if d.Bare, err = json.Marshal(conf); err != nil {
+	data, err := json.Marshal(conf)
+	if err != nil {
 		return nil, fmt.Errorf("encode cache config: %w", err)
 	}
-	return d, manifest(d, o)
+	return data, nil
 }
 
 // EncodeInline writes the records of what an image has the layers of.
@@ -111,14 +121,14 @@ type writer struct {
 	roots   []cache.Root
 	nodes   map[string]*node // by key and output; nil for what is not to be written
 	content map[string]*node
-	stacks  map[string]*stack
+	stacks  map[laid]*stack
 	inline  map[digest.Digest]int // numbers of an image's layers; nil for numbers of our own
 }
 
 func newWriter(entries []cache.Entry, roots []cache.Root) *writer {
 	w := &writer{
 		entries: map[solver.Key]*cache.Entry{}, roots: roots, nodes: map[string]*node{},
-		content: map[string]*node{}, stacks: map[string]*stack{},
+		content: map[string]*node{}, stacks: map[laid]*stack{},
 	}
 	for i := range entries {
 		w.entries[entries[i].Key] = &entries[i]
@@ -196,18 +206,25 @@ func (n *node) identity() string {
 	return n.digest.String() + digest.FromString(b.String()).Encoded()
 }
 
-func (w *writer) stack(layers []layer.Blob) *stack {
-	var top *stack
+// laid is a blob and what it lies on.
+type laid struct {
+	below *stack
+	blob  digest.Digest
+}
+
+func (w *writer) stack(layers []layer.Blob) (top *stack) {
 	for _, l := range layers {
-		id := l.Desc.Digest.String()
-		if top != nil {
-			id += top.id
+		at := laid{top, l.Desc.Digest}
+		s := w.stacks[at]
+		if s == nil {
+			id := at.blob.String()
+			if top != nil {
+				id += top.id
+			}
+			s = &stack{blob: l, parent: top, id: at.blob.String() + digest.FromString(id).Encoded()}
+			w.stacks[at] = s
 		}
-		id = l.Desc.Digest.String() + digest.FromString(id).Encoded()
-		if w.stacks[id] == nil {
-			w.stacks[id] = &stack{blob: l, parent: top, id: id}
-		}
-		top = w.stacks[id]
+		top = s
 	}
 	return top
 }
@@ -223,6 +240,7 @@ func (w *writer) config() (*config, []layer.Blob) {
 		s.number = i
 	}
 	var layers []layer.Blob
+	listed := map[digest.Digest]bool{}
 	if w.inline == nil {
 		for _, s := range stacks {
 			entry := layerEntry{Blob: s.blob.Desc.Digest, Parent: -1}
@@ -230,7 +248,8 @@ func (w *writer) config() (*config, []layer.Blob) {
 				entry.Parent = s.parent.number
 			}
 			c.Layers = append(c.Layers, entry)
-			if !slices.ContainsFunc(layers, func(l layer.Blob) bool { return l.Desc.Digest == s.blob.Desc.Digest }) {
+			if !listed[s.blob.Desc.Digest] {
+				listed[s.blob.Desc.Digest] = true
 				layers = append(layers, s.blob)
 			}
 		}
@@ -257,7 +276,7 @@ func (w *writer) config() (*config, []layer.Blob) {
 	return c, layers
 }
 
-func sorted[T any](m map[string]*T, id func(*T) string) []*T {
+func sorted[K comparable, T any](m map[K]*T, id func(*T) string) []*T {
 	var out []*T
 	for _, v := range m {
 		out = append(out, v)

@@ -173,7 +173,14 @@ func TestBare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := Format{}.Decode(t.Context(), cache.NewBareReader("origin", nil, other.Bare, doc.Bare), cache.ReadPolicy{BuildKit: true})
+	var configs [2][]byte
+	for i, d := range []*cache.Document{other, doc} {
+		var err error
+		if configs[i], err = d.Bare(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x, err := Format{}.Decode(t.Context(), cache.NewBareReader("origin", nil, configs[0], configs[1]), cache.ReadPolicy{BuildKit: true})
 	if err != nil {
 		t.Fatal(err)
 	}
