@@ -49,10 +49,14 @@ func (l *Ledger) KeepFiles(content string, list func() ([]File, error)) error {
 	}
 	files := FileList{Files: all}.limit(MostFiles)
 	var b bytes.Buffer
-	w, err := flate.NewWriter(&b, flate.BestSpeed)
-	if err != nil {
-		return fmt.Errorf("compress list of files: %w", err)
+	w, ok := l.writers.Get().(*flate.Writer)
+	if !ok {
+		if w, err = flate.NewWriter(nil, flate.BestSpeed); err != nil {
+			return fmt.Errorf("compress list of files: %w", err)
+		}
 	}
+	defer l.writers.Put(w)
+	w.Reset(&b)
 	if err := errors.Join(json.NewEncoder(w).Encode(files), w.Close()); err != nil {
 		return fmt.Errorf("encode list of files: %w", err)
 	}

@@ -31,7 +31,8 @@ const (
 // It lives in this package, beside the builds, whose steps it is told of. Its
 // methods may be called concurrently.
 type Ledger struct {
-	db *store.Store
+	db      *store.Store
+	writers sync.Pool // of *flate.Writer, which are large: a list of files is not
 
 	mu     sync.Mutex
 	loaded bool

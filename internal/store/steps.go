@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/solver"
@@ -123,13 +124,38 @@ func (s *Store) Files(content string) ([]byte, bool) {
 // PutFiles keeps the list of files that a content digest is of, and forgets
 // the oldest ones if there are too many.
 func (s *Store) PutFiles(content string, data []byte) error {
+	value := append(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), data...)
+	s.files.Lock()
+	defer s.files.Unlock()
+	// To read all that is kept takes time in proportion to it, so it is done once,
+	// and when there is too much.
+	if !s.files.counted || s.files.total+len(value) > mostFiles {
+		if err := s.forgetFiles(len(value)); err != nil {
+			return err
+		}
+	}
+	s.files.total += len(value)
+	return s.put(bucketFiles, content, value)
+}
+
+// fileLists counts the lists of files that are kept. One that is put twice counts
+// twice until they are counted anew.
+type fileLists struct {
+	sync.Mutex
+	counted bool
+	total   int // bytes
+}
+
+// forgetFiles counts what is kept. If there is no room for a further list, it
+// makes room for many.
+func (s *Store) forgetFiles(size int) error {
 	type kept struct {
 		content string
 		at      uint64
 		size    int
 	}
 	var all []kept
-	total := len(data)
+	total := 0
 	err := s.each(bucketFiles, func(key string, value []byte) error {
 		k := kept{content: key, size: len(value)}
 		if len(value) >= stampSize {
@@ -143,14 +169,17 @@ func (s *Store) PutFiles(content string, data []byte) error {
 		return fmt.Errorf("list kept files: %w", err)
 	}
 	slices.SortFunc(all, func(a, b kept) int { return cmp.Compare(a.at, b.at) })
-	for _, k := range all {
-		if total <= mostFiles {
-			break
+	if total+size > mostFiles {
+		for _, k := range all {
+			if total+size <= mostFiles*7/8 {
+				break
+			}
+			if err := s.delete(bucketFiles, k.content); err != nil {
+				return err
+			}
+			total -= k.size
 		}
-		if err := s.delete(bucketFiles, k.content); err != nil {
-			return err
-		}
-		total -= k.size
 	}
-	return s.put(bucketFiles, content, append(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), data...))
+	s.files.counted, s.files.total = true, total
+	return nil
 }

@@ -75,6 +75,8 @@ type Store struct {
 	wake  chan struct{}
 	stop  chan struct{}
 	done  chan struct{}
+
+	files fileLists
 }
 
 // lockWait is how long a daemon waits for the root of one that is on its way out.

@@ -69,7 +69,8 @@ type Source struct {
 	mu   sync.Mutex
 	last map[string]*state // by shared key
 
-	handed handed
+	writers sync.Pool // of *flate.Writer, which are large
+	handed  handed
 }
 
 // New returns a source.
@@ -333,7 +334,7 @@ func (s *Source) remember(key string, st *state) error {
 		clear(s.last)
 	}
 	s.last[key] = st
-	b, err := st.encode()
+	b, err := st.encode(&s.writers)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -130,10 +131,17 @@ type keptState struct {
 	Extra   *entry
 }
 
-func (s *state) encode() ([]byte, error) {
+// encode writes the state, by a *flate.Writer from the pool if it has one.
+func (s *state) encode(writers *sync.Pool) ([]byte, error) {
 	var b bytes.Buffer
-	w, err := flate.NewWriter(&b, flate.BestSpeed)
+	w, ok := writers.Get().(*flate.Writer)
+	var err error
+	if !ok {
+		w, err = flate.NewWriter(nil, flate.BestSpeed)
+	}
 	if err == nil {
+		defer writers.Put(w)
+		w.Reset(&b)
 		err = gob.NewEncoder(w).Encode(keptState{stateVersion, s.id, s.depth, s.entries, s.extra})
 	}
 	if err == nil {
