@@ -227,12 +227,16 @@ func (s *Store) removeSnapshots(ctx context.Context, names []string) error {
 	defer s.waiting.Unlock()
 	names = append(slices.Clone(names), s.waiting.names...)
 	var errs []error
+	if !s.native {
+		errs = append(errs, s.c.Snapshots.RemoveAll(ctx, names))
+		names = nil
+	}
 	for progress := true; progress && len(names) > 0; {
 		var below []string
 		for _, name := range names {
 			switch err := s.c.Snapshots.Remove(ctx, name); {
 			case err == nil || errdefs.IsNotFound(err):
-			case s.native && errdefs.IsFailedPrecondition(err):
+			case errdefs.IsFailedPrecondition(err):
 				below = append(below, name)
 			default:
 				errs = append(errs, fmt.Errorf("remove snapshot %s: %w", name, err))

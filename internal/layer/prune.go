@@ -204,15 +204,15 @@ func (s *Store) forget(ctx context.Context, o PruneOptions, sizes map[digest.Dig
 	if err := s.c.Records.DeleteLayers(ids...); err != nil {
 		return gone, nil, fmt.Errorf("remove records: %w", err)
 	}
-	named, blobs := s.namedSnapshots(), s.namedBlobs()
+	named, blobs, freed := s.namedSnapshots(), s.namedBlobs(), map[string]bool{}
 	for _, it := range gone {
 		for _, name := range []string{it.ref.rec.Snapshot, it.ref.rec.Flat} {
 			if name != "" && !named[name] {
 				named[name] = true // once
-				snapshots = append(snapshots, name)
+				freed[name], snapshots = true, append(snapshots, name)
 			}
 		}
-		if chain, known := it.ref.chainLocked(); known && s.chains[chain] == it.ref.rec.Snapshot && slices.Contains(snapshots, s.chains[chain]) {
+		if chain, known := it.ref.chainLocked(); known && s.chains[chain] == it.ref.rec.Snapshot && freed[s.chains[chain]] {
 			delete(s.chains, chain)
 		}
 		for _, d := range it.ref.rec.Blobs {

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,6 +50,7 @@ type Store struct {
 
 	root      string
 	recovered string
+	meta      *storage.MetaStore // of Snapshotter; nil in a native store
 }
 
 // Open opens the snapshots below root. Kind is "auto", "overlayfs" or
@@ -100,6 +102,7 @@ func (s *Store) open() error {
 		if ms, err = storage.NewMetaStore(s.database(), fastCommits); err != nil {
 			return fmt.Errorf("open snapshot database: %w", err)
 		}
+		s.meta = ms
 		s.Snapshotter, err = overlay.NewSnapshotter(s.root,
 			overlay.WithMetaStore(ms), overlay.AsynchronousRemove, overlay.WithMountOptions(s.Options))
 	}
@@ -172,6 +175,40 @@ func (s *Store) Close() error {
 		return fmt.Errorf("mark snapshots as closed: %w", err)
 	}
 	return nil
+}
+
+// atOnce is how many snapshots are removed in one transaction.
+const atOnce = 500
+
+// RemoveAll removes snapshots, and leaves their files to Cleanup where there is
+// one. What is not there is no error; what has a child stays, with an error of
+// [errdefs.ErrFailedPrecondition] for each.
+func (s *Store) RemoveAll(ctx context.Context, names []string) error {
+	var errs []error
+	note := func(name string, err error) {
+		if err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", name, err))
+		}
+	}
+	if s.meta == nil || len(names) == 1 {
+		for _, name := range names {
+			note(name, s.Remove(ctx, name))
+		}
+		return errors.Join(errs...)
+	}
+	for some := range slices.Chunk(names, atOnce) {
+		err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+			for _, name := range some {
+				_, _, err := storage.Remove(ctx, name)
+				note(name, err)
+			}
+			return nil
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove %d snapshots: %w", len(some), err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Dir is the directory of an active snapshot that has no parent or, in a

@@ -8,12 +8,14 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 	_ "github.com/containerd/containerd/v2/pkg/testutil" // defines the flag that lets tests mount
+	"github.com/containerd/errdefs"
 
 	"github.com/kiln-build/kiln/internal/snapshot"
 )
@@ -31,6 +33,7 @@ func Run(t *testing.T, kind string) {
 		return s, s.Close, nil
 	})
 	t.Run("FrozenDirs", func(t *testing.T) { frozenDirs(t, kind) })
+	t.Run("RemoveAll", func(t *testing.T) { removeAll(t, kind) })
 	t.Run("SurvivesKill", func(t *testing.T) { survivesKill(t, kind) })
 	t.Run("MachineWentDown", func(t *testing.T) {
 		startsAfresh(t, kind, func(root string) error {
@@ -55,6 +58,50 @@ func Run(t *testing.T, kind string) {
 			return os.Truncate(filepath.Join(root, kind, "metadata.db"), 12288)
 		})
 	})
+}
+
+// removeAll removes more snapshots than go into one transaction, some of which
+// are not there; one that has a child stays, and is in nobody's way.
+func removeAll(t *testing.T, kind string) {
+	many := 503
+	if kind == snapshot.Native {
+		many = 3 // it has no transactions of many, and makes each with a sync
+	}
+	s := open(t, t.TempDir(), kind)
+	defer s.Close()
+	ctx := context.Background()
+	names := []string{"parent", "never was"}
+	freeze(t, s, "parent")
+	if _, err := s.Prepare(ctx, "child", "parent"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range many {
+		name := "s" + strconv.Itoa(i)
+		if _, err := s.Prepare(ctx, name, ""); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	if err := s.RemoveAll(ctx, names); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("the snapshot with a child: got %v, expected a failed precondition", err)
+	}
+	var left []string
+	if err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		left = append(left, info.Name)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(left)
+	if !slices.Equal(left, []string{"child", "parent"}) {
+		t.Errorf("left are %v, expected the child and its parent", left)
+	}
+	if err := s.RemoveAll(ctx, []string{"child"}); err != nil {
+		t.Error(err)
+	}
+	if err := s.RemoveAll(ctx, names); err != nil {
+		t.Errorf("remove all but what is gone: %v", err)
+	}
 }
 
 func open(t *testing.T, root, kind string) *snapshot.Store {
