@@ -17,6 +17,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -180,8 +181,8 @@ func (s *Store) Close() error {
 // atOnce is how many snapshots are removed in one transaction.
 const atOnce = 500
 
-// RemoveAll removes snapshots, and leaves their files to Cleanup where there is
-// one. What is not there is no error; what has a child stays, with an error of
+// RemoveAll removes snapshots. What of their files cannot be removed at once is
+// left to Cleanup, where there is one. What is not there is no error; what has a child stays, with an error of
 // [errdefs.ErrFailedPrecondition] for each.
 func (s *Store) RemoveAll(ctx context.Context, names []string) error {
 	var errs []error
@@ -197,18 +198,40 @@ func (s *Store) RemoveAll(ctx context.Context, names []string) error {
 		return errors.Join(errs...)
 	}
 	for some := range slices.Chunk(names, atOnce) {
+		var ids []string // of directories
 		err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
 			for _, name := range some {
-				_, _, err := storage.Remove(ctx, name)
+				id, _, err := storage.Remove(ctx, name)
 				note(name, err)
+				if err == nil {
+					ids = append(ids, id)
+				}
 			}
 			return nil
 		})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove %d snapshots: %w", len(some), err))
+			continue
 		}
+		s.removeDirs(ids)
 	}
 	return errors.Join(errs...)
+}
+
+// removeDirs removes the directories of snapshots that nobody can find any more,
+// several at once: a disk and a kernel have time for more than one.
+func (s *Store) removeDirs(ids []string) {
+	const workers = 4
+	var g sync.WaitGroup
+	for part := range slices.Chunk(ids, len(ids)/workers+1) {
+		g.Go(func() {
+			for _, id := range part {
+				// Cleanup tries again what fails, and tells.
+				_ = os.RemoveAll(filepath.Join(s.directories(), id))
+			}
+		})
+	}
+	g.Wait()
 }
 
 // Dir is the directory of an active snapshot that has no parent or, in a
