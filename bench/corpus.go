@@ -92,7 +92,7 @@ func askCase(name, request string, rounds int, dockerfile string) benchCase {
 		defer b.Close()
 		for _, counts := range []bool{false, true} {
 			began := time.Now()
-			if err := b.Request(ctx, cases[0], request); err != nil {
+			if _, err := b.Request(ctx, cases[0], request); err != nil {
 				return fmt.Errorf("ask %s: %w", r.engine.Name, err)
 			}
 			if counts {

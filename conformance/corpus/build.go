@@ -3,6 +3,7 @@ package corpus
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -115,19 +116,32 @@ func (b *Builder) Build(ctx context.Context, c *Case, export bool) (out *Outcome
 }
 
 // Request asks the frontend something about a case, such as frontend.lint, and
-// solves nothing of it.
-func (b *Builder) Request(ctx context.Context, c *Case, id string) error {
+// returns the answer, of which nothing is solved.
+func (b *Builder) Request(ctx context.Context, c *Case, id string) (answer map[string][]byte, err error) {
 	opt, err := b.solveOpt(c)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	end, err := b.offer(ctx, c, &opt)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	inputs, err := c.frontendInputs(ctx)
+	if err != nil {
+		return nil, err
 	}
 	_, err = b.client.Build(ctx, opt, "", func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
 		attrs := maps.Clone(opt.FrontendAttrs)
 		attrs["requestid"] = id
 		attrs["frontend.caps"] = "moby.buildkit.frontend.subrequests"
-		return gw.Solve(ctx, gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: attrs})
+		res, err := gw.Solve(ctx, gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: attrs, FrontendInputs: inputs})
+		if err == nil {
+			answer = res.Metadata
+		}
+		return res, err
 	}, nil)
-	return err
+	return answer, err
 }
 
 type nopCloser struct{ io.Writer }

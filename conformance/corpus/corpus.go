@@ -195,6 +195,18 @@ func (c *Case) Steady() bool {
 	return err == nil && c.Fails == "" && len(c.allow) == 0 && !noCache && !bytes.Contains(text, []byte("--device="))
 }
 
+// Mentions reports whether the Dockerfile has a text in it, in any case.
+func (c *Case) Mentions(text string) bool {
+	data, err := os.ReadFile(filepath.Join(c.family.dockerfiles, c.file()))
+	return err == nil && bytes.Contains(bytes.ToUpper(data), []byte(strings.ToUpper(text)))
+}
+
+// Has reports whether the frontend is given an option.
+func (c *Case) Has(option string) bool {
+	_, ok := c.opts[option]
+	return ok
+}
+
 func (c *Case) file() string {
 	return strings.TrimPrefix(c.Name, c.family.name+"/") + ".Dockerfile"
 }

@@ -26,9 +26,17 @@ func TestCorpus(t *testing.T) {
 	judge(ctx, t, "corpus", pair, chosen(t, pair.Cases))
 }
 
-// sampled is every how many-th case TestCorpusByImage builds, unless CORPUS_ALL
-// is set: it is about the road that a graph takes, not about each of its steps.
+// sampled is every how many-th case a test takes that is about the road which a
+// graph or a question takes, not about each step, unless CORPUS_ALL is set.
 const sampled = 8
+
+// sample is a part of the cases, of all families.
+func sample(cases []*corpus.Case) (some []*corpus.Case) {
+	for i := 0; i < len(cases); i += sampled {
+		some = append(some, cases[i])
+	}
+	return some
+}
 
 // TestCorpusByImage builds Dockerfiles of all families by Kiln's own frontend and
 // by BuildKit's, run from an image by the line of the syntax, and compares what
@@ -39,11 +47,7 @@ func TestCorpusByImage(t *testing.T) {
 	pair := start(ctx, t, corpus.StartImage)
 	cases := chosen(t, pair.Cases)
 	if os.Getenv("CORPUS_ALL") == "" && os.Getenv("CORPUS") == "" {
-		var some []*corpus.Case
-		for i := 0; i < len(cases); i += sampled {
-			some = append(some, cases[i])
-		}
-		cases = some
+		cases = sample(cases)
 	}
 	judge(ctx, t, "corpus by image", pair, cases)
 }

@@ -215,7 +215,7 @@ func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt fronte
 	}
 	name := opt.LogName
 	if name == "" {
-		name = "[internal] resolve " + o.Identifier
+		name = "resolve image config for " + o.Identifier
 	}
 	var pin *source.Pin
 	err := progress.Run(session.WithGroup(ctx, br), br.req.Sink, name, func(ctx context.Context) (err error) {

@@ -2,6 +2,8 @@ package dockerfile
 
 import (
 	"bytes"
+	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +18,7 @@ type outlineArg struct {
 	Description string        `json:"description,omitempty"`
 	Value       string        `json:"value,omitempty"`
 	Location    *wireLocation `json:"location,omitempty"`
+	line        int
 }
 
 // outlineID is a secret or an agent.
@@ -23,6 +26,7 @@ type outlineID struct {
 	Name     string        `json:"name"`
 	Required bool          `json:"required,omitempty"`
 	Location *wireLocation `json:"location,omitempty"`
+	line     int
 }
 
 type outlineReport struct {
@@ -34,33 +38,51 @@ type outlineReport struct {
 	Sources     [][]byte     `json:"sources,omitempty"`
 }
 
-// outline answers frontend.outline: what the target and the stages below it
-// take from outside, in the order of the file.
+// outline answers frontend.outline: what the target and the stages that it is
+// made of take from outside, in the order of the file.
 func (l *lowering) outline(source *syntax.Source) (*frontend.Result, error) {
 	report := &outlineReport{Sources: [][]byte{source.Data}}
 	if decl := l.target.decl; decl != nil {
-		report.Name = decl.From.Name.Value
-		report.Description = description(&decl.From.Head, report.Name)
+		report.Name = strings.ToLower(decl.From.Name.Value)
+		report.Description = targetDescription(decl.From)
 	}
-	used := l.usedGlobals()
+	o := &outliner{lowering: l, report: report, used: map[string]bool{}, globals: map[string]outlineArg{}}
 	for _, arg := range l.in.file.Global {
-		l.outlineArgs(report, arg, func(name string) (string, bool) {
-			v, _ := l.args.Get(name)
-			return v, used[name]
-		})
+		for _, a := range arg.Args {
+			v, _ := l.args.Get(a.Key.Value)
+			o.globals[a.Key.Value] = o.arg(a, &arg.Head, arg.Line, v)
+		}
 	}
+	// Of those of one name, the last of the target's own chain of bases counts, and
+	// of secrets and agents the first.
+	var chain []*stage
+	own := map[*stage]bool{}
+	for s := l.target; s != nil; s = s.base {
+		chain, own[s] = append(chain, s), true
+	}
+	args := map[string]outlineArg{}
+	for _, s := range slices.Backward(chain) {
+		o.stage(s, args)
+	}
+	others := map[string]outlineArg{}
 	for _, s := range l.stages {
-		if !l.reached[s] || s.decl == nil {
-			continue
+		if l.reached[s] && !own[s] {
+			o.stage(s, others)
 		}
-		for _, i := range s.decl.Instructions {
-			switch i := i.(type) {
-			case *syntax.Arg:
-				l.outlineArgs(report, i, func(name string) (string, bool) { return s.argValues[name], true })
-			case *syntax.Run:
-				l.outlineMounts(report, s, i)
-			}
+	}
+	o.globalsOfGlobals()
+	for name, used := range o.used {
+		if a, ok := o.globals[name]; ok && used {
+			setDefault(others, name, a)
 		}
+	}
+	for name, a := range others {
+		setDefault(args, name, a)
+	}
+	report.Args = slices.Collect(maps.Values(args))
+	slices.SortFunc(report.Args, func(a, b outlineArg) int { return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.Name, b.Name)) })
+	for _, list := range [][]outlineID{report.Secrets, report.SSH} {
+		slices.SortStableFunc(list, func(a, b outlineID) int { return cmp.Compare(a.line, b.line) })
 	}
 	text, err := report.text()
 	if err != nil {
@@ -69,83 +91,110 @@ func (l *lowering) outline(source *syntax.Source) (*frontend.Result, error) {
 	return answer(report, text)
 }
 
-func (l *lowering) outlineArgs(report *outlineReport, arg *syntax.Arg, value func(string) (string, bool)) {
-	for _, a := range arg.Args {
-		name := a.Key.Value
-		v, wanted := value(name)
-		if !wanted {
-			continue
-		}
-		// Of those of one name, the last counts.
-		report.Args = slices.DeleteFunc(report.Args, func(o outlineArg) bool { return o.Name == name })
-		report.Args = append(report.Args, outlineArg{
-			name, description(&arg.Head, name), v, locate(l.in.file.Source.LineRange(arg.Line)),
-		})
+func setDefault(m map[string]outlineArg, name string, a outlineArg) {
+	if _, ok := m[name]; !ok {
+		m[name] = a
 	}
 }
 
-func (l *lowering) outlineMounts(report *outlineReport, s *stage, run *syntax.Run) {
+// outliner gathers what stages take from outside.
+type outliner struct {
+	*lowering
+	report  *outlineReport
+	globals map[string]outlineArg // the ARGs above the first FROM
+	used    map[string]bool       // those of them that are used
+}
+
+func (o *outliner) arg(a syntax.ArgDecl, h *syntax.Head, line syntax.Span, value string) outlineArg {
+	r := o.in.file.Source.LineRange(line)
+	return outlineArg{a.Key.Value, description(h, a.Key.Value), value, locate(r), int(r.Start.Line)}
+}
+
+// stage adds what a stage takes. Its triggers are at its FROM.
+func (o *outliner) stage(s *stage, args map[string]outlineArg) {
+	if s.decl == nil {
+		return
+	}
+	o.uses(s.decl.From.Image.Value)
+	if p := s.decl.From.Platform; p != nil {
+		o.uses(p.Value)
+	}
+	for _, c := range s.commands {
+		line := syntax.HeadOf(c.Instruction).Line
+		if c.trigger {
+			line = s.decl.From.Line
+		}
+		switch i := c.Instruction.(type) {
+		case *syntax.Arg:
+			for _, a := range i.Args {
+				o.stageArg(s, a, &i.Head, line, args)
+			}
+		case *syntax.Run:
+			o.mounts(s, i, line)
+		}
+	}
+}
+
+func (o *outliner) stageArg(s *stage, a syntax.ArgDecl, h *syntax.Head, line syntax.Span, args map[string]outlineArg) {
+	name := a.Key.Value
+	_, given := o.in.opts.buildArgs[name]
+	_, inherited := o.args.Get(name)
+	if given || a.Default != nil || !inherited {
+		args[name] = o.arg(a, h, line, s.argValues[name])
+		return
+	}
+	// It is what a stage below or the file's head says; those of platforms, which
+	// nobody declares, are not told.
+	if global, ok := o.globals[name]; ok {
+		o.used[name] = true
+		setDefault(args, name, global)
+	}
+}
+
+func (o *outliner) mounts(s *stage, run *syntax.Run, line syntax.Span) {
 	for _, text := range run.Mounts {
-		m, err := l.parseMount(s, &run.Head, text)
+		m, err := o.parseMount(s, &run.Head, text)
 		if err != nil {
 			continue // lowering has refused it before
 		}
-		list := &report.Secrets
+		list := &o.report.Secrets
 		id := m.secretID()
 		switch m.kind {
 		case "secret":
 		case "ssh":
-			list = &report.SSH
+			list = &o.report.SSH
 			if id = m.id; id == "" {
 				id = "default"
 			}
 		default:
 			continue
 		}
-		at := slices.IndexFunc(*list, func(o outlineID) bool { return o.Name == id })
-		if at < 0 {
-			*list = append(*list, outlineID{id, m.required, locate(l.in.file.Source.LineRange(run.Line))})
-		} else {
-			(*list)[at].Required = (*list)[at].Required || m.required
+		if !slices.ContainsFunc(*list, func(known outlineID) bool { return known.Name == id }) {
+			r := o.in.file.Source.LineRange(line)
+			*list = append(*list, outlineID{id, m.required, locate(r), int(r.Start.Line)})
 		}
 	}
 }
 
-// usedGlobals are the ARGs above the first FROM that a reached stage's base
-// is made of, or takes over, and those that these are made of.
-func (l *lowering) usedGlobals() map[string]bool {
-	used := map[string]bool{}
-	uses := func(text string) {
-		for name := range l.globals {
-			if strings.Contains(text, "$"+name) || strings.Contains(text, "${"+name) {
-				used[name] = true
-			}
+// uses notes the ARGs above the first FROM that a text names.
+func (o *outliner) uses(text string) {
+	for name := range o.globals {
+		if strings.Contains(text, "$"+name) || strings.Contains(text, "${"+name) {
+			o.used[name] = true
 		}
 	}
-	for _, s := range l.stages {
-		if !l.reached[s] || s.decl == nil {
-			continue
-		}
-		uses(s.decl.From.Image.Value)
-		if p := s.decl.From.Platform; p != nil {
-			uses(p.Value)
-		}
-		for _, i := range s.decl.Instructions {
-			if arg, ok := i.(*syntax.Arg); ok {
-				for _, a := range arg.Args {
-					used[a.Key.Value] = l.globals[a.Key.Value]
-				}
-			}
-		}
-	}
-	for _, arg := range slices.Backward(l.in.file.Global) {
+}
+
+// globalsOfGlobals notes the ARGs that those which are used are made of.
+func (o *outliner) globalsOfGlobals() {
+	for _, arg := range slices.Backward(o.in.file.Global) {
 		for _, a := range slices.Backward(arg.Args) {
-			if used[a.Key.Value] && a.Default != nil {
-				uses(a.Default.Value)
+			_, given := o.in.opts.buildArgs[a.Key.Value]
+			if o.used[a.Key.Value] && a.Default != nil && !given {
+				o.uses(a.Default.Value)
 			}
 		}
 	}
-	return used
 }
 
 func (r *outlineReport) text() (string, error) {

@@ -75,7 +75,7 @@ func (d *driver) serve(ctx context.Context, file *syntax.File) (*frontend.Result
 		in.all = d.opts.request == requestLint && d.opts.target == ""
 	}
 	if d.opts.request == requestTargets {
-		return listTargets(file, d.opts.target)
+		return listTargets(file)
 	}
 	lowered, err := d.lowerAll(ctx, targets[:1])
 	switch {
@@ -138,7 +138,7 @@ func describeRequests() (*frontend.Result, error) {
 }
 
 // listTargets answers frontend.targets.
-func listTargets(file *syntax.File, chosen string) (*frontend.Result, error) {
+func listTargets(file *syntax.File) (*frontend.Result, error) {
 	type target struct {
 		Name        string        `json:"name,omitempty"`
 		Default     bool          `json:"default,omitempty"`
@@ -158,11 +158,8 @@ func listTargets(file *syntax.File, chosen string) (*frontend.Result, error) {
 	for i, st := range file.Stages {
 		from := st.From
 		t := target{
-			Name: from.Name.Value, Default: i == len(file.Stages)-1, Base: from.Image.Value,
-			Description: description(&from.Head, from.Name.Value), Location: locate(file.Source.LineRange(from.Line)),
-		}
-		if chosen != "" {
-			t.Default = strings.EqualFold(chosen, t.Name)
+			Name: strings.ToLower(from.Name.Value), Default: i == len(file.Stages)-1, Base: from.Image.Value,
+			Description: targetDescription(from), Location: locate(file.Source.LineRange(from.Line)),
 		}
 		if from.Platform != nil {
 			t.Platform = from.Platform.Value
@@ -181,6 +178,14 @@ func listTargets(file *syntax.File, chosen string) (*frontend.Result, error) {
 		return nil, err
 	}
 	return answer(list, text.String())
+}
+
+// targetDescription is what a comment says of a stage, whose name is in lower case.
+func targetDescription(from *syntax.From) string {
+	if text := description(&from.Head, strings.ToLower(from.Name.Value)); text != "" {
+		return text
+	}
+	return description(&from.Head, from.Name.Value)
 }
 
 // description is what a comment right above an instruction says of a name:
