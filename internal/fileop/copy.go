@@ -100,6 +100,8 @@ type copier struct {
 	mu    sync.Mutex
 	links map[inode]*linked
 	clone atomic.Bool // reflinks are worth trying
+
+	buffers sync.Pool // of *[smallFile]byte
 }
 
 // requirement is a path that must be among what is copied.

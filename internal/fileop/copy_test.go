@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kiln-build/kiln/internal/safepath"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -222,6 +223,29 @@ func TestCopyKinds(t *testing.T) {
 	}
 }
 
+// What a new file begins with by itself, of the folder it is made in, of the
+// process and of its umask, is not what it keeps.
+func TestCopiesAreAsTheirSources(t *testing.T) {
+	src, srcDir := root(t)
+	plant(t, srcDir, "f/open@666", "f/closed@0", "f/readonly@444#7:8", "f/setuid@4755#7:8", "f/setgid@2755", "f/program@777")
+	dst, dir := root(t)
+	plant(t, dir, "f/")
+	must(t, os.Chown(filepath.Join(dir, "f"), 3, 5))
+	must(t, os.Chmod(filepath.Join(dir, "f"), 0o755|fs.ModeSetgid))
+	do := dockerfile("f", "/f")
+	must(t, Copy(t.Context(), dst, src, &do, nil))
+	for _, name := range []string{"open", "closed", "readonly", "setuid", "setgid", "program"} {
+		want, err := os.Lstat(filepath.Join(srcDir, "f", name))
+		must(t, err)
+		got, err := os.Lstat(filepath.Join(dir, "f", name))
+		must(t, err)
+		u, g, _ := safepath.Owner(want)
+		if uid, gid, _ := safepath.Owner(got); got.Mode() != want.Mode() || uid != u || gid != g {
+			t.Errorf("%s is %v of %d:%d, want %v of %d:%d", name, got.Mode(), uid, gid, want.Mode(), u, g)
+		}
+	}
+}
+
 func TestHardLinksDoNotFollowReplacedNames(t *testing.T) {
 	src, srcDir := root(t)
 	plant(t, srcDir, "1/f=first", "2/f=second", "2/g <- 1/f", "1/h <- 2/f")
@@ -278,7 +302,8 @@ func TestCopyOfManyAndBigFiles(t *testing.T) {
 	in, err := os.Open(filepath.Join(srcDir, "big"))
 	must(t, err)
 	defer in.Close()
-	must(t, copyPlain(t.Context(), plain, in, 0, int64(len(big))))
+	c := &copier{ctx: t.Context()}
+	must(t, c.copyPlain(plain, in, 0, int64(len(big))))
 	if b, _ := os.ReadFile(filepath.Join(dir, "plain")); string(b) != string(big) {
 		t.Error("copied by way of memory, it differs")
 	}

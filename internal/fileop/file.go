@@ -1,7 +1,6 @@
 package fileop
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -96,26 +95,30 @@ func (c *copier) makeRoom(e entry) error {
 }
 
 // open opens a regular file. Sources are layers, which do not change.
-func (e *entry) open() (*os.File, error) {
+func (e *entry) open() (*os.File, fs.FileInfo, error) {
 	if e.regular {
 		return e.dir.src.OpenListed(e.src)
 	}
-	return e.dir.src.OpenFile(e.src, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := e.dir.src.OpenFile(e.src, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && fi.IsDir() {
+		err = unix.EISDIR // it was none a moment ago
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, fi, nil
 }
 
 func (c *copier) regular(e entry) error {
-	in, err := e.open()
+	in, fi, err := e.open()
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	fi, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if fi.IsDir() {
-		return unix.EISDIR // it was none a moment ago
-	}
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok || st.Nlink < 2 {
 		return c.content(e, in, fi)
@@ -156,9 +159,10 @@ func (c *copier) link(e entry, first *linked, in *os.File, fi fs.FileInfo) error
 	return err
 }
 
-// content copies a regular file's bytes and metadata.
+// content copies a regular file's bytes and metadata. The file begins with the
+// permissions that it is to have, of which the umask may leave all.
 func (c *copier) content(e entry, in *os.File, fi fs.FileInfo) error {
-	out, err := e.dir.dst.OpenFile(e.dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	out, err := e.dir.dst.OpenFile(e.dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, c.modeOf(fi).Perm())
 	if err != nil {
 		return err
 	}
@@ -170,11 +174,7 @@ func (c *copier) content(e entry, in *os.File, fi fs.FileInfo) error {
 }
 
 func (c *copier) dressFile(out, in *os.File, fi fs.FileInfo) error {
-	uid, gid := c.ownerOf(fi)
-	if err := out.Chown(int(uid), int(gid)); err != nil {
-		return err
-	}
-	if err := out.Chmod(c.modeOf(fi)); err != nil {
+	if err := c.own(out, fi); err != nil {
 		return err
 	}
 	attrs, err := safepath.Xattrs(in)
@@ -192,6 +192,26 @@ func (c *copier) dressFile(out, in *os.File, fi fs.FileInfo) error {
 	at, mod := c.times(fi)
 	ts := []unix.Timespec{unix.NsecToTimespec(at.UnixNano()), unix.NsecToTimespec(mod.UnixNano())}
 	return unix.UtimesNanoAt(int(out.Fd()), "", ts, unix.AT_EMPTY_PATH)
+}
+
+// own gives a new file its owner and mode. To look costs much less than to change
+// what is right already, as it mostly is.
+func (c *copier) own(out *os.File, fi fs.FileInfo) error {
+	is, err := out.Stat()
+	if err != nil {
+		return err
+	}
+	uid, gid := c.ownerOf(fi)
+	if u, g, ok := safepath.Owner(is); !ok || u != uid || g != gid {
+		if err := out.Chown(int(uid), int(gid)); err != nil {
+			return err
+		}
+	}
+	// A change of owner takes nothing from a new file's mode, which has no setuid yet.
+	if mode := c.modeOf(fi); is.Mode() != mode {
+		return out.Chmod(mode)
+	}
+	return nil
 }
 
 // xattrRefused says that an xattr is not for us, or not for this file system,
@@ -303,7 +323,7 @@ func (c *copier) bytes(out, in *os.File, size int64) error {
 		c.clone.Store(false)
 	}
 	if size <= smallFile {
-		return copyPlain(c.ctx, out, in, 0, size)
+		return c.copyPlain(out, in, 0, size)
 	}
 	src := int(in.Fd())
 	for off := int64(0); off < size; {
@@ -336,7 +356,7 @@ func (c *copier) extent(out, in *os.File, from, to int64) error {
 			if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 				return err
 			}
-			return copyPlain(c.ctx, out, in, r, to) // not between these file systems
+			return c.copyPlain(out, in, r, to) // not between these file systems
 		}
 		if err == nil && n == 0 {
 			return nil // it has become shorter
@@ -346,10 +366,20 @@ func (c *copier) extent(out, in *os.File, from, to int64) error {
 }
 
 // copyPlain copies a range by way of memory.
-func copyPlain(ctx context.Context, out, in *os.File, from, to int64) error {
-	buf := make([]byte, min(to-from, 256<<10))
+func (c *copier) copyPlain(out, in *os.File, from, to int64) error {
+	var buf []byte
+	if to-from <= smallFile {
+		small, ok := c.buffers.Get().(*[smallFile]byte)
+		if !ok {
+			small = new([smallFile]byte)
+		}
+		defer c.buffers.Put(small)
+		buf = small[:]
+	} else {
+		buf = make([]byte, min(to-from, 256<<10))
+	}
 	for from < to {
-		if err := ctx.Err(); err != nil {
+		if err := c.ctx.Err(); err != nil {
 			return err
 		}
 		n, err := in.ReadAt(buf[:min(to-from, int64(len(buf)))], from)

@@ -166,22 +166,23 @@ func (r *Root) openExisting(name string, flags int) (*os.File, error) {
 // OpenListed opens for reading what a listing of a directory has just called a
 // regular file, where nobody changes the tree meanwhile. It asks the kernel
 // once where OpenFile, which must not open a device even if somebody puts one
-// there, asks three times. Anything but a regular file gives ErrSpecial.
-func (r *Root) OpenListed(name string) (*os.File, error) {
+// there, asks three times, and tells what the file is. Anything but a regular file
+// gives ErrSpecial.
+func (r *Root) OpenListed(name string) (*os.File, fs.FileInfo, error) {
 	fd, err := r.open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, pathError("open", name, err)
+		return nil, nil, pathError("open", name, err)
 	}
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+	f := os.NewFile(uintptr(fd), clean(name))
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
 		err = ErrSpecial
 	}
 	if err != nil {
-		unix.Close(fd)
-		return nil, pathError("open", name, err)
+		f.Close()
+		return nil, nil, pathError("open", name, err)
 	}
-	return os.NewFile(uintptr(fd), clean(name)), nil
+	return f, fi, nil
 }
 
 // open resolves name in the root; flags are of an existing thing.

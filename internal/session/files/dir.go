@@ -62,7 +62,7 @@ func (d *Dir) Close() error { return d.root.Close() }
 // of a context that is gone since it was listed has none: a build does not fail
 // because a temporary file vanished, and whoever receives it sees the difference.
 func (d *Dir) Open(name string) (io.ReadCloser, error) {
-	f, err := d.root.OpenListed(name)
+	f, info, err := d.root.OpenListed(name)
 	if errors.Is(err, fs.ErrNotExist) && d.owner == OwnerRoot {
 		return io.NopCloser(strings.NewReader("")), nil
 	}
@@ -70,10 +70,6 @@ func (d *Dir) Open(name string) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("%q is no regular file any more", name)
 	} else if err != nil {
 		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
 	}
 	return limited{io.LimitedReader{R: f, N: info.Size()}, f}, nil
 }
