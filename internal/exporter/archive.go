@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -19,7 +20,6 @@ import (
 
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/session"
 )
 
 // annotationImageName is where tools look for the full name of an image in an
@@ -266,12 +266,11 @@ func (a Archiver) Export(ctx context.Context, in Input, to Target) (map[string]s
 	if err != nil {
 		return nil, err
 	}
-	ahead := session.NewAhead(w)
-	defer ahead.Abandon()
-	if err := WriteArchive(ctx, ahead, img, a.Layers, a.Docker); err != nil {
+	buffered := bufio.NewWriterSize(w, 1<<20)
+	if err := WriteArchive(ctx, buffered, img, a.Layers, a.Docker); err != nil {
 		return nil, err
 	}
-	if err := ahead.Close(); err != nil {
+	if err := buffered.Flush(); err != nil {
 		return nil, fmt.Errorf("send archive: %w", err)
 	}
 	if err := w.Close(); err != nil {

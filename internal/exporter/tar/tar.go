@@ -7,6 +7,7 @@ package tar
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/session/export"
 	"github.com/kiln-build/kiln/internal/session/files"
 )
@@ -56,12 +56,11 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 	}
 	task := progress.StepFrom(ctx).Task("sending tarball", 0)
 	defer task.Done()
-	ahead := session.NewAhead(counted{stream, task})
-	defer ahead.Abandon()
-	if err := writeAll(ctx, ahead, mounted); err != nil {
+	buffered := bufio.NewWriterSize(counted{stream, task}, 1<<20)
+	if err := writeAll(ctx, buffered, mounted); err != nil {
 		return nil, err
 	}
-	if err := ahead.Close(); err != nil {
+	if err := buffered.Flush(); err != nil {
 		return nil, fmt.Errorf("send archive: %w", err)
 	}
 	if err := stream.Close(); err != nil {
