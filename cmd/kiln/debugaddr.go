@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"expvar"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -27,7 +27,7 @@ func serveDebug(address string, metrics http.Handler) (stop func(), err error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", metrics)
-	mux.Handle("/debug/vars", expvar.Handler())
+	mux.Handle("/debug/vars", http.HandlerFunc(debugVars))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
@@ -53,4 +53,13 @@ func serveDebug(address string, metrics http.Handler) (stop func(), err error) {
 			_ = s.Close() // a reader that does not end is cut off
 		}
 	}, nil
+}
+
+// debugVars shows what package expvar of Go does, which as a part of the program
+// would take time at each start.
+func debugVars(w http.ResponseWriter, _ *http.Request) {
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	_ = json.NewEncoder(w).Encode(map[string]any{"cmdline": os.Args, "memstats": &memory}) // a reader that is gone needs no answer
 }

@@ -28,7 +28,7 @@ const garbage = 50
 // takes milliseconds however little there is: two of them were half of what a
 // daemon does for a build that is all cached, and a third of its client's time.
 const (
-	clientHeap = 8 << 20
+	clientHeap = 10 << 20
 	daemonHeap = 12 << 20
 )
 

@@ -3,7 +3,6 @@ package cachemount
 import (
 	"cmp"
 	"context"
-	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -265,47 +264,6 @@ func (s *surveyor) run(ctx context.Context) error {
 	}
 	err := read()
 	return cmp.Or(group.Wait(), err)
-}
-
-// memo is what the last survey of a mount's files found.
-type memo struct {
-	At      int64 // when it began, in ns
-	Entries []entry
-	Cuts    []cut
-	Known   []Chunk // further ones, of which it is not known where they are
-}
-
-const (
-	memoName = "survey"
-	// tick is the longest that a file system's clock may stand still: a file
-	// that is younger at a survey can change later and look the same.
-	tick = 50 * time.Millisecond
-)
-
-// loadMemo returns an empty memo where there is none.
-func (m *Mounts) loadMemo(name string) *memo {
-	f, err := os.Open(filepath.Join(m.dir, name, memoName))
-	if err != nil {
-		return &memo{}
-	}
-	defer f.Close()
-	r := &memo{}
-	if err := gob.NewDecoder(f).Decode(r); err != nil {
-		return &memo{} // cut off; it only saves work
-	}
-	return r
-}
-
-func (m *Mounts) saveMemo(name string, r *memo) error {
-	file := filepath.Join(m.dir, name, memoName)
-	f, err := os.OpenFile(file+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("note survey: %w", err)
-	}
-	if err := errors.Join(gob.NewEncoder(f).Encode(r), f.Close()); err != nil {
-		return fmt.Errorf("note survey: %w", err)
-	}
-	return os.Rename(file+".new", file)
 }
 
 func (r *memo) chunks() (all []Chunk) {

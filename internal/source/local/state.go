@@ -2,14 +2,10 @@ package local
 
 import (
 	"bytes"
-	"compress/flate"
-	"encoding/gob"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"slices"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -115,52 +111,4 @@ func hashStat(st *files.Stat) contenthash.Stat {
 		Mode: mode, UID: st.GetUid(), GID: st.GetGid(), Size: st.GetSize(),
 		Linkname: st.GetLinkname(), Xattrs: st.GetXattrs(),
 	}
-}
-
-// stateVersion changes with the form in which states are kept.
-const stateVersion = 1
-
-// maxState is the size in bytes above which a state is not read.
-const maxState = 1 << 30
-
-type keptState struct {
-	Version int
-	ID      string
-	Depth   int
-	Entries []entry
-	Extra   *entry
-}
-
-// encode writes the state, by a *flate.Writer from the pool if it has one.
-func (s *state) encode(writers *sync.Pool) ([]byte, error) {
-	var b bytes.Buffer
-	w, ok := writers.Get().(*flate.Writer)
-	var err error
-	if !ok {
-		w, err = flate.NewWriter(nil, flate.BestSpeed)
-	}
-	if err == nil {
-		defer writers.Put(w)
-		w.Reset(&b)
-		err = gob.NewEncoder(w).Encode(keptState{stateVersion, s.id, s.depth, s.entries, s.extra})
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("encode list of files: %w", err)
-	}
-	return b.Bytes(), nil
-}
-
-func decodeState(b []byte) (*state, error) {
-	var k keptState
-	r := flate.NewReader(bytes.NewReader(b))
-	if err := gob.NewDecoder(io.LimitReader(r, maxState)).Decode(&k); err != nil {
-		return nil, fmt.Errorf("decode list of files: %w", err)
-	}
-	if k.Version != stateVersion {
-		return nil, fmt.Errorf("list of files has version %d, expected %d", k.Version, stateVersion)
-	}
-	return &state{id: k.ID, depth: k.Depth, entries: k.Entries, extra: k.Extra}, nil
 }
