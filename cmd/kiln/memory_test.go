@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -75,6 +77,24 @@ func TestPatience(t *testing.T) {
 	} {
 		if got := patience(c.live, c.heap); got != c.want {
 			t.Errorf("%d in use, heap of %d: %d percent, want %d", c.live, c.heap, got, c.want)
+		}
+	}
+}
+
+// TestStartsLight lists packages that the program did without a small piece of
+// code for: each set itself up whenever any command was run.
+func TestStartsLight(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	linked := strings.Fields(string(out))
+	if !slices.Contains(linked, "runtime/debug") {
+		t.Fatalf("this is no list of the program's packages: %.200s", out)
+	}
+	for _, heavy := range []string{"encoding/gob", "expvar"} {
+		if slices.Contains(linked, heavy) {
+			t.Errorf("%s is part of the program: write what is needed of it", heavy)
 		}
 	}
 }
