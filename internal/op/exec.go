@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/executor"
@@ -190,7 +191,9 @@ func checkContentCache(o *llb.ExecOp) error {
 	return nil
 }
 
-// checksum names the content of input i.
+// checksum names the content of input i, by the digest of the record that stands for
+// it in BuildKit's caches (WIRE.md section 12). So a content that only such a cache
+// tells of, and nobody can digest here, makes the same key as one that was digested.
 func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []contenthash.Selector) (string, error) {
 	d, err := w.Layers.Checksum(withSessions(ctx), ref, sels)
 	var missing *contenthash.NotFoundError
@@ -200,10 +203,11 @@ func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []con
 	if err != nil {
 		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: None, Input: i}
 	}
+	name := string(digest.FromString(string(d) + "@-1"))
 	if w.Listed != nil && ref != nil {
-		w.Listed(string(d), func() ([]contenthash.Listed, error) { return w.Layers.List(withSessions(ctx), ref, sels) })
+		w.Listed(name, func() ([]contenthash.Listed, error) { return w.Layers.List(withSessions(ctx), ref, sels) })
 	}
-	return string(d), nil
+	return name, nil
 }
 
 // runnable tells whether this machine can run programs of the platform.

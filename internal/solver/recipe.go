@@ -115,10 +115,10 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	return out, n.job.solver.cache.Save(ctx, id.key, out)
 }
 
-func (n *node) importedDigest(k Key, index int, selector string) (string, bool) {
+func (n *node) importedDigest(of Ingredient) (string, bool) {
 	if n.job.imports == nil {
 		return "", false
 	}
-	d, err := n.job.imports.Digest(n.context(), n.job, Ingredient{Key: k, Index: index, Selector: selector})
+	d, err := n.job.imports.Digest(n.context(), n.job, of)
 	return d, err == nil && d != ""
 }

@@ -272,13 +272,13 @@ func (n *node) part(in input, dep Dep) (keyPart, error) {
 	if dep.Digest == nil {
 		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from}, nil
 	}
-	from.Content, err = n.contentPart(in, id, dep)
+	from.Content, err = n.contentPart(in, id, dep, from)
 	return keyPart{text: from.Content, ingredient: from}, err
 }
 
 // contentPart digests an input's content, evaluating the input only if no one
 // has digested the like before.
-func (n *node) contentPart(in input, id identity, dep Dep) (string, error) {
+func (n *node) contentPart(in input, id identity, dep Dep, from Ingredient) (string, error) {
 	ctx, cache := n.job.ctx, n.job.solver.cache
 	memo := definitionPart(id.key, in.index, dep.Selector)
 	remembered := id.keep != KeepJob
@@ -288,7 +288,7 @@ func (n *node) contentPart(in input, id identity, dep Dep) (string, error) {
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		if d, ok := n.importedDigest(id.key, in.index, dep.Selector); ok {
+		if d, ok := n.importedDigest(from); ok {
 			return d, cache.PutDigest(ctx, memo, d)
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()

@@ -204,12 +204,8 @@ func (x *index) match(r cache.Recipes, k solver.Key, output int) []int {
 // leads tells whether all inputs lead to a record.
 func (x *index) leads(r cache.Recipes, rec *record, inputs []solver.Ingredient) bool {
 	for n, in := range inputs {
-		var slowly digest.Digest
-		if in.Content != "" {
-			slowly = recordDigest(in.Content, slow)
-		}
 		byContent := slices.ContainsFunc(rec.Inputs[n], func(l input) bool {
-			return slowly != "" && l.Selector == "" && x.conf.Records[l.Link].Digest == slowly
+			return in.Content != "" && l.Selector == "" && x.conf.Records[l.Link].Digest == digest.Digest(in.Content)
 		})
 		if byContent {
 			continue
@@ -274,17 +270,47 @@ func (x *index) contentOf(r cache.Recipes, of solver.Ingredient) string {
 	for _, i := range x.match(r, of.Key, of.Index) {
 		for _, user := range x.dependOn[i] {
 			for _, alternatives := range x.conf.Records[user].Inputs {
-				for _, in := range alternatives {
-					own := in.Own
-					if own == "" {
-						own = in.Selector
-					}
-					if in.Link == i && own == of.Selector && in.Content != "" && digest.Digest(in.Content).Validate() == nil {
-						return in.Content
-					}
+				if d := x.contentBy(alternatives, i, of); d != "" {
+					return d
 				}
 			}
 		}
 	}
 	return ""
+}
+
+// contentBy is the content by which alternatives lead to a step, if one of them is what
+// of chooses of record i.
+func (x *index) contentBy(alternatives []input, i int, of solver.Ingredient) string {
+	for _, in := range alternatives {
+		own := in.Own
+		if own == "" {
+			own = in.Selector
+		}
+		switch {
+		case in.Link != i:
+		case in.Content == "" && in.Selector == of.LinkSelector() && len(x.conf.Records[i].Inputs) > 0:
+			return x.soleContent(alternatives)
+		case own == of.Selector && digest.Digest(in.Content).Validate() == nil:
+			return in.Content
+		}
+	}
+	return ""
+}
+
+// soleContent is the digest of the one record among alternatives that stands for
+// content, as BuildKit writes it: nothing leads to it, and it has no result. Of several
+// nobody can tell which is meant.
+func (x *index) soleContent(alternatives []input) (found string) {
+	for _, in := range alternatives {
+		r := x.conf.Records[in.Link]
+		if in.Selector != "" || len(r.Inputs)+len(r.Results)+len(r.Chains) > 0 || r.Digest.Validate() != nil {
+			continue
+		}
+		if found != "" {
+			return ""
+		}
+		found = r.Digest.String()
+	}
+	return found
 }

@@ -186,7 +186,7 @@ func (w *writer) links(in solver.Ingredient) (links []link) {
 	}
 	n := w.content[in.Content]
 	if n == nil {
-		n = &node{digest: recordDigest(in.Content, slow)}
+		n = &node{digest: digest.Digest(in.Content)}
 		n.id = n.identity()
 		w.content[in.Content] = n
 	}

@@ -6,7 +6,7 @@
 // BuildKit gives a step many keys, Kiln one. A record therefore says how a step
 // is found from each of its inputs: by what the input is made of, and, where an
 // input counts by its content, by that content, too. Two things are Kiln's own,
-// in fields that BuildKit passes over: the content digest of a link, so that
+// in fields that BuildKit passes over: the content of a link, so that
 // nobody has to fetch an input to learn it, and how many outputs a step has.
 //
 // The package decides and does no I/O but through a [cache.Reader].
@@ -108,9 +108,6 @@ type input struct {
 	Content string `json:"kiln.content,omitempty"`
 	Own     string `json:"kiln.selector,omitempty"`
 }
-
-// slow is the output number of records that stand for content.
-const slow = -1
 
 // recordDigest names one output of an operation.
 func recordDigest(operation string, output int) digest.Digest {

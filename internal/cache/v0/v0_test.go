@@ -233,6 +233,72 @@ func TestMisses(t *testing.T) {
 	}
 }
 
+// What BuildKit writes says what content leads to a step beside what it came from, so
+// that nobody has to carry out the steps below, whose results may be nowhere.
+func TestContentOfOthers(t *testing.T) {
+	r, entries := sample()
+	doc, err := Format{}.Encode(entries, root, cache.ExportOptions{ImageManifest: true, OCI: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	what := solver.Ingredient{Key: "copy", Selector: op("/sub, precisely"), Link: op("/sub")}
+	for name, test := range map[string]struct {
+		of     solver.Ingredient
+		change func(c *config, ways *[]input)
+		want   string
+	}{
+		"as it is":       {of: what, want: op("content of sub")},
+		"other selector": {of: solver.Ingredient{Key: "copy", Selector: what.Selector, Link: op("/other")}},
+		"two contents": {of: what, change: func(c *config, ways *[]input) {
+			c.Records = append(c.Records, record{Digest: digest.FromString("other content")})
+			*ways = append(*ways, input{Link: len(c.Records) - 1})
+		}},
+		"no content": {of: what, change: func(c *config, ways *[]input) {
+			*ways = slices.DeleteFunc(*ways, func(in input) bool { return in.Selector == "" })
+		}},
+		"a result is no content": {of: what, change: func(c *config, ways *[]input) {
+			for i, rec := range c.Records {
+				if rec.Digest.String() == op("content of sub") {
+					c.Records[i].Results = []result{{}}
+				}
+			}
+		}},
+		"a source may have several names": {of: solver.Ingredient{Key: "image", Selector: op("/")}, change: func(c *config, _ *[]input) {
+			c.Records = append(c.Records, record{Digest: digest.FromString("another name")})
+			for i, rec := range c.Records {
+				if rec.Digest == recordDigest(op("run"), 0) {
+					c.Records[i].Inputs[0] = append(rec.Inputs[0], input{Link: len(c.Records) - 1})
+				}
+			}
+		}},
+	} {
+		c, err := decodeConfig(doc.Config.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var users []*[]input // how the two outputs are led to
+		for i, rec := range c.Records {
+			c.Records[i].Outputs = 0 // BuildKit has no fields of ours
+			for j := range rec.Inputs {
+				for k := range rec.Inputs[j] {
+					rec.Inputs[j][k].Content, rec.Inputs[j][k].Own = "", ""
+				}
+			}
+			if rec.Digest == recordDigest(op("two"), 0) || rec.Digest == recordDigest(op("two"), 1) {
+				users = append(users, &rec.Inputs[0])
+			}
+		}
+		for _, ways := range users {
+			if test.change != nil {
+				test.change(c, ways)
+			}
+		}
+		if got := newIndex(c, nil, "origin").contentOf(r, test.of); got != test.want {
+			t.Errorf("%s: found %q, expected %q", name, got, test.want)
+		}
+	}
+}
+
 // The bytes depend on the steps alone, not on the order in which they come.
 func TestDeterministic(t *testing.T) {
 	_, entries := sample()
