@@ -248,23 +248,27 @@ func TestCacheScenarios(t *testing.T) {
 		t.Errorf("there are %d scenarios, want at least 60", len(all))
 	}
 	for i, s := range all {
-		t.Run(s.name, func(t *testing.T) {
-			dir := t.TempDir()
-			s.write(t, dir, 0)
-			const max = "type=registry,ref=%s/DAEMON:s%d"
-			ways := []wayToShare{{"registry", fmt.Sprintf("--export-cache "+max+",mode=max", where, i), fmt.Sprintf(max, where, i)}}
-			ways = append(ways, turnsToShare(waysToShare(where, t.TempDir(), i), i)...)
-			each(kiln, buildkit, func(_ int, d *peer.Daemon) {
-				forget(t, d)
-				s.try(t, d, dir, 0, export(ways, d)...)
-			})
-			s.write(t, dir, 1)
-			var own [2][]string
-			each(kiln, buildkit, func(k int, d *peer.Daemon) { own[k] = s.try(t, d, dir, 1) })
-			allow(t, "own cache", own[0], own[1], s.fewer)
-			for _, w := range ways {
-				s.handOver(t, dir, kiln, buildkit, w)
-			}
-		})
+		for _, ways := range turnsToShare(waysToShare(where, t.TempDir(), i), i) {
+			t.Run(s.name, func(t *testing.T) { s.run(t, i, kiln, buildkit, where, ways) })
+		}
+	}
+}
+
+// run is one scenario, whose cache goes by a registry and by other ways.
+func (s scenario) run(t *testing.T, i int, kiln, buildkit *peer.Daemon, where string, others []wayToShare) {
+	dir := t.TempDir()
+	s.write(t, dir, 0)
+	ref := fmt.Sprintf("type=registry,ref=%s/DAEMON:s%d", where, i)
+	ways := append([]wayToShare{{"registry max", "--export-cache " + ref + ",mode=max", ref}}, others...)
+	each(kiln, buildkit, func(_ int, d *peer.Daemon) {
+		forget(t, d)
+		s.try(t, d, dir, 0, export(ways, d)...)
+	})
+	s.write(t, dir, 1)
+	var own [2][]string
+	each(kiln, buildkit, func(k int, d *peer.Daemon) { own[k] = s.try(t, d, dir, 1) })
+	allow(t, "own cache", own[0], own[1], s.fewer)
+	for _, w := range ways {
+		s.handOver(t, dir, kiln, buildkit, w)
 	}
 }

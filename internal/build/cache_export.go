@@ -9,7 +9,6 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -121,24 +120,18 @@ func (b *Builder) cacheTypes(more ...string) []string {
 
 // exportCaches writes the caches for others.
 func (br *Bridge) exportCaches(ctx context.Context, exports []cacheExport, res *frontend.Result, in exporter.Input) (map[string]string, error) {
-	out := map[string]string{}
 	roots, err := br.rootsFor(ctx, exports, res)
 	if err != nil {
 		return nil, err
 	}
-	var mu sync.Mutex
+	manifests := make([]string, len(exports))
 	eg, ctx := errgroup.WithContext(session.WithGroup(ctx, br))
-	for _, e := range exports {
+	for i, e := range exports {
 		if e.place == nil {
 			continue
 		}
-		write := func(ctx context.Context) error {
-			desc, err := br.exportCache(ctx, e, roots, in)
-			if err == nil && desc != "" {
-				mu.Lock()
-				defer mu.Unlock()
-				out["cache.manifest"] = desc
-			}
+		write := func(ctx context.Context) (err error) {
+			manifests[i], err = br.exportCache(ctx, e, roots, in)
 			return err
 		}
 		if e.later && br.builder.Caches.Later != nil {
@@ -152,7 +145,23 @@ func (br *Bridge) exportCaches(ctx context.Context, exports []cacheExport, res *
 			return err
 		})
 	}
-	return out, eg.Wait()
+	if err := eg.Wait(); err != nil {
+		return nil, err
+	}
+	return answerOf(exports, manifests), nil
+}
+
+// answerOf is what the client is told of the caches: one manifest, which it names in the
+// index of its folders. So it is that of the last folder, whatever else was written.
+func answerOf(exports []cacheExport, manifests []string) map[string]string {
+	out := map[string]string{}
+	folder := false
+	for i, e := range exports {
+		if manifests[i] != "" && (e.Type == "local" || !folder) {
+			out["cache.manifest"], folder = manifests[i], e.Type == "local"
+		}
+	}
+	return out
 }
 
 // exportLater has a cache written while nobody waits.
