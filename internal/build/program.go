@@ -38,7 +38,7 @@ func (p *Program) Start(ctx context.Context, env []string, io executor.IO) (*Con
 	defer done()
 	ready := &p.br.builder.ready
 	ready.enter(p.key)
-	if s := ready.take(p.key); s != nil {
+	if s := ready.take(ctx, p.key); s != nil {
 		if task, ok := s.Use(ctx, p.br.values, env, io); ok {
 			return p.br.own(s.Container, ready.leave), task, nil
 		}
@@ -80,6 +80,7 @@ type ready struct {
 	last    string        // the key of the program that was started last
 	again   bool          // it was started before
 	making  chan struct{} // closed when the one that is being made is; nil if none is
+	makes   string        // its key
 	closed  bool
 
 	key   string
@@ -103,11 +104,24 @@ func (r *ready) leave() {
 	r.running--
 }
 
-// take takes the container that waits for a key; nil if there is none.
-func (r *ready) take(key string) *op.Standby {
+// take takes the container that waits for a key; nil if there is none. One that is
+// being made is waited for: it has a lead on any other.
+func (r *ready) take(ctx context.Context, key string) *op.Standby {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if key == "" || r.key != key {
+	if key == "" {
+		return nil
+	}
+	if r.making != nil && r.makes == key {
+		made := r.making
+		r.mu.Unlock()
+		select {
+		case <-made:
+		case <-ctx.Done():
+		}
+		r.mu.Lock()
+	}
+	if r.key != key {
 		return nil
 	}
 	return r.removeLocked()
@@ -130,7 +144,7 @@ func (r *ready) expect(key string, start func() (*op.Standby, error)) {
 	if r.closed || r.making != nil || !r.again || r.last != key || r.running > 1 || r.key == key {
 		return
 	}
-	r.making = make(chan struct{})
+	r.making, r.makes = make(chan struct{}), key
 	old := r.removeLocked()
 	go func() {
 		if old != nil {

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -48,9 +49,36 @@ func TestExpect(t *testing.T) {
 	use("a")
 	r.leave()
 	use("a")
-	if r.take("a") != nil {
+	if r.take(t.Context(), "a") != nil {
 		t.Error("a container waits that could not be had")
 	}
 	r.close()
 	expect("a", 0)
+}
+
+// TestTakeWaits: a container that is being made is waited for, by who wants it.
+func TestTakeWaits(t *testing.T) {
+	var r ready
+	r.enter("a")
+	r.leave()
+	r.enter("a")
+	begin, want := make(chan struct{}), &op.Standby{}
+	r.expect("a", func() (*op.Standby, error) {
+		<-begin
+		return want, nil
+	})
+	if got := r.take(t.Context(), "b"); got != nil {
+		t.Error("who wants another program got this one")
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got := r.take(gone, "a"); got != nil {
+		t.Error("who has gone got what was not there yet")
+	}
+	got := make(chan *op.Standby)
+	go func() { got <- r.take(t.Context(), "a") }()
+	close(begin)
+	if s := <-got; s != want {
+		t.Errorf("got %v, want the container that was being made", s)
+	}
 }

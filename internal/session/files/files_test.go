@@ -200,6 +200,34 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// The time of files in memory is made of them: who has them already keeps them.
+func TestMemoryTime(t *testing.T) {
+	at := func(name, content string) (at int64) {
+		t.Helper()
+		m, err := files.NewMemory(map[string][]byte{name: []byte(content), "other": []byte("same")}, files.Filter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = m.Walk(t.Context(), func(st *fsutil.Stat) error { at = st.GetModTime(); return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	first := at("Dockerfile", "FROM a")
+	if again := at("Dockerfile", "FROM a"); again != first {
+		t.Errorf("the same files are of %d and of %d", first, again)
+	}
+	for _, other := range []int64{at("Dockerfile", "FROM b"), at("dockerfile", "FROM a")} {
+		if other == first {
+			t.Errorf("other files are of %d, too", other)
+		}
+	}
+	if when := time.Unix(0, first); when.Year() < 2001 || when.Year() > 2009 {
+		t.Errorf("they are of %s", when)
+	}
+}
+
 // Many requests must not make the two sides wait for each other.
 func TestManyFiles(t *testing.T) {
 	dir := t.TempDir()

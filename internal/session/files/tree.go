@@ -3,9 +3,12 @@ package files
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +18,9 @@ import (
 	"github.com/kiln-build/kiln/internal/api/fsutil"
 )
 
-// Memory is a tree of files without directories, held in memory. All are as old
-// as the tree, so that no receiver takes them for ones that it has.
+// Memory is a tree of files without directories, held in memory. All have one
+// time, which is made of their names and contents: a receiver takes them for ones
+// that it has if they are the same, and not otherwise.
 type Memory struct {
 	files map[string][]byte
 	match *matcher
@@ -29,17 +33,23 @@ func NewMemory(files map[string][]byte, f Filter) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Memory{files, m, time.Now()}, nil
+	return &Memory{files, m, timeOf(files)}, nil
+}
+
+// timeOf is some moment between 2001 and 2009, to the nanosecond.
+func timeOf(files map[string][]byte) time.Time {
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(h, "%q %d\n", name, len(files[name]))
+		h.Write(files[name])
+	}
+	const first, span = 1e18, 250e15 // nanoseconds since 1970
+	return time.Unix(0, int64(first+binary.BigEndian.Uint64(h.Sum(nil))%span))
 }
 
 // Walk lists the wanted files.
 func (m *Memory) Walk(_ context.Context, f func(*fsutil.Stat) error) error {
-	names := make([]string, 0, len(m.files))
-	for name := range m.files {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(m.files)) {
 		v, err := m.match.match(name, verdict{})
 		if err != nil {
 			return err
