@@ -30,14 +30,6 @@ func TestCorpus(t *testing.T) {
 // graph or a question takes, not about each step, unless CORPUS_ALL is set.
 const sampled = 8
 
-// sample is a part of the cases, of all families.
-func sample(cases []*corpus.Case) (some []*corpus.Case) {
-	for i := 0; i < len(cases); i += sampled {
-		some = append(some, cases[i])
-	}
-	return some
-}
-
 // TestCorpusByImage builds Dockerfiles of all families by Kiln's own frontend and
 // by BuildKit's, run from an image by the line of the syntax, and compares what
 // came out: it fails unless all are equal.
@@ -45,11 +37,23 @@ func TestCorpusByImage(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
 	pair := start(ctx, t, corpus.StartImage)
-	cases := chosen(t, pair.Cases)
-	if os.Getenv("CORPUS_ALL") == "" && os.Getenv("CORPUS") == "" {
-		cases = sample(cases)
-	}
+	cases := someOf(t, pair.Cases)
 	judge(ctx, t, "corpus by image", pair, cases)
+}
+
+// someOf are cases of all families, as many as CI has time for; all with
+// CORPUS_ALL, or those that CORPUS matches.
+func someOf(t *testing.T, cases []*corpus.Case) []*corpus.Case {
+	t.Helper()
+	cases = chosen(t, cases)
+	if os.Getenv("CORPUS_ALL") != "" || os.Getenv("CORPUS") != "" {
+		return cases
+	}
+	var some []*corpus.Case
+	for i := 0; i < len(cases); i += sampled {
+		some = append(some, cases[i])
+	}
+	return some
 }
 
 // start starts a pair of daemons that the test's end ends.
