@@ -95,7 +95,7 @@ func (j *Job) Recipe(k Key) (Recipe, bool) { return j.recipes.load(string(k)) }
 // Key identifies an edge of the graph, doing as little as will tell.
 func (j *Job) Key(ctx context.Context, e Edge) (Key, error) {
 	n := j.node(e.Vertex)
-	id, err := n.identity.get(ctx, &n.job.work, n.identify)
+	id, err := n.identity.get(ctx, n.job, n.identify)
 	return id.key, err
 }
 
@@ -105,7 +105,7 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	if imports == nil || id.fresh || id.keep != KeepAlways {
 		return nil, ErrNotFound
 	}
-	out, err := imports.Load(n.context(), n.job, id.key, n.needs)
+	out, err := imports.Load(n.context(ctx), n.job, id.key, n.needs)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -115,10 +115,10 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	return out, n.job.solver.cache.Save(ctx, id.key, out)
 }
 
-func (n *node) importedDigest(of Ingredient) (string, bool) {
+func (n *node) importedDigest(ctx context.Context, of Ingredient) (string, bool) {
 	if n.job.imports == nil {
 		return "", false
 	}
-	d, err := n.job.imports.Digest(n.context(), n.job, of)
+	d, err := n.job.imports.Digest(n.context(ctx), n.job, of)
 	return d, err == nil && d != ""
 }

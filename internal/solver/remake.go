@@ -45,9 +45,8 @@ func (n *node) isLost() bool {
 }
 
 // remake runs the operation though a result is remembered.
-func (n *node) remake() ([]Result, error) {
-	ctx := n.job.ctx
-	id, err := n.identity.get(ctx, &n.job.work, n.identify)
+func (n *node) remake(ctx context.Context) ([]Result, error) {
+	id, err := n.identity.get(ctx, n.job, n.identify)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ type report struct {
 	vertex  progress.Vertex
 	running bool             // its operation is being executed
 	held    []progress.Event // what was told too early, see ahead
+	paused  bool             // it was ended because nobody wanted it, and may be wanted again
 }
 
 func (r *report) init(sink progress.Sink, v Vertex, inputs []input) {
@@ -43,10 +44,14 @@ func (r *report) ahead() *progress.Step {
 	}), r.vertex.Digest)
 }
 
-// update changes the vertex and tells it, unless the node has ended.
+// update changes the vertex and tells it, unless the node has ended for good.
 func (r *report) update(change func(v *progress.Vertex, now time.Time)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.paused {
+		r.paused = false
+		r.vertex.Started, r.vertex.Completed, r.vertex.Error = nil, nil, ""
+	}
 	if r.vertex.Completed != nil {
 		return
 	}
@@ -103,7 +108,7 @@ func (r *report) failed(err error) {
 // run was then not needed, and counts as cached with it.
 func (r *report) cached() {
 	r.mu.Lock()
-	settled := r.running || r.vertex.Completed != nil
+	settled := r.running || r.vertex.Completed != nil && !r.paused
 	r.mu.Unlock()
 	if settled {
 		return
@@ -119,12 +124,24 @@ func (r *report) cached() {
 	})
 }
 
-// abandon ends a node that began and will not be finished.
-func (r *report) abandon() {
+// givenUp ends a node that began and was not finished, until it is wanted again.
+func (r *report) givenUp() {
 	r.mu.Lock()
-	begun := r.vertex.Started != nil
-	r.mu.Unlock()
-	if begun {
-		r.update(func(v *progress.Vertex, now time.Time) { v.Completed, v.Error = &now, "context canceled" })
+	defer r.mu.Unlock()
+	if r.vertex.Started == nil || r.vertex.Completed != nil {
+		return
 	}
+	now := time.Now()
+	r.vertex.Completed, r.vertex.Error = &now, "context canceled"
+	r.paused, r.running = true, false
+	v := r.vertex
+	r.sink.Emit(progress.Event{Vertex: &v})
+}
+
+// close ends a node that began and will not be finished.
+func (r *report) close() {
+	r.givenUp()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.paused = false
 }

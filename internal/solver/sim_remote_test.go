@@ -165,6 +165,7 @@ func (s *sim) collect(ctx context.Context, j *Job, g *simVertex, r Result) (tree
 	if err == nil {
 		return t, nil
 	}
+	defer s.wanting(j, g)()
 	if r, err = j.Remake(ctx, Edge{Vertex: g}, err); err != nil {
 		return tree{}, err
 	}

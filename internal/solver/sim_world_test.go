@@ -49,13 +49,69 @@ type sim struct {
 	life        context.Context // ends with the daemon
 	die         context.CancelFunc
 	solver      *Solver
+
+	wants map[want]int // what clients wait for
+}
+
+// want is a vertex that somebody waits for.
+type want struct {
+	job    *Job
+	vertex *simVertex
 }
 
 func newSim(t *testing.T, seed uint64) *sim {
 	return &sim{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)),
 		park: map[string]*effect{}, seen: map[string]int{}, results: map[Key][]Result{}, digests: map[string]string{}, dirty: map[Key]bool{},
-		diskResults: map[Key][]Result{}, diskDigests: map[string]string{},
+		diskResults: map[Key][]Result{}, diskDigests: map[string]string{}, wants: map[want]int{},
+	}
+}
+
+// build has a job build a vertex, and knows meanwhile that it is wanted.
+func (s *sim) build(ctx context.Context, j *Job, v *simVertex) (Result, error) {
+	defer s.wanting(j, v)()
+	return j.Build(ctx, Edge{Vertex: v})
+}
+
+func (s *sim) wanting(j *Job, v *simVertex) (enough func()) {
+	count := func(by int) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.wants[want{j, v}] += by
+	}
+	count(1)
+	return func() { count(-1) }
+}
+
+// checkWanted is called when everybody waits. What is executed then must be below
+// something that somebody waits for.
+func (s *sim) checkWanted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keys := map[string]bool{}
+	seen := map[*node]bool{}
+	var visit func(n *node)
+	visit = func(n *node) {
+		if seen[n] {
+			return
+		}
+		seen[n] = true
+		if n.known != nil {
+			keys[string(n.known.key[:8])] = true
+		}
+		for _, in := range n.inputs {
+			visit(in.node)
+		}
+	}
+	for w, n := range s.wants {
+		if top, ok := w.job.nodes.load(string(w.vertex.Digest())); ok && n > 0 {
+			visit(top)
+		}
+	}
+	for label := range s.park {
+		if key, ok := strings.CutPrefix(label, "exec "); ok && !keys[key[:8]] {
+			s.t.Errorf("%q is executed and nobody wants it", label)
+		}
 	}
 }
 
@@ -229,7 +285,9 @@ type simVertex struct {
 	salt   string // makes a source's identity private to a job
 	inputs []*simVertex
 	forced bool
-	owner  string // the job whose graph it is in
+	owner  string       // the job whose graph it is in
+	parts  []*simVertex // of the last one: the graph
+	pick   int          // of the last one: which part a second client wants
 
 	digest string
 	want   *tree
@@ -372,10 +430,11 @@ func (s *sim) audit(j *Job, g *simVertex, got tree, since int) error {
 	}
 	for _, n := range j.nodes.m {
 		v := n.op.(*simVertex)
-		if n.result.val == nil || !v.fresh() && !v.readsFresh() {
+		made := n.result.value()
+		if made == nil || !v.fresh() && !v.readsFresh() {
 			continue
 		}
-		got := files(n.result.val[0])
+		got := files(made[0])
 		if v.kind == volatile {
 			if got[0] <= fmt.Sprintf("run %06d", since) {
 				return fmt.Errorf("%s is stale: %s, job began after %d", v.name, got[0], since)
@@ -384,7 +443,7 @@ func (s *sim) audit(j *Job, g *simVertex, got tree, since int) error {
 		}
 		var ins []tree
 		for _, in := range n.inputs {
-			ins = append(ins, files(in.node.result.val[0]))
+			ins = append(ins, files(in.node.result.value()[0]))
 		}
 		if want := v.run(ins); got != want {
 			return fmt.Errorf("%s is not made of what the job saw", v.name)

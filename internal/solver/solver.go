@@ -65,9 +65,9 @@ type JobOptions struct {
 	Missed func(s Step, to *progress.Step, other func(Key) (Step, bool))
 }
 
-// A Job is one build: a graph as one client first resolved it. The job is the
-// unit of cancellation; what it has started when it is closed ends soon, see
-// [Job.Wait].
+// A Job is one build: a graph as one client first resolved it. What nobody wants any
+// more ends while the job goes on, see [Job.Build]; what it has started when it is
+// closed ends soon, see [Job.Wait].
 type Job struct {
 	solver  *Solver
 	ctx     context.Context
@@ -102,7 +102,7 @@ func (j *Job) Close() {
 	j.cancel()
 	j.settle()
 	for _, n := range j.nodes.all() {
-		n.report.abandon()
+		n.report.close()
 	}
 }
 
@@ -117,7 +117,8 @@ func (j *Job) Wait(ctx context.Context) {
 	}
 }
 
-// Build evaluates one edge of the graph.
+// Build evaluates one edge of the graph. When ctx ends first, so do the steps below the
+// edge that no other call of Build reaches; another call may make them anew.
 func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
 	n := j.node(e.Vertex)
 	n.need(e.Index)
@@ -134,12 +135,12 @@ var errNoOutput = errors.New("no such output")
 // output evaluates the node and picks an output. One that is absent from what
 // others made is made here.
 func (n *node) output(ctx context.Context, index int) (Result, error) {
-	out, err := n.result.get(ctx, &n.job.work, n.evaluate)
+	out, err := n.result.get(ctx, n.job, n.evaluate)
 	if err == nil && index < len(out) && out[index] == (Absent{}) {
-		out, err = n.made.get(ctx, &n.job.work, n.make)
+		out, err = n.made.get(ctx, n.job, n.make)
 	}
 	if err == nil && n.isLost() {
-		out, err = n.anew.get(ctx, &n.job.work, n.remake)
+		out, err = n.anew.get(ctx, n.job, n.remake)
 	}
 	if err != nil {
 		return nil, err
@@ -168,6 +169,7 @@ type node struct {
 	known  *identity    // what identity holds, once it does
 	found  bool         // a result was remembered
 	lost   bool         // the files of result are gone
+	told   bool         // that it is to run; guarded by job.missing
 }
 
 // identity is what a node would produce. It is fresh if nothing remembered
@@ -202,36 +204,43 @@ func (j *Job) node(v Vertex) *node {
 }
 
 // context is what operations of the node work in when they work for this job alone.
-func (n *node) context() context.Context {
-	ctx := progress.WithStep(n.job.ctx, n.report.step())
+func (n *node) context(ctx context.Context) context.Context {
+	ctx = progress.WithStep(ctx, n.report.step())
 	return withValues(ctx, func() []any { return []any{n.job.values} })
 }
 
-func (n *node) fail(verb string, err error) error {
+// fail makes err the node's failure, unless it is another's, or nobody wants the
+// node any more, which ctx tells.
+func (n *node) fail(ctx context.Context, err error) error {
 	var inner *Error
-	if errors.As(err, &inner) || n.job.ctx.Err() != nil {
+	if errors.As(err, &inner) || ctx.Err() != nil {
 		return err
-	}
-	if verb != "" {
-		err = fmt.Errorf("%s: %w", verb, err)
 	}
 	n.report.failed(err)
 	return &Error{n.report.vertex.Digest, n.report.vertex.Name, err}
 }
 
+// givenUp tells of a node that nobody wants any more, before it was done.
+func (n *node) givenUp(ctx context.Context, err error) {
+	if err != nil && ctx.Err() != nil && n.job.ctx.Err() == nil {
+		n.report.givenUp()
+	}
+}
+
 // identify computes the node's identity, doing as little as will tell.
-func (n *node) identify() (identity, error) {
+func (n *node) identify(ctx context.Context) (_ identity, err error) {
+	defer func() { n.givenUp(ctx, err) }()
 	if len(n.inputs) == 0 { // a source looks outside to tell what it is
 		n.report.started()
 	}
-	cm, err := safely(func() (CacheMap, error) { return n.op.CacheMap(n.context()) })
+	cm, err := safely(func() (CacheMap, error) { return n.op.CacheMap(n.context(ctx)) })
 	if err != nil {
-		return identity{}, n.fail("", err)
+		return identity{}, n.fail(ctx, err)
 	}
 	id := identity{fresh: n.op.IgnoreCache(), keep: cm.Keep}
 	// All inputs at once: to learn the content of one can take as long as to
 	// make it, and must not wait for what another turns out to be.
-	parts, err := gather(&n.job.work, n.inputs, func(i int, in input) (keyPart, error) { return n.part(in, cm.Dep(i)) })
+	parts, err := gather(&n.job.work, n.inputs, func(i int, in input) (keyPart, error) { return n.part(ctx, in, cm.Dep(i)) })
 	if err != nil {
 		return identity{}, err
 	}
@@ -263,8 +272,8 @@ type keyPart struct {
 	ingredient Ingredient
 }
 
-func (n *node) part(in input, dep Dep) (keyPart, error) {
-	id, err := in.node.identity.get(n.job.ctx, &n.job.work, in.node.identify)
+func (n *node) part(ctx context.Context, in input, dep Dep) (keyPart, error) {
+	id, err := in.node.identity.get(ctx, n.job, in.node.identify)
 	if err != nil {
 		return keyPart{}, err
 	}
@@ -272,14 +281,14 @@ func (n *node) part(in input, dep Dep) (keyPart, error) {
 	if dep.Digest == nil {
 		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from}, nil
 	}
-	from.Content, err = n.contentPart(in, id, dep, from)
+	from.Content, err = n.contentPart(ctx, in, id, dep, from)
 	return keyPart{text: from.Content, ingredient: from}, err
 }
 
 // contentPart digests an input's content, evaluating the input only if no one
 // has digested the like before.
-func (n *node) contentPart(in input, id identity, dep Dep, from Ingredient) (string, error) {
-	ctx, cache := n.job.ctx, n.job.solver.cache
+func (n *node) contentPart(ctx context.Context, in input, id identity, dep Dep, from Ingredient) (string, error) {
+	cache := n.job.solver.cache
 	memo := definitionPart(id.key, in.index, dep.Selector)
 	remembered := id.keep != KeepJob
 	if remembered && !id.fresh {
@@ -288,7 +297,7 @@ func (n *node) contentPart(in input, id identity, dep Dep, from Ingredient) (str
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		if d, ok := n.importedDigest(from); ok {
+		if d, ok := n.importedDigest(ctx, from); ok {
 			return d, cache.PutDigest(ctx, memo, d)
 		} else if ctx.Err() != nil {
 			return "", ctx.Err()
@@ -299,7 +308,7 @@ func (n *node) contentPart(in input, id identity, dep Dep, from Ingredient) (str
 		return "", err
 	}
 	digest := func(r Result) (string, error) {
-		return safely(func() (string, error) { return dep.Digest(n.context(), r) })
+		return safely(func() (string, error) { return dep.Digest(n.context(ctx), r) })
 	}
 	d, err := digest(r)
 	if isLoss(err) && in.node.lose() {
@@ -308,7 +317,7 @@ func (n *node) contentPart(in input, id identity, dep Dep, from Ingredient) (str
 		}
 	}
 	if err != nil {
-		return "", n.fail("", err)
+		return "", n.fail(ctx, err)
 	}
 	if !remembered {
 		return d, nil
@@ -327,9 +336,9 @@ func (in input) get(ctx context.Context) (Result, error) {
 
 // evaluate computes the node's outputs: from the cache if it has them, or by
 // running the operation on the results of the inputs.
-func (n *node) evaluate() ([]Result, error) {
-	ctx := n.job.ctx
-	id, err := n.identity.get(ctx, &n.job.work, n.identify)
+func (n *node) evaluate(ctx context.Context) (_ []Result, err error) {
+	defer func() { n.givenUp(ctx, err) }()
+	id, err := n.identity.get(ctx, n.job, n.identify)
 	if err != nil {
 		return nil, err
 	}
@@ -348,13 +357,12 @@ func (n *node) evaluate() ([]Result, error) {
 		}
 		return out, err
 	}
-	return n.make()
+	return n.make(ctx)
 }
 
 // make runs the operation on the results of the inputs.
-func (n *node) make() ([]Result, error) {
-	ctx := n.job.ctx
-	id, err := n.identity.get(ctx, &n.job.work, n.identify)
+func (n *node) make(ctx context.Context) ([]Result, error) {
+	id, err := n.identity.get(ctx, n.job, n.identify)
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +374,8 @@ func (n *node) make() ([]Result, error) {
 
 // produce runs the operation, or shares its run with others. again is set for
 // one whose result is known and has lost files.
-func (n *node) produce(ctx context.Context, id identity, again bool) ([]Result, error) {
+func (n *node) produce(ctx context.Context, id identity, again bool) (_ []Result, err error) {
+	defer func() { n.givenUp(ctx, err) }()
 	// The inputs come first, so that the flight below is a leaf.
 	ins, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 	if err != nil {
@@ -377,7 +386,7 @@ func (n *node) produce(ctx context.Context, id identity, again bool) ([]Result, 
 		out, err = n.shareAgain(ctx, id, own, err)
 	}
 	if err != nil {
-		return nil, n.fail("", err)
+		return nil, n.fail(ctx, err)
 	}
 	n.report.completed()
 	n.tellEnded(id, out)

@@ -78,7 +78,7 @@ func (n *node) step() (Step, bool) {
 	n.report.mu.Lock()
 	defer n.report.mu.Unlock()
 	v := &n.report.vertex
-	s.Vertex, s.Name, s.Ran, s.Cached = v.Digest, v.Name, n.report.running, v.Cached
+	s.Vertex, s.Name, s.Ran, s.Cached = v.Digest, v.Name, n.report.running || n.report.paused, v.Cached
 	s.Made = found || s.Ran && v.Completed != nil && v.Error == ""
 	if s.Ran && v.Started != nil && v.Completed != nil {
 		s.Took = v.Completed.Sub(*v.Started)
@@ -98,7 +98,8 @@ func (n *node) missed() {
 	}
 	j.missing.Lock()
 	defer j.missing.Unlock()
-	if !j.settled {
+	if !j.settled && !n.told {
+		n.told = true
 		j.explaining.Go(func() { j.onMiss(s, n.report.ahead(), j.stepOf) })
 	}
 }

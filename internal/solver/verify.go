@@ -31,7 +31,7 @@ func (n *node) verify(id identity, remembered []Result) {
 		return
 	}
 	n.job.verify.work.Go(func() {
-		ctx := n.context()
+		ctx := n.context(n.job.ctx)
 		again, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
 		if err == nil {
 			again, err = safely(func() ([]Result, error) { return n.op.Exec(WithKey(ctx, id.key), again) })
