@@ -30,7 +30,6 @@ type scenario struct {
 	args   [2][]string          // of buildctl, of both builds
 	twice  bool                 // the second build is two at once
 	fewer  string               // why Kiln runs fewer steps than BuildKit
-	max    bool                 // caches of mode=max alone are handed over
 }
 
 // stages is what most scenarios build: a stage that makes a tool, one that
@@ -72,11 +71,6 @@ func dockerfile(text string) map[string]string { return map[string]string{"Docke
 // change is a scenario whose Dockerfile changes between the builds.
 func change(name, before, after string) scenario {
 	return scenario{name: name, files: dockerfile(before), change: dockerfile(after)}
-}
-
-func maxOnly(s scenario) scenario {
-	s.max = true
-	return s
 }
 
 func fewer(why string, s scenario) scenario {
@@ -254,11 +248,7 @@ func TestCacheScenarios(t *testing.T) {
 		t.Errorf("there are %d scenarios, want at least 60", len(all))
 	}
 	for i, s := range all {
-		turns := turnsToShare(waysToShare(where, t.TempDir(), i), i)
-		if s.max {
-			turns = [][]wayToShare{waysToShare(where, t.TempDir(), i)[:1]}
-		}
-		for _, ways := range turns {
+		for _, ways := range turnsToShare(waysToShare(where, t.TempDir(), i), i) {
 			t.Run(s.name, func(t *testing.T) { s.run(t, i, kiln, buildkit, where, ways) })
 		}
 	}

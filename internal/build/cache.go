@@ -90,6 +90,9 @@ func (br *Bridge) gather(ctx context.Context, roots []cache.Root, v layer.Varian
 		g.final = map[string]layer.Blob{}
 		for _, l := range final {
 			g.final[l.Ref.ID()], g.final[string(l.DiffID)] = l, l
+			if of := l.Ref.Record().Of; of != "" {
+				g.final[of] = l
+			}
 		}
 	}
 	for _, r := range roots {
@@ -169,8 +172,10 @@ func (g *gatherer) layers(ctx context.Context, ref *layer.Ref) ([]layer.Blob, er
 			continue
 		}
 		b, ok := g.final[r.ID()]
-		if !ok && rec.DiffID != "" {
-			b, ok = g.final[string(rec.DiffID)]
+		for _, other := range []string{string(rec.DiffID), rec.Of} {
+			if !ok && other != "" {
+				b, ok = g.final[other]
+			}
 		}
 		if !ok {
 			return nil, nil

@@ -133,6 +133,9 @@ func (s *Store) blob(ctx context.Context, r *Ref, v Variant, c codec) (Blob, err
 			return err
 		}
 		defer s.unpin(r)
+		if b, ok := s.blobOf(ctx, r, v, c); ok {
+			return s.noteBlob(r, v, b.Desc, b.DiffID)
+		}
 		return s.make(ctx, r, v, c)
 	})
 	if err != nil {
@@ -157,6 +160,22 @@ func (s *Store) kept(ctx context.Context, r *Ref, key string) (Blob, bool) {
 		d.Annotations = nil
 	}
 	return Blob{Desc: d, DiffID: diffID, Ref: r}, true
+}
+
+// blobOf is the blob of the layer that r is, laid elsewhere: it is the same, and who
+// looks for that layer's blob, such as a cache, finds it. There is none if that layer
+// is not kept any more.
+func (s *Store) blobOf(ctx context.Context, r *Ref, v Variant, c codec) (Blob, bool) {
+	of := r.Record().Of
+	if of == "" {
+		return Blob{}, false
+	}
+	l, err := s.Get(ctx, of)
+	if err != nil {
+		return Blob{}, false
+	}
+	b, err := s.blob(ctx, l, v, c)
+	return b, err == nil
 }
 
 // make writes a blob and notes it.

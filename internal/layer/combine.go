@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,8 +159,14 @@ func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error 
 	}
 	if replaces {
 		r.rec.DiffID, r.rec.Blobs = "", nil // they say it in another way
-	} else if shared, err := s.share(l, r); shared || err != nil {
-		return err
+	} else {
+		from := l.Record()
+		if (l.parent == nil || from.Of != "") && !from.Loose && !rec.Loose { // it deletes nothing
+			r.rec.Of = cmp.Or(from.Of, l.id)
+		}
+		if shared, err := s.share(l, r); shared || err != nil {
+			return err
+		}
 	}
 	key := newID()
 	base := ""

@@ -49,6 +49,22 @@ func TestMerge(t *testing.T) {
 	})
 }
 
+// What is laid over something else is the same blob, which is made once: whoever has
+// the blobs of a merge has those of what was merged.
+func TestMergeSharesBlobs(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		a := w.step(nil, files("a=1", "same=1"))
+		b := w.step(nil, files("b=1", "same=1"))
+		blobs := w.blobs(w.merge(a, w.merge(a, b)), Variant{})
+		top := blobs[len(blobs)-1]
+		if got := b.Record(); got.DiffID != top.DiffID || got.Blobs[Variant{}.key()].Digest != top.Desc.Digest {
+			t.Errorf("the merge has blob %s (%s), and what was merged has %v (%s)", top.Desc.Digest, top.DiffID, got.Blobs, got.DiffID)
+		}
+		w.want(w.again(blobs), "a=1", "b=1", "same=1")
+		w.debris()
+	})
+}
+
 // A layer may come several times; its last place counts.
 func TestMergeOfRepeated(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {

@@ -31,6 +31,7 @@ type Record struct {
 	Snapshot    string        `json:"snapshot,omitempty"`    // name of the committed snapshot; "" while there is none
 	Flat        string        `json:"flat,omitempty"`        // snapshot of the whole state, where the chain is cut short
 	Loose       bool          `json:"loose,omitempty"`       // has marks for deletions with nothing below, as a Diff has
+	Of          string        `json:"of,omitempty"`          // ID of the layer that a merge has laid here and whose blobs this one shares
 	Origin      string        `json:"origin,omitempty"`      // where blobs can be had again, such as a pinned image reference
 	Description string        `json:"description,omitempty"` // the step that made it
 	Type        string        `json:"type,omitempty"`        // "regular", "source.local", "internal", "frontend", "exec.cachemount"
