@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -248,20 +247,20 @@ func formatFlag() cli.Flag {
 
 // printer writes values by a template.
 type printer struct {
-	out      io.Writer
-	template *template.Template
+	out    io.Writer
+	format *format
 }
 
 // newPrinter reads a template; "json" stands for all as JSON.
-func newPrinter(out io.Writer, format string) (*printer, error) {
-	if format == "json" {
-		format = "{{json .}}"
+func newPrinter(out io.Writer, text string) (*printer, error) {
+	if text == "json" {
+		text = "{{json .}}"
 	}
-	t, err := template.New("").Funcs(template.FuncMap{"json": jsonText}).Parse(format)
+	f, err := parseFormat(text)
 	if err != nil {
 		return nil, err
 	}
-	return &printer{out, t}, nil
+	return &printer{out, f}, nil
 }
 
 func jsonText(v any) (string, error) {
@@ -274,7 +273,7 @@ func jsonText(v any) (string, error) {
 
 // print writes a value and ends the line.
 func (p *printer) print(v any) error {
-	if err := p.template.Execute(p.out, v); err != nil {
+	if err := p.format.execute(p.out, v); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(p.out)

@@ -64,8 +64,13 @@ type timestamp struct {
 	Nanos   int32 `json:"nanos,omitempty"`
 }
 
-// AsTime is for templates.
-func (t *timestamp) AsTime() time.Time { return time.Unix(t.Seconds, int64(t.Nanos)).UTC() }
+// AsTime is for templates. A moment that there is not is 1970, as in messages.
+func (t *timestamp) AsTime() time.Time {
+	if t == nil {
+		return time.Unix(0, 0).UTC()
+	}
+	return time.Unix(t.Seconds, int64(t.Nanos)).UTC()
+}
 
 type resultInfo struct {
 	ResultDeprecated *blobInfo           `json:"ResultDeprecated,omitempty"`

@@ -81,10 +81,18 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// TestStartsLight lists packages that the program did without a small piece of
-// code for: each set itself up whenever any command was run.
+// buildTags are those that `make` builds with.
+const buildTags = "grpcnotrace,urfave_cli_no_template"
+
+// TestStartsLight lists packages that the program has a small piece of code in
+// place of: each set itself up whenever any command was run, or has the linker
+// keep all methods there are.
 func TestStartsLight(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", ".").CombinedOutput()
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil || !strings.Contains(string(makefile), "-tags="+buildTags+" ") {
+		t.Fatalf("the Makefile does not build with the tags %s: %v", buildTags, err)
+	}
+	out, err := exec.Command("go", "list", "-tags="+buildTags, "-deps", ".").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -92,7 +100,7 @@ func TestStartsLight(t *testing.T) {
 	if !slices.Contains(linked, "runtime/debug") {
 		t.Fatalf("this is no list of the program's packages: %.200s", out)
 	}
-	for _, heavy := range []string{"encoding/gob", "expvar"} {
+	for _, heavy := range []string{"encoding/gob", "expvar", "text/template"} {
 		if slices.Contains(linked, heavy) {
 			t.Errorf("%s is part of the program: write what is needed of it", heavy)
 		}

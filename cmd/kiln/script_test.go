@@ -59,7 +59,7 @@ func buildPrograms() (string, error) {
 		}
 	}
 	// The same flags as those of `make build`, for whatever they change is compiled anew.
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "kiln"), ".")
+	cmd := exec.Command("go", "build", "-trimpath", "-tags="+buildTags, "-ldflags=-s -w", "-o", filepath.Join(dir, "kiln"), ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build kiln: %w: %s", err, out)
