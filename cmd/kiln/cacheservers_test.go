@@ -1,7 +1,7 @@
 package main
 
 import (
-	"net/http/httptest"
+	"encoding/base64"
 	"testing"
 
 	"github.com/johannesboyne/gofakes3"
@@ -18,11 +18,20 @@ func scriptBucket(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	b := s3mem.New()
 	ts.Check(b.CreateBucket("bucket"))
-	s := httptest.NewServer(gofakes3.New(b, gofakes3.WithLogger(gofakes3.DiscardLog())).Server())
-	ts.Defer(s.Close)
-	ts.Setenv("S3", "region=nowhere,bucket=bucket,use_path_style=true,endpoint_url="+s.URL)
+	url := startLossy(ts, "bucket", gofakes3.New(b, gofakes3.WithLogger(gofakes3.DiscardLog())).Server(), nil)
+	ts.Setenv("S3", "region=nowhere,bucket=bucket,use_path_style=true,endpoint_url="+url)
 	ts.Setenv("AWS_ACCESS_KEY_ID", "me")
 	ts.Setenv("AWS_SECRET_ACCESS_KEY", "notforlogs")
+}
+
+// scriptAzure starts a server of Azure's blobs. $AZURE names a container, for caches.
+func scriptAzure(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: azure")
+	}
+	url := startLossy(ts, "azure", cachetest.NewAzure(), nil)
+	secret := base64.StdEncoding.EncodeToString([]byte("notforlogs"))
+	ts.Setenv("AZURE", "account_url="+url+"/me,account_name=me,container=caches,secret_access_key="+secret)
 }
 
 // scriptGitHub starts a cache service of GitHub Actions, and sets what a job of it
@@ -32,6 +41,7 @@ func scriptGitHub(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: github")
 	}
 	a := cachetest.NewActions(scriptTB{ts: ts})
+	a.URL = startLossy(ts, "github", a.Faults, nil) // by which it names its entries
 	ts.Setenv("ACTIONS_CACHE_SERVICE_V2", "true")
 	ts.Setenv("ACTIONS_RESULTS_URL", a.URL+"/")
 	ts.Setenv("ACTIONS_RUNTIME_TOKEN", cachetest.Token("refs/heads/main"))

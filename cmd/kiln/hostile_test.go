@@ -79,10 +79,8 @@ func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
 		fault = args[1]
 	}
 	faults := &faultyRegistry{next: registry.New(registry.Logger(log.New(&bytes.Buffer{}, "", 0)))}
-	server := httptest.NewServer(faults)
-	s := state(ts)
-	s.undo = append(s.undo, func() error { server.CloseClientConnections(); server.Close(); return nil })
-	host := strings.TrimPrefix(server.URL, "http://")
+	faults.layers = map[string]bool{}
+	host := strings.TrimPrefix(startLossy(ts, args[0], faults, faults.layers), "http://")
 	ref, err := name.ParseReference(host+"/library/base:1", name.Insecure)
 	ts.Check(err)
 	index, err := layout.ImageIndexFromPath(ts.Getenv("BASE"))
@@ -108,7 +106,6 @@ func (f *faultyRegistry) arm(fault string, image v1.Image) error {
 	if err != nil {
 		return err
 	}
-	f.layers = map[string]bool{}
 	for _, l := range layers {
 		digest, err := l.Digest()
 		if err != nil {

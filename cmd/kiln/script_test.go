@@ -128,6 +128,7 @@ type scriptState struct {
 	flags  []string
 	daemon *exec.Cmd
 	undo   []func() error
+	places map[string]*lossy // servers, by name
 }
 
 func state(ts *testscript.TestScript) *scriptState {
