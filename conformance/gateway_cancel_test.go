@@ -74,37 +74,48 @@ func (s *solving) said(t *testing.T, ctx context.Context, want string) {
 	}
 }
 
-// gatewayCancel: who gives up a solve waits for it no more, and no other ends. Its step,
-// which nobody tells to end, ends with the build at the latest.
+// gatewayCancel: who gives up a solve waits for it no more, its step ends while the
+// build goes on, and no other ends. What was given up is made when it is asked for again.
 func gatewayCancel(t *testing.T, ctx context.Context, c gateway.Client) {
 	word, up := fmt.Sprint("other", time.Now().UnixNano()), fmt.Sprint("given", time.Now().UnixNano())
 	given, other := startSolving(t, ctx, c, untilTold(up)), startSolving(t, ctx, c, untilTold(word))
 	awaitRunning(t, ctx, word)
 	awaitRunning(t, ctx, up)
-	given.cancel()
-	if err := <-given.ended; err == nil || !strings.Contains(err.Error(), "cancel") {
-		t.Errorf("the solve that was given up ended with %v", err)
+	given.giveUp(t)
+	if n := await0(t, up); n > 0 {
+		t.Errorf("%d processes of the solve that was given up are left", n)
 	}
-	t.Cleanup(func() { // the build has ended
-		if n := await0(t, up); n > 0 {
-			t.Errorf("%d processes of the solve that was given up are left", n)
-		}
-	})
+	if running(t, word) == 0 {
+		t.Error("the other solve's process has ended with the one that was given up")
+	}
+	again := startSolving(t, ctx, c, untilTold(up))
+	awaitRunning(t, ctx, up)
+	tell(t, ctx, c, word)
+	other.said(t, ctx, word)
+	tell(t, ctx, c, up)
+	again.said(t, ctx, up)
+}
+
+// gatewayCancelShared: a step that two solves wait for is not one's to end, be it what
+// they ask for or below it.
+func gatewayCancelShared(t *testing.T, ctx context.Context, c gateway.Client) {
+	word := fmt.Sprint("shared", time.Now().UnixNano())
+	above := untilTold(word).Run(llb.Args([]string{"/bin/sh", "-c", "echo > /above"})).Root()
+	same, built, other := startSolving(t, ctx, c, untilTold(word)), startSolving(t, ctx, c, above), startSolving(t, ctx, c, untilTold(word))
+	awaitRunning(t, ctx, word)
+	same.giveUp(t)
+	built.giveUp(t)
 	tell(t, ctx, c, word)
 	other.said(t, ctx, word)
 }
 
-// gatewayCancelShared: a step that two solves wait for is not one's to end.
-func gatewayCancelShared(t *testing.T, ctx context.Context, c gateway.Client) {
-	word := fmt.Sprint("shared", time.Now().UnixNano())
-	given, other := startSolving(t, ctx, c, untilTold(word)), startSolving(t, ctx, c, untilTold(word))
-	awaitRunning(t, ctx, word)
-	given.cancel()
-	if err := <-given.ended; err == nil || !strings.Contains(err.Error(), "cancel") {
+// giveUp ends a solve and waits for its answer.
+func (s *solving) giveUp(t *testing.T) {
+	t.Helper()
+	s.cancel()
+	if err := <-s.ended; err == nil || !strings.Contains(err.Error(), "cancel") {
 		t.Errorf("the solve that was given up ended with %v", err)
 	}
-	tell(t, ctx, c, word)
-	other.said(t, ctx, word)
 }
 
 // gatewaySSH: a container gets the agent it asks for, and one that nobody offers
