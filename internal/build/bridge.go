@@ -86,7 +86,9 @@ func (br *Bridge) leave() {
 // Settle returns when builds that have ended, and containers that wait for the next
 // one, hold nothing any more, or ctx ends.
 func (b *Builder) Settle(ctx context.Context) error {
-	b.ready.giveUp(nil)
+	if err := b.ready.settle(ctx); err != nil {
+		return fmt.Errorf("wait for containers that were started ahead: %w", err)
+	}
 	if err := b.leaving.Wait(ctx); err != nil {
 		return fmt.Errorf("wait for builds that have ended: %w", err)
 	}
@@ -95,8 +97,7 @@ func (b *Builder) Settle(ctx context.Context) error {
 
 // Close ends what waits for a build. It is called after the last one.
 func (b *Builder) Close() error {
-	b.ready.close()
-	return nil
+	return b.ready.close()
 }
 
 // Sessions are the client sessions that serve the build.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/op"
+	"github.com/kiln-build/kiln/internal/solver"
 )
 
 // Program is a process in a container that one build after the other may want in
@@ -38,7 +39,9 @@ func (p *Program) Start(ctx context.Context, env []string, io executor.IO) (*Con
 	defer done()
 	ready := &p.br.builder.ready
 	ready.enter(p.key)
-	if s := ready.take(ctx, p.key); s != nil {
+	next := ready.take(p.key)
+	p.expect() // while one is still being made for this build, so that the next build has a lead, too
+	if s := ready.await(ctx, next); s != nil {
 		if task, ok := s.Use(ctx, p.br.values, env, io); ok {
 			return p.br.own(s.Container, ready.leave), task, nil
 		}
@@ -59,9 +62,9 @@ func (p *Program) Start(ctx context.Context, env []string, io executor.IO) (*Con
 	return c, task, err
 }
 
-// Expect has a container wait for the next build that starts the same program, if
+// expect has a container wait for the next build that starts the same program, if
 // it is likely that there is one soon and the machine has time for it now.
-func (p *Program) Expect() {
+func (p *Program) expect() {
 	b := p.br.builder
 	trace := ""
 	if p.br.values.Trace != nil {
@@ -76,16 +79,20 @@ const waitLimit = 5 * time.Minute
 // ready is the one container at most that waits for a build.
 type ready struct {
 	mu      sync.Mutex
-	running int           // programs
-	last    string        // the key of the program that was started last
-	again   bool          // it was started before
-	making  chan struct{} // closed when the one that is being made is; nil if none is
-	makes   string        // its key
+	running int    // programs
+	last    string // the key of the program that was started last
+	again   bool   // it was started before
 	closed  bool
+	next    *awaited    // nil if nothing waits
+	work    solver.Crew // makes containers, and ends those that nobody wants
+}
 
+// awaited is a container that waits for a build, or will.
+type awaited struct {
 	key   string
-	found *op.Standby
-	limit *time.Timer
+	limit *time.Timer // set before made is closed, as is found
+	made  chan struct{}
+	found *op.Standby // nil if there is none to be had
 }
 
 // enter counts a program that is started.
@@ -104,36 +111,47 @@ func (r *ready) leave() {
 	r.running--
 }
 
-// take takes the container that waits for a key; nil if there is none. One that is
-// being made is waited for: it has a lead on any other.
-func (r *ready) take(ctx context.Context, key string) *op.Standby {
+// take takes what waits for a key, to be awaited; nil if nothing does.
+func (r *ready) take(key string) *awaited {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if key == "" {
+	a := r.next
+	if key == "" || a == nil || a.key != key {
 		return nil
 	}
-	if r.making != nil && r.makes == key {
-		made := r.making
-		r.mu.Unlock()
-		select {
-		case <-made:
-		case <-ctx.Done():
-		}
-		r.mu.Lock()
-	}
-	if r.key != key {
-		return nil
-	}
-	return r.removeLocked()
+	r.next = nil
+	return a
 }
 
-func (r *ready) removeLocked() *op.Standby {
-	s := r.found
-	if s != nil {
-		r.limit.Stop()
+// await returns the container that was taken; nil if there is none. One that is being
+// made is waited for: it has a lead on any other.
+func (r *ready) await(ctx context.Context, a *awaited) *op.Standby {
+	if a == nil {
+		return nil
 	}
-	r.key, r.found = "", nil
-	return s
+	select {
+	case <-a.made:
+		a.stop()
+		return a.found
+	case <-ctx.Done():
+		r.work.Go(a.end)
+		return nil
+	}
+}
+
+func (a *awaited) stop() {
+	if a.limit != nil {
+		a.limit.Stop()
+	}
+}
+
+// end ends a container that nobody wants, when it is made.
+func (a *awaited) end() {
+	<-a.made
+	a.stop()
+	if a.found != nil {
+		_ = a.found.Close() // nobody used it
+	}
 }
 
 // expect has a container wait for a key. That is worth its while only for a program
@@ -141,50 +159,55 @@ func (r *ready) removeLocked() *op.Standby {
 func (r *ready) expect(key string, start func() (*op.Standby, error)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed || r.making != nil || !r.again || r.last != key || r.running > 1 || r.key == key {
+	old := r.next
+	if r.closed || !r.again || r.last != key || r.running > 1 || old != nil && old.key == key {
 		return
 	}
-	r.making, r.makes = make(chan struct{}), key
-	old := r.removeLocked()
-	go func() {
+	a := &awaited{key: key, made: make(chan struct{})}
+	r.next = a
+	r.work.Go(func() {
 		if old != nil {
-			_ = old.Close() // nobody used it
+			old.end()
 		}
+		defer close(a.made)
 		s, err := start()
-		r.made(key, s, err)
-	}()
+		if err != nil { // the next build starts a container of its own, and tells why it cannot
+			r.forget(a)
+			return
+		}
+		a.found = s
+		a.limit = time.AfterFunc(waitLimit, func() { r.giveUp(a) })
+	})
 }
 
-// made keeps what was started, or an error for nobody: the next build starts a
-// container of its own, and tells why it cannot.
-func (r *ready) made(key string, s *op.Standby, err error) {
+// forget says that nothing waits if that is all there was.
+func (r *ready) forget(a *awaited) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err == nil {
-		r.key, r.found = key, s
-		r.limit = time.AfterFunc(waitLimit, func() { r.giveUp(s) })
+	was := r.next == a
+	if was {
+		r.next = nil
 	}
-	close(r.making)
-	r.making = nil
+	return was
 }
 
-// giveUp ends a container if it still waits; nil is any. When it returns, nothing of
-// it is left.
-func (r *ready) giveUp(s *op.Standby) {
+// giveUp ends a container if it still waits.
+func (r *ready) giveUp(a *awaited) {
+	if r.forget(a) {
+		r.work.Go(a.end)
+	}
+}
+
+// settle ends what waits. When it returns without an error, nothing of it is left.
+func (r *ready) settle(ctx context.Context) error {
 	r.mu.Lock()
-	for r.making != nil {
-		made := r.making
-		r.mu.Unlock()
-		<-made
-		r.mu.Lock()
-	}
-	if r.found == nil || s != nil && r.found != s {
-		r.mu.Unlock()
-		return
-	}
-	s = r.removeLocked()
+	a := r.next
+	r.next = nil
 	r.mu.Unlock()
-	_ = s.Close() // nobody used it
+	if a != nil {
+		r.work.Go(a.end)
+	}
+	return r.work.Wait(ctx)
 }
 
 // refuse lets nothing wait any more.
@@ -195,7 +218,7 @@ func (r *ready) refuse() {
 }
 
 // close ends what waits, and lets nothing wait any more.
-func (r *ready) close() {
+func (r *ready) close() error {
 	r.refuse()
-	r.giveUp(nil)
+	return r.settle(context.Background())
 }

@@ -171,7 +171,6 @@ func (f *ImageFrontend) run(ctx context.Context, br *build.Bridge, image *fronte
 	go func() {
 		select {
 		case <-spoke:
-			program.Expect()
 		case <-serving.Done():
 		case <-time.After(f.Silence):
 			cancel(fmt.Errorf("image %s has said nothing for %v: expected a frontend, which speaks to the daemon by its standard output", image.name, f.Silence))
