@@ -15,9 +15,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kiln-build/kiln/conformance/peer"
 )
@@ -217,15 +215,7 @@ func (r readyRun) pushFrontend(t *testing.T, frontend string) string {
 	}
 	image := r.registry + "/frontends/" + frontend
 	push(t, dir, string(dockerfile), image)
-	ref, err := name.ParseReference(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	desc, err := remote.Head(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return image + "@" + desc.Digest.String()
+	return pinnedImage(t, image)
 }
 
 // externalTool is a file that examples download.
