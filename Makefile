@@ -38,10 +38,11 @@ frontends: build ## build the images of the ready frontends
 bench: build ## race Kiln and buildkitd; ONLY=name,... runs some cases, KEEP=1 keeps their rows in RESULTS.md
 	go -C bench run . -kiln "$(CURDIR)/bin/kiln" -runtime "$(CURDIR)/bin/kiln-runc" -only "$(ONLY)" $(if $(KEEP),-keep)
 
-soak: build ## run SEEDS histories of the solver's simulation and HISTORIES of builds, kill the daemon KILLS times, log a line of 4 GiB
+soak: build ## run SEEDS histories of the solver's simulation and HISTORIES of builds, kill the daemon KILLS times, have frontends make each call 100,000 times, log a line of 4 GiB
 	go test -count=1 -timeout 2h -run Simulation ./internal/solver -seeds $(SEEDS)
 	go test -count=1 -timeout 8h -run TestHistories ./cmd/kiln -histories $(HISTORIES)
 	go test -count=1 -timeout 8h -run 'TestKill' ./cmd/kiln -kills $(KILLS)
+	go test -count=1 -timeout 2h -run 'TestEachCallWithoutEnd' ./internal/daemon -calls 100000
 	go test -count=1 -timeout 2h -run 'TestEndlessLine' ./cmd/kiln -line 4096
 
 lint: bin/golangci-lint ## run go vet and the linters

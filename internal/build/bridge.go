@@ -47,8 +47,9 @@ type Bridge struct {
 	mu       sync.Mutex
 	graphs   []*llb.Graph                    // what was solved, to find where steps were written
 	solved   map[digest.Digest]digest.Digest // what became of the last step of each graph
-	mountIDs []string                        // cache mounts that steps of it use
-	mounts   mounts                          // of results that were read
+	failures map[*solver.Error]*Failed
+	mountIDs []string // cache mounts that steps of it use
+	mounts   mounts   // of results that were read
 }
 
 func (br *Bridge) close() {

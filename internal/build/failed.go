@@ -21,11 +21,18 @@ type Failed struct {
 	Input          int // the input whose content could not be read; llb.None if it is none
 }
 
-// Failed finds the step that an error comes from; nil if it comes from none.
+// Failed finds the step that an error comes from; nil if it comes from none. The same
+// failure is told once, however often it is met.
 func (br *Bridge) Failed(err error) *Failed {
 	var step *solver.Error
 	if !errors.As(err, &step) {
 		return nil
+	}
+	br.mu.Lock()
+	known := br.failures[step]
+	br.mu.Unlock()
+	if known != nil {
+		return known
 	}
 	f := &Failed{Step: br.step(step.Vertex), Action: llb.None, Input: llb.None}
 	if f.Step == nil {
@@ -36,6 +43,12 @@ func (br *Bridge) Failed(err error) *Failed {
 		f.Action, f.Input = state.Action, state.Input
 		f.Inputs, f.Mounts = br.stateRefs(state.Inputs), br.stateRefs(state.Mounts)
 	}
+	br.mu.Lock()
+	defer br.mu.Unlock()
+	if br.failures == nil {
+		br.failures = map[*solver.Error]*Failed{}
+	}
+	br.failures[step] = f
 	return f
 }
 

@@ -184,7 +184,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 func recoverUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	defer func() {
 		if err != nil && status.Code(err) != codes.Canceled {
-			slog.Error(info.FullMethod + " returned error: " + err.Error())
+			logFailure(ctx, info.FullMethod+" returned error: "+err.Error())
 		}
 	}()
 	defer recovered(&err)

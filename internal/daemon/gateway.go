@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
+	"sync/atomic"
 
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
@@ -31,7 +33,28 @@ func (s gatewayHost) Pong() *gatewaypb.PongResponse {
 // Status gives an error its details.
 func (s gatewayHost) Status(err error) *rpcstatus.Status { return errorStatus(err) }
 
+// mostLogged is how many failed calls of one frontend the log names.
+const mostLogged = 100
+
+type failuresKey struct{}
+
+// logFailure logs that a call failed, unless its frontend has had enough of that.
+func logFailure(ctx context.Context, text string) {
+	if failures, ok := ctx.Value(failuresKey{}).(*atomic.Int64); ok {
+		switch n := failures.Add(1); {
+		case n == mostLogged:
+			text += " (further failures of the same frontend are not logged)"
+		case n > mostLogged:
+			return
+		}
+	}
+	slog.Error(text)
+}
+
 // Intercept is what the calls of the daemon's own listeners go through, too.
 func (s gatewayHost) Intercept() (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
-	return s.unary, s.stream
+	var failures atomic.Int64
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		return s.unary(context.WithValue(ctx, failuresKey{}, &failures), req, info, next)
+	}, s.stream
 }

@@ -43,6 +43,15 @@ func execOp(security pb.SecurityMode, network pb.NetMode) *pb.Op {
 	}}}
 }
 
+// manyMounts is a step of more mounts than one may have.
+func manyMounts() *pb.Op {
+	op := execOp(0, 0)
+	for i := range 1_000 {
+		op.GetExec().Mounts = append(op.GetExec().Mounts, &pb.Mount{Dest: fmt.Sprint("/tmp/", i), Input: -1, Output: -1, MountType: pb.MountType_TMPFS})
+	}
+	return op
+}
+
 // TestFrontendWalksKnownBreaks has a frontend in a container ask for what broke
 // builders by their graphs; docs/security.md lists the rows.
 func TestFrontendWalksKnownBreaks(t *testing.T) {
@@ -61,6 +70,7 @@ func TestFrontendWalksKnownBreaks(t *testing.T) {
 		"CVE-2026-15792, a diff of nothing": {hostileGraph(t, text, &pb.Op{Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}}, 0), "diff"},
 		"GHSA-7236-3392-c5c6":               {hostileGraph(t, text, execOp(2, 0), 0), "security mode"},
 		"GHSA-7236-3392-c5c6, network":      {hostileGraph(t, text, execOp(0, 9), 0), "network"},
+		"more mounts than a step may have":  {hostileGraph(t, text, manyMounts(), 0), "1001 mounts: expected at most 1000"},
 		"CVE-2024-23653":                    {hostileGraph(t, text, execOp(pb.SecurityMode_INSECURE, 0), 0), "security.insecure is not allowed"},
 		"CVE-2024-23653, network":           {hostileGraph(t, text, execOp(0, pb.NetMode_HOST), 0), "network.host is not allowed"},
 	}

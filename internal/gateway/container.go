@@ -61,6 +61,9 @@ func (r *Phase) containerSpec(w *gateway.NewContainerRequest) (build.ContainerSp
 		}
 		spec.Hosts = append(spec.Hosts, llb.HostIP{Host: h.Host, IP: h.IP})
 	}
+	if len(w.Mounts) > mostMounts {
+		return spec, invalid("%d mounts: expected at most %d", len(w.Mounts), mostMounts)
+	}
 	root := false
 	for i, m := range w.Mounts {
 		if m == nil {
@@ -219,7 +222,7 @@ func (s *Service) ReadFileContainer(ctx context.Context, r *gateway.ReadFileRequ
 func (s *Service) ReadDirContainer(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
 	resp := &gateway.ReadDirResponse{}
 	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
-		resp.Entries, err = readDir(root, r)
+		resp.Entries, err = readDir(root, r, mostRead)
 		return err
 	})
 	return resp, err

@@ -159,6 +159,10 @@ func (x *execStream) start(id string, init *gateway.InitMessage) error {
 	if err != nil {
 		return err
 	}
+	ended, err := x.run.admitProcess()
+	if err != nil {
+		return err
+	}
 	want := build.Process{
 		Args: init.Meta.Args, Env: init.Meta.Env, Cwd: init.Meta.Cwd, User: init.Meta.User,
 		Tty: init.Tty, Security: llb.SecurityMode(init.Security),
@@ -181,12 +185,15 @@ func (x *execStream) start(id string, init *gateway.InitMessage) error {
 	}
 	p.task, err = c.Start(x.ctx, want, stdio)
 	started := err
-	if serr := x.send(id, &gateway.ExecMessage{Input: &gateway.ExecMessage_Started{Started: &gateway.StartedMessage{}}}); serr != nil {
-		return serr
+	serr := x.send(id, &gateway.ExecMessage{Input: &gateway.ExecMessage_Started{Started: &gateway.StartedMessage{}}})
+	if serr == nil {
+		close(p.told)
 	}
-	close(p.told)
-	x.work.Go(func() { p.finish(started) })
-	return nil
+	x.work.Go(func() {
+		defer ended()
+		p.finish(started)
+	})
+	return serr
 }
 
 // send has a message sent, unless the stream has ended.

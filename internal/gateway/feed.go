@@ -38,9 +38,12 @@ func (f *feed) put(ctx context.Context, data []byte) {
 			f.mu.Unlock()
 			return
 		}
-		if len(f.data) < mostFed {
-			f.data = append(f.data, data...)
+		n := min(len(data), mostFed-len(f.data))
+		f.data, data = append(f.data, data[:n]...), data[n:]
+		if n > 0 {
 			f.changed()
+		}
+		if len(data) == 0 {
 			f.mu.Unlock()
 			return
 		}

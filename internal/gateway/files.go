@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/internal/api/fsutil"
 	"github.com/kiln-build/kiln/internal/api/gateway"
@@ -56,7 +57,7 @@ func (s *Service) ReadFile(ctx context.Context, r *gateway.ReadFileRequest) (*ga
 func (s *Service) ReadDir(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
 	resp := &gateway.ReadDirResponse{}
 	err := s.withRoot(ctx, r.Ref, func(root *safepath.Root) (err error) {
-		resp.Entries, err = readDir(root, r)
+		resp.Entries, err = readDir(root, r, mostRead)
 		return err
 	})
 	return resp, err
@@ -78,6 +79,9 @@ func (s *Service) StatFile(ctx context.Context, r *gateway.StatFileRequest) (*ga
 
 // mostRead is how many bytes of a file one answer holds: it must fit a message.
 const mostRead = session.MaxMessage - 1024
+
+// entryHead is how many bytes a message has for an entry of a list at most, beside it.
+const entryHead = 8
 
 // readFile reads what a request wants of a regular file, and opens nothing else.
 func readFile(root *safepath.Root, r *gateway.ReadFileRequest) ([]byte, error) {
@@ -112,8 +116,8 @@ func readFile(root *safepath.Root, r *gateway.ReadFileRequest) ([]byte, error) {
 	return data, nil
 }
 
-// readDir lists what a request wants of a directory.
-func readDir(root *safepath.Root, r *gateway.ReadDirRequest) (out []*fsutil.Stat, err error) {
+// readDir lists what a request wants of a directory, in an answer of at most so many bytes.
+func readDir(root *safepath.Root, r *gateway.ReadDirRequest, most int) (out []*fsutil.Stat, err error) {
 	matches := func(string) (bool, error) { return true, nil }
 	if r.IncludePattern != "" {
 		pattern, err := patternmatcher.New([]string{r.IncludePattern})
@@ -130,6 +134,7 @@ func readDir(root *safepath.Root, r *gateway.ReadDirRequest) (out []*fsutil.Stat
 	if err != nil {
 		return nil, renamed(err, r.DirPath)
 	}
+	size := 0
 	for _, e := range entries {
 		if ok, err := matches(e.Name()); err != nil {
 			return nil, fmt.Errorf("pattern %q: %w", r.IncludePattern, err)
@@ -142,6 +147,9 @@ func readDir(root *safepath.Root, r *gateway.ReadDirRequest) (out []*fsutil.Stat
 		}
 		if err != nil {
 			return nil, err
+		}
+		if size += proto.Size(st) + entryHead; size > most {
+			return nil, fmt.Errorf("list of %s exceeds maximum allowed size of %d bytes: ask for a part of it by a pattern", r.DirPath, most)
 		}
 		out = append(out, st)
 	}

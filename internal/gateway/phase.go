@@ -42,10 +42,11 @@ type Phase struct {
 
 	mu         sync.Mutex
 	refs       map[string]*kept
-	states     map[string]*build.Ref       // what failed steps had and left, by id
-	containers map[string]*build.Container // by the client's id; nil while one is made
-	closed     bool                        // no container is taken any more
-	quota      quota
+	states     map[string]*build.Ref            // what failed steps had and left, by id
+	containers map[string]*build.Container      // by the client's id; nil while one is made
+	closed     bool                             // no container is taken any more
+	details    map[*build.Failed]*errdefs.Solve // of failures that were told
+	quota      *quota
 }
 
 // kept is a result that a client may refer to by id.
@@ -62,7 +63,7 @@ type answer struct {
 // NewPhase returns the part of the build ref's client, which begins with
 // [Phase.Serve], if at all. Closing over says that the build has ended.
 func NewPhase(ref string, over <-chan struct{}) *Phase {
-	return &Phase{ref: ref, over: over, begun: make(chan struct{}), answer: make(chan answer, 1), refs: map[string]*kept{}}
+	return &Phase{ref: ref, over: over, begun: make(chan struct{}), answer: make(chan answer, 1), refs: map[string]*kept{}, quota: &quota{}}
 }
 
 // Serve lets the client act as frontend, until it returns a result.
@@ -169,10 +170,25 @@ func (r *Phase) failed(br *build.Bridge, err error) error {
 	if f == nil {
 		return err
 	}
-	bytes, berr := f.Step.Bytes()
-	step := &pb.Op{}
-	if berr != nil || proto.Unmarshal(bytes, step) != nil {
+	d := r.detail(f)
+	if d == nil {
 		return err // the detail helps, but is not what went wrong
+	}
+	return &StepError{err, d}
+}
+
+// detail tells of a failure, in the same way each time; nil if there is nothing to tell.
+func (r *Phase) detail(f *build.Failed) *errdefs.Solve {
+	r.mu.Lock()
+	known := r.details[f]
+	r.mu.Unlock()
+	if known != nil {
+		return known
+	}
+	bytes, err := f.Step.Bytes()
+	step := &pb.Op{}
+	if err != nil || proto.Unmarshal(bytes, step) != nil {
+		return nil
 	}
 	d := &errdefs.Solve{
 		Op: step, Description: f.Step.Meta.Description, InputIDs: r.keepStates(f.Inputs), MountIDs: r.keepStates(f.Mounts),
@@ -183,7 +199,13 @@ func (r *Phase) failed(br *build.Bridge, err error) error {
 	case f.Input != llb.None:
 		d.Subject = &errdefs.Solve_Cache{Cache: &errdefs.ContentCache{Index: int64(f.Input)}}
 	}
-	return &StepError{err, d}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.details == nil {
+		r.details = map[*build.Failed]*errdefs.Solve{}
+	}
+	r.details[f] = d
+	return d
 }
 
 // keepStates gives file systems of a failed step ids; "" is an empty one.

@@ -27,11 +27,12 @@ func (s *Service) ServeFrontend(ctx context.Context, br *build.Bridge, inputs ma
 	phase, end := context.WithCancel(ctx)
 	defer end()
 	run := NewPhase("of the frontend", nil)
+	run.quota = quotaOf(ctx)
 	run.hangUp = func() { _ = conn.Close() }
 	run.begin(phase, br, inputs)
 	unary, stream := s.host.Intercept()
 	server := grpc.NewServer(append(session.ServerOptions(),
-		grpc.WaitForHandlers(true),
+		grpc.WaitForHandlers(true), grpc.MaxConcurrentStreams(mostCalls),
 		grpc.ChainUnaryInterceptor(withValuesUnary(phase), unary),
 		grpc.ChainStreamInterceptor(withValuesStream(phase), stream))...)
 	gateway.RegisterLLBBridgeServer(server, &Service{host: s.host, native: s.native, only: run})

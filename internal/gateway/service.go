@@ -124,6 +124,7 @@ func (s *Service) Solve(ctx context.Context, r *gateway.SolveRequest) (*gateway.
 	if hasDef && r.Frontend != "" {
 		return nil, status.Error(codes.InvalidArgument, "a solve takes a definition or a frontend, not both")
 	}
+	ctx = withQuota(ctx, run.quota)
 	var res *frontend.Result
 	if r.Frontend != "" {
 		inputs, err := ReadGraphs(r.FrontendInputs)
@@ -188,8 +189,11 @@ func (s *Service) Return(ctx context.Context, r *gateway.ReturnRequest) (*gatewa
 
 // ResolveImageConfig tells an image's digest and config.
 func (s *Service) ResolveImageConfig(ctx context.Context, r *gateway.ResolveImageConfigRequest) (*gateway.ResolveImageConfigResponse, error) {
-	_, br, err := s.running(ctx)
+	run, br, err := s.running(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := run.admitQuestion(proto.Size(r)); err != nil {
 		return nil, err
 	}
 	op := &llb.SourceOp{Identifier: "docker-image://" + strings.TrimPrefix(r.Ref, "docker-image://")}
@@ -213,8 +217,11 @@ func (s *Service) ResolveImageConfig(ctx context.Context, r *gateway.ResolveImag
 
 // ResolveSourceMeta tells what is known of a source without fetching it whole.
 func (s *Service) ResolveSourceMeta(ctx context.Context, r *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
-	_, br, err := s.running(ctx)
+	run, br, err := s.running(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := run.admitQuestion(proto.Size(r)); err != nil {
 		return nil, err
 	}
 	if r.Source == nil {

@@ -26,6 +26,10 @@ const (
 	EntitlementSecurityInsecure = "security.insecure"
 )
 
+// mostMounts is how many mounts a step may have. All mounts that the daemon has made are
+// counted by the kernel together.
+const mostMounts = 1_000
+
 // The PATH of a process whose image sets none (WIRE.md section 3.2).
 const (
 	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -53,6 +57,9 @@ func newExecOp(b base, o *llb.ExecOp, job *Job) (*execOp, error) {
 		if err := job.allows(EntitlementSecurityInsecure); err != nil {
 			return nil, err
 		}
+	}
+	if len(o.Mounts) > mostMounts {
+		return nil, fmt.Errorf("%d mounts: expected at most %d", len(o.Mounts), mostMounts)
 	}
 	if err := checkContentCache(o); err != nil {
 		return nil, err
