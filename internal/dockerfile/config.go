@@ -3,7 +3,8 @@ package dockerfile
 import (
 	"fmt"
 	"path"
-	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
@@ -194,15 +195,35 @@ func (l *lowering) lowerVolume(s *stage, i *syntax.Volume) error {
 	return nil
 }
 
-// signalName is a signal by name or number.
-var signalName = regexp.MustCompile(`^(?i:(SIG)?(ABRT|ALRM|BUS|CHLD|CLD|CONT|FPE|HUP|ILL|INT|IO|IOT|KILL|PIPE|POLL|PROF|PWR|QUIT|SEGV|STKFLT|STOP|SYS|TERM|TRAP|TSTP|TTIN|TTOU|URG|USR1|USR2|VTALRM|WINCH|XCPU|XFSZ|RTMIN(\+([0-9]|1[0-5]))?|RTMAX(-([0-9]|1[0-4]))?))$|^([1-9]|[1-5][0-9]|6[0-4])$`)
+// signals are the names of signal(7), but for those of real time.
+var signals = []string{
+	"ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT",
+	"SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
+	"RTMIN", "RTMAX",
+}
+
+// isSignal tells whether a word is a signal's name or number.
+func isSignal(word string) bool {
+	number := func(text string, least, most int) bool {
+		n, err := strconv.Atoi(text)
+		return err == nil && n >= least && n <= most && strconv.Itoa(n) == text
+	}
+	name := strings.TrimPrefix(strings.ToUpper(word), "SIG")
+	if above, ok := strings.CutPrefix(name, "RTMIN+"); ok {
+		return number(above, 0, 15)
+	}
+	if below, ok := strings.CutPrefix(name, "RTMAX-"); ok {
+		return number(below, 0, 14)
+	}
+	return number(word, 1, 64) || slices.Contains(signals, name)
+}
 
 func (l *lowering) lowerStopSignal(s *stage, i *syntax.StopSignal) error {
 	name, err := l.expand(s, &i.Head, i.Signal)
 	if err != nil {
 		return err
 	}
-	if !signalName.MatchString(name) {
+	if !isSignal(name) {
 		near := syntax.Suggest(name, []string{"SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH"})
 		return l.errorAt(i.Signal.Span, fmt.Sprintf("signal %q is not known", name), "a name such as SIGTERM or a number", near)
 	}
