@@ -74,7 +74,8 @@ func writeApt(b *strings.Builder, p *packages) {
 	for i := range p.gpg {
 		// Old ones know keys in apt-key alone, new ones in files alone.
 		fmt.Fprintf(b, "  if command -v apt-key >/dev/null; then apt-key add %[1]s/%[2]d/key; else\n"+
-			"    mkdir -p /etc/apt/trusted.gpg.d; cp %[1]s/%[2]d/key /etc/apt/trusted.gpg.d/mocker-%[2]d.asc; fi\n", keysDir, i)
+			"    as=gpg; grep -q 'BEGIN PGP' %[1]s/%[2]d/key && as=asc\n"+
+			"    mkdir -p /etc/apt/trusted.gpg.d; cp %[1]s/%[2]d/key /etc/apt/trusted.gpg.d/mocker-%[2]d.$as; fi\n", keysDir, i)
 	}
 	writeLines(b, p.repo, "/etc/apt/sources.list.d/mocker.list")
 	if len(p.install) > 0 {
