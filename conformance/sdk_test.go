@@ -46,12 +46,27 @@ func TestSDKExample(t *testing.T) {
 		"BuildKit by buildctl": run.buildctl(t, shared.buildkit, dir, file),
 		"BuildKit by buildx":   run.buildx(t, shared.buildkit, dir, file),
 		"Kiln by buildx":       run.buildx(t, shared.kiln, dir, file),
+		"Kiln, on this side":   run.beside(t, dir, file, filepath.Join(dir, "steps")),
 	} {
 		if got.digest != first.digest {
 			t.Errorf("on %s it is %s, on Kiln by buildctl %s", way, got.digest, first.digest)
 			compareFiles(t, first.files, got.files)
 		}
 	}
+}
+
+// beside builds on Kiln with a frontend that runs here, as a client of the build.
+func (r readyRun) beside(t *testing.T, dir, file, program string) made {
+	t.Helper()
+	dest := filepath.Join(t.TempDir(), "image.tar")
+	kiln, err := filepath.Abs(filepath.Join("..", "bin", "kiln"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, shared.kiln, kiln, "--host", shared.kiln.Addr(), "frontend", "run", program, "--",
+		"--provenance=false", "--build-context", "ubuntu:16.04=docker-image://"+r.base(), "--build-arg", readyEpoch,
+		"-f", filepath.Join(dir, file), "--output", readyOutput+dest, dir)
+	return made{open(t, dest), parts(t, dest)}
 }
 
 // compileExample makes a program of the example: its function, and the main of which
