@@ -250,6 +250,30 @@ func TestUnknownVariants(t *testing.T) {
 	}
 }
 
+// TestZstdStores puts what does not compress into the very frame that the
+// encoder makes of it, without the encoder's work.
+func TestZstdStores(t *testing.T) {
+	for _, size := range []int{256 << 10, zstdChunk - 1, zstdChunk} {
+		chunk := make([]byte, size)
+		rand.NewChaCha8([32]byte{byte(size)}).Read(chunk)
+		made, err := newCodec(Variant{Compression: "zstd"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := made.(*zstdCodec)
+		if random, err := c.probe.incompressible(chunk); err != nil || !random {
+			t.Errorf("%d random bytes: taken for others, %v", size, err)
+		}
+		if got, want := storeZstd(nil, chunk), c.e.EncodeAll(chunk, nil); !bytes.Equal(got, want) {
+			t.Errorf("%d random bytes: stored in %d bytes, the encoder makes %d, and others", size, len(got), len(want))
+		}
+		clear(chunk[:size/4])
+		if random, err := c.probe.incompressible(chunk); err != nil || random {
+			t.Errorf("%d bytes, a quarter of which compress: taken for random ones, %v", size, err)
+		}
+	}
+}
+
 // mixed has what compresses and what does not, over many chunks.
 func mixed(size int) []byte {
 	r := rand.New(rand.NewPCG(1, 2))

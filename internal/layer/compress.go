@@ -63,7 +63,7 @@ func newCodec(v Variant) (codec, error) {
 		if err != nil {
 			return nil, fmt.Errorf("begin zstd: %w", err)
 		}
-		return zstdCodec{e}, nil
+		return &zstdCodec{e: e, quick: v.Level == 0}, nil
 	case uncompressedName:
 		return plainCodec{}, nil
 	case estargzName: // is written as a whole, see makeSeekable
@@ -83,15 +83,51 @@ func (plainCodec) encode(_, _, chunk []byte, _ bool) ([]byte, error) {
 
 // zstdCodec makes each chunk a frame (RFC 8878 section 3.1: frames may be
 // concatenated).
-type zstdCodec struct{ e *zstd.Encoder }
+type zstdCodec struct {
+	e     *zstd.Encoder
+	quick bool // leaves chunks as they are that look incompressible
+	probe probe
+}
 
 const zstdChunk = 2 << 20
 
-func (zstdCodec) chunkSize() int               { return zstdChunk }
-func (zstdCodec) header() []byte               { return nil }
-func (zstdCodec) trailer(uint32, int64) []byte { return nil }
-func (c zstdCodec) encode(dst, _, chunk []byte, _ bool) ([]byte, error) {
+func (*zstdCodec) chunkSize() int               { return zstdChunk }
+func (*zstdCodec) header() []byte               { return nil }
+func (*zstdCodec) trailer(uint32, int64) []byte { return nil }
+func (c *zstdCodec) encode(dst, _, chunk []byte, _ bool) ([]byte, error) {
+	if c.quick {
+		if random, err := c.probe.incompressible(chunk); err != nil {
+			return nil, err
+		} else if random {
+			return storeZstd(dst, chunk), nil
+		}
+	}
 	return c.e.EncodeAll(chunk, dst), nil
+}
+
+// storeZstd writes a frame of raw blocks (RFC 8878 sections 3.1.1.1 and 3.1.1.2),
+// which is what the encoder makes of bytes that do not compress. The chunk is
+// not empty, and longer than what has a shorter header.
+func storeZstd(dst, chunk []byte) []byte {
+	const (
+		magic      = 0xfd2fb528
+		descriptor = 2<<6 | 1<<5 // the size of the content in four bytes; no window of its own
+		most       = 128 << 10
+	)
+	dst = binary.LittleEndian.AppendUint32(dst, magic)
+	dst = append(dst, descriptor)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(chunk)))
+	for len(chunk) > 0 {
+		n := min(len(chunk), most)
+		head := uint32(n) << 3 // and the type of a raw block, 0
+		if n == len(chunk) {
+			head |= 1 // the last
+		}
+		dst = append(dst, byte(head), byte(head>>8), byte(head>>16))
+		dst = append(dst, chunk[:n]...)
+		chunk = chunk[n:]
+	}
+	return dst
 }
 
 // gzipCodec makes one gzip member (RFC 1952) whose deflate stream is flushed
@@ -99,7 +135,7 @@ func (c zstdCodec) encode(dst, _, chunk []byte, _ bool) ([]byte, error) {
 type gzipCodec struct {
 	level int
 	pool  sync.Pool // *flate.Writer of level
-	fast  sync.Pool // *flate.Writer, to probe
+	probe probe
 }
 
 func (*gzipCodec) chunkSize() int { return 1 << 20 }
@@ -117,7 +153,7 @@ func (*gzipCodec) trailer(crc uint32, size int64) []byte {
 const deflateWindow = 32 << 10
 
 func (c *gzipCodec) encode(dst, before, chunk []byte, last bool) ([]byte, error) {
-	random, err := c.incompressible(chunk)
+	random, err := c.probe.incompressible(chunk)
 	if err != nil {
 		return nil, err
 	}
@@ -145,14 +181,19 @@ func (c *gzipCodec) encode(dst, before, chunk []byte, last bool) ([]byte, error)
 	return out.Bytes(), err
 }
 
-// incompressible probes a sixteenth of the chunk.
-func (c *gzipCodec) incompressible(chunk []byte) (bool, error) {
-	const pieces, piece = 4, 16 << 10
-	if len(chunk) < 4*pieces*piece {
+// probe tells chunks that are not worth the time of a compressor. It is an
+// estimate, which depends on nothing but the chunk.
+type probe struct{ fast sync.Pool } // *flate.Writer
+
+// incompressible looks at a sixteenth of the chunk.
+func (p *probe) incompressible(chunk []byte) (bool, error) {
+	const fewest, piece = 4, 16 << 10
+	pieces := max(fewest, len(chunk)/16/piece)
+	if len(chunk) < 4*fewest*piece {
 		return false, nil
 	}
 	var n counter
-	w, _ := c.fast.Get().(*flate.Writer)
+	w, _ := p.fast.Get().(*flate.Writer)
 	if w == nil {
 		var err error
 		if w, err = flate.NewWriter(&n, flate.BestSpeed); err != nil {
@@ -161,7 +202,7 @@ func (c *gzipCodec) incompressible(chunk []byte) (bool, error) {
 	} else {
 		w.Reset(&n)
 	}
-	defer c.fast.Put(w)
+	defer p.fast.Put(w)
 	for i := range pieces {
 		at := i * (len(chunk) - piece) / (pieces - 1)
 		if _, err := w.Write(chunk[at : at+piece]); err != nil {
@@ -171,7 +212,7 @@ func (c *gzipCodec) incompressible(chunk []byte) (bool, error) {
 	if err := w.Close(); err != nil {
 		return false, err
 	}
-	return n >= pieces*piece*99/100, nil
+	return n >= counter(pieces*piece*99/100), nil
 }
 
 type counter int
