@@ -117,10 +117,8 @@ func (e remoteError) Is(target error) bool {
 // Unwrap is the error with its code.
 func (e remoteError) Unwrap() error { return e.err }
 
-const (
-	writers     = 4 // files written at a time
-	writerQueue = 8 // chunks that may wait for one writer
-)
+// writers is how many files are written at a time.
+const writers = 4
 
 // chunk is a piece of a file; one without data ends the file.
 type chunk struct {
@@ -134,17 +132,17 @@ type receiver struct {
 	dst    Destination
 	order  pathOrder
 	listed bool // the end of the listing was seen
-	queues [writers]chan chunk
+	shifts *shifts
 
 	mu      sync.Mutex
 	cond    sync.Cond // out or closed changed
 	out     []*fsutil.Packet
 	closed  bool // no more to send
 	failed  error
-	wanted  map[uint32]*fsutil.Stat // asked for and not ended
-	open    int                     // files not committed yet, or the listing goes on
-	done    chan struct{}           // closed at the first failure, or at the end
-	stopped bool                    // done is closed
+	wanted  map[uint32]*wanted
+	open    int           // files not committed yet, or the listing goes on
+	done    chan struct{} // closed at the first failure, or at the end
+	stopped bool          // done is closed
 
 	gate sync.Mutex // held while a packet is taken
 	over bool       // take no more
@@ -155,20 +153,20 @@ type receiver struct {
 // to take them: otherwise both sides could wait for each other.
 func receive(stream packetStream, dst Destination) error {
 	r := &receiver{
-		stream: stream, dst: dst,
-		wanted: map[uint32]*fsutil.Stat{}, open: 1, done: make(chan struct{}),
+		stream: stream, dst: dst, shifts: newShifts(),
+		wanted: map[uint32]*wanted{}, open: 1, done: make(chan struct{}),
 	}
 	r.cond.L = &r.mu
 	var work sync.WaitGroup
-	for i := range r.queues {
-		r.queues[i] = make(chan chunk, writerQueue)
-		work.Go(func() { r.write(r.queues[i]) })
+	for _, from := range r.shifts.writers {
+		work.Go(func() { r.write(from) })
 	}
 	sent := make(chan struct{})
 	go func() { defer close(sent); r.send() }()
 	read := make(chan struct{})
 	go func() { defer close(read); r.finish(r.read()) }()
 	<-r.done
+	r.shifts.end()
 	work.Wait()
 	r.shut()
 	err := r.err()
@@ -302,7 +300,7 @@ func (r *receiver) stat(id uint32, st *fsutil.Stat) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.wanted[id] = st
+	r.wanted[id] = &wanted{stat: st}
 	r.open++
 	r.out = append(r.out, &fsutil.Packet{Type: fsutil.Packet_PACKET_REQ, ID: id})
 	r.cond.Broadcast()
@@ -321,7 +319,7 @@ func (r *receiver) closeOneLocked() {
 // data hands a piece of a file to the writer of that file.
 func (r *receiver) data(p *session.Packet) error {
 	r.mu.Lock()
-	st, ok := r.wanted[p.GetID()]
+	file, ok := r.wanted[p.GetID()]
 	if len(p.GetData()) == 0 {
 		delete(r.wanted, p.GetID())
 	}
@@ -329,10 +327,10 @@ func (r *receiver) data(p *session.Packet) error {
 	if !ok {
 		return fmt.Errorf("content of entry %d, which was not asked for", p.GetID())
 	}
-	select {
-	case r.queues[p.GetID()%writers] <- chunk{st, p}:
-	case <-r.done:
+	if file.writer == nil {
+		file.writer = r.shifts.of(file.stat)
 	}
+	file.writer.push(chunk{file.stat, p})
 	return nil
 }
 
@@ -345,23 +343,20 @@ func (r *receiver) fin() error {
 	return nil
 }
 
-// write writes the files of one queue until the transfer ends.
-func (r *receiver) write(queue <-chan chunk) {
+// write writes the files of one backlog until the transfer ends.
+func (r *receiver) write(from *backlog) {
 	contents := map[uint32]Content{}
 	defer func() {
 		for _, c := range contents {
 			c.Abort()
 		}
 	}()
-	for {
-		select {
-		case c := <-queue:
+	for chunks := from.take(nil); len(chunks) > 0; chunks = from.take(chunks) {
+		for _, c := range chunks {
 			if err := r.writeChunk(contents, c); err != nil {
 				r.finish(err)
 				return
 			}
-		case <-r.done:
-			return
 		}
 	}
 }
