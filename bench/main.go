@@ -163,6 +163,9 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 		engines = engines[1:]
 	}
 	defer os.RemoveAll(dir)
+	if err := forgetRemoved(); err != nil {
+		return err
+	}
 	if err := makeSpread(dir); err != nil {
 		return err
 	}
@@ -192,7 +195,7 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 		}
 		for i := range engines {
 			e := engines[(i+round)%len(engines)] // take turns in going first
-			syscall.Sync()                       // what another wrote is not this one's to wait for
+			syscall.Sync()                       // what another wrote is not this one's to share the disk with
 			r.engine = e
 			r.out = filepath.Join(in, "out-"+e.Name)
 			if err := c.run(ctx, r); err != nil {
