@@ -255,7 +255,9 @@ func TestUnknownVariants(t *testing.T) {
 func TestZstdStores(t *testing.T) {
 	for _, size := range []int{256 << 10, zstdChunk - 1, zstdChunk} {
 		chunk := make([]byte, size)
-		rand.NewChaCha8([32]byte{byte(size)}).Read(chunk)
+		if _, err := rand.NewChaCha8([32]byte{byte(size)}).Read(chunk); err != nil {
+			t.Fatal(err)
+		}
 		made, err := newCodec(Variant{Compression: "zstd"})
 		if err != nil {
 			t.Fatal(err)
