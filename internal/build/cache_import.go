@@ -385,16 +385,16 @@ func ahead(j *solver.Job, k solver.Key) (keys []solver.Key) {
 }
 
 // Digest returns the digest of a part of a result.
-func (im *imports) Digest(ctx context.Context, j *solver.Job, of solver.Ingredient) (string, error) {
-	var asks []func(context.Context) (string, error)
+func (im *imports) Digest(ctx context.Context, j *solver.Job, of solver.Ingredient) (solver.Content, error) {
+	var asks []func(context.Context) (solver.Content, error)
 	for _, one := range im.all() {
-		asks = append(asks, func(ctx context.Context) (string, error) {
-			return ask(ctx, one, func(ctx context.Context) (string, error) { return one.finder.Content(ctx, of) },
-				func(context.Context) (string, error) {
+		asks = append(asks, func(ctx context.Context) (solver.Content, error) {
+			return ask(ctx, one, func(ctx context.Context) (solver.Content, error) { return one.finder.Content(ctx, of) },
+				func(context.Context) (solver.Content, error) {
 					if d := one.index.Content(j, of); d != "" {
-						return d, nil
+						return solver.Content{Digest: d}, nil
 					}
-					return "", solver.ErrNotFound
+					return solver.Content{}, solver.ErrNotFound
 				})
 		})
 	}

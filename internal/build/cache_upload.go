@@ -135,7 +135,7 @@ func (u *upload) open(shelves cache.Shelves) {
 	}
 	u.up = cache.NewUploader(u.ctx, cache.UploaderConfig{
 		Shelf: shelf, Scope: cache.Scope(u.export.Attrs), Trust: b.Caches.Trust, Identity: b.Caches.Identity,
-		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records, Memory: memory,
+		Layers: openLayers{b.Worker.Layers}, Variant: u.export.opt.Variant, NoRecords: !u.export.records, Memory: memory, Whole: u.export.opt.Max,
 		Warn: u.warn,
 	})
 }

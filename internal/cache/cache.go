@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -86,14 +87,15 @@ func (c *Cache) Save(_ context.Context, key solver.Key, out []solver.Result) err
 
 // Digest returns the content digest kept for a part of a key, or
 // [solver.ErrNotFound].
-func (c *Cache) Digest(_ context.Context, part string) (string, error) {
+func (c *Cache) Digest(_ context.Context, part string) (solver.Content, error) {
 	if d, ok := c.store.Digest(part); ok {
-		return d, nil
+		text, of, _ := strings.Cut(d, " ")
+		return solver.Content{Digest: text, Of: of}, nil
 	}
-	return "", solver.ErrNotFound
+	return solver.Content{}, solver.ErrNotFound
 }
 
 // PutDigest keeps a content digest.
-func (c *Cache) PutDigest(_ context.Context, part, digest string) error {
-	return c.store.PutDigest(part, digest)
+func (c *Cache) PutDigest(_ context.Context, part string, d solver.Content) error {
+	return c.store.PutDigest(part, strings.TrimSuffix(d.Digest+" "+d.Of, " "))
 }

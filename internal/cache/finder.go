@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/solver"
 )
 
@@ -80,13 +81,24 @@ func (f *Finder) Result(ctx context.Context, k solver.Key, ahead []solver.Key) (
 	return r, nil
 }
 
-// Content returns the digest of a part of a result, or [solver.ErrNotFound].
-func (f *Finder) Content(ctx context.Context, of solver.Ingredient) (string, error) {
+// Content returns the digest of a part of a result, or [solver.ErrNotFound]. If the
+// cache has the result, too, the digest is of that and not of another run's.
+func (f *Finder) Content(ctx context.Context, of solver.Ingredient) (solver.Content, error) {
 	r, err := f.find(ctx, ContentSubject(of))
 	if err != nil {
-		return "", err
+		return solver.Content{}, err
 	}
-	return r.Content, nil
+	if r.Of == "" {
+		return solver.Content{Digest: r.Content}, nil
+	}
+	result, err := f.find(ctx, ResultSubject(of.Key))
+	if ctx.Err() != nil {
+		return solver.Content{}, ctx.Err()
+	}
+	if err == nil && result.chain(of.Index) != r.Of {
+		return solver.Content{}, solver.ErrNotFound
+	}
+	return solver.Content{Digest: r.Content, Of: layer.ChainName + r.Of.String()}, nil
 }
 
 // Mount returns the snapshot of the cache mount of an id, or

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -28,6 +29,9 @@ type Record struct {
 	Scope   string         `json:"scope,omitempty"`   // who shares it, such as a branch; "" is everybody
 	Outputs []RecordOutput `json:"outputs,omitempty"` // of a step
 	Content string         `json:"content,omitempty"` // digest of a part of a result
+	// Of is the chain id of the layers of the result that Content is of, where it is
+	// known: another run of the step may have made something else.
+	Of digest.Digest `json:"of,omitempty"`
 	// Mount is the snapshot of a cache mount; who wrote it knows how to read it.
 	Mount   json.RawMessage `json:"mount,omitempty"`
 	SavedAt time.Time       `json:"savedAt"`
@@ -118,6 +122,18 @@ func (r *Record) Blobs() (out []ocispecs.Descriptor) {
 	return out
 }
 
+// chain is the chain id of an output's layers, or "" if it has none.
+func (r *Record) chain(output int) digest.Digest {
+	if output >= len(r.Outputs) {
+		return ""
+	}
+	var ids []digest.Digest
+	for _, l := range r.Outputs[output].Layers {
+		ids = append(ids, l.DiffID)
+	}
+	return identity.ChainID(ids)
+}
+
 // complete tells whether the record has every result: none will be added.
 func (r *Record) complete() bool {
 	return !slices.ContainsFunc(r.Outputs, func(o RecordOutput) bool { return o.Absent })
@@ -139,7 +155,7 @@ func (r *Record) check() error {
 	case len(r.Mount) > 0:
 		return fmt.Errorf("record of %.40q has the snapshot of a cache mount", r.Subject)
 	case strings.HasPrefix(r.Subject, "content:"):
-		if len(r.Outputs) > 0 || digest.Digest(r.Content).Validate() != nil {
+		if len(r.Outputs) > 0 || digest.Digest(r.Content).Validate() != nil || r.Of != "" && r.Of.Validate() != nil {
 			return fmt.Errorf("record of a content digest has %d results and digest %q, expected none and sha256:<64 hex digits>", len(r.Outputs), r.Content)
 		}
 		return nil

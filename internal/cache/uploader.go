@@ -18,6 +18,7 @@ import (
 
 // LayerStore is what of [layer.Store] is needed to write caches.
 type LayerStore interface {
+	Get(ctx context.Context, id string) (*layer.Ref, error)
 	Blobs(ctx context.Context, r *layer.Ref, v layer.Variant) ([]layer.Blob, error)
 	Open(ctx context.Context, b layer.Blob) (io.ReadCloser, error)
 }
@@ -30,6 +31,8 @@ type UploaderConfig struct {
 	Identity *Identity // nil signs nothing
 	Layers   LayerStore
 	Variant  layer.Variant
+	// Whole tells that results of all steps are written.
+	Whole bool
 	// NoRecords uploads layers alone, for a cache in another format.
 	NoRecords bool
 	// Memory spares questions about what is there; nil asks all.
@@ -136,7 +139,7 @@ func (u *Uploader) Step(k solver.Key, recipes Recipes, out []solver.Result) {
 	for _, in := range recipe.Inputs {
 		below, ok := recipes.Recipe(in.Key)
 		if in.Content != "" && !u.c.NoRecords && ok && !below.Local {
-			u.start(ContentSubject(in), func() error { return u.content(in) })
+			u.start(ContentSubject(in), func() error { return u.content(in, u.c.Whole && !below.Private) })
 		}
 	}
 	if !u.c.NoRecords {
@@ -231,23 +234,6 @@ func (u *Uploader) fail(err error) {
 	if u.failed == nil {
 		u.failed = err
 	}
-}
-
-// content writes a content digest. One that says something else stays: who has
-// written first is right, as with results.
-func (u *Uploader) content(in solver.Ingredient) error {
-	if known, err := u.known(ContentSubject(in)); err != nil || known {
-		return err
-	}
-	k, r, err := u.usable(ContentSubject(in))
-	if err != nil {
-		return err
-	}
-	if r != nil {
-		u.c.Memory.add(u.place, r.Subject)
-		return nil
-	}
-	return u.put(Record{Subject: ContentSubject(in), Content: in.Content}, nil, k)
 }
 
 // result writes what a step has made.

@@ -1,6 +1,8 @@
 package layer
 
 import (
+	"strings"
+
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 )
@@ -41,3 +43,27 @@ func (s *Store) nameChainLocked(r *Ref) {
 		s.chains[id] = r.rec.Snapshot
 	}
 }
+
+// Is tells whether id is a name of r: its ID, or "chain:" and the chain id of its
+// layers, where that is known.
+func (r *Ref) Is(id string) bool {
+	if r == nil || id == r.id {
+		return r != nil
+	}
+	chain, ok := strings.CutPrefix(id, ChainName)
+	return ok && chain != "" && r.Chain().String() == chain
+}
+
+// Chain is the chain id of the layers of r, or "" where it is not known.
+func (r *Ref) Chain() digest.Digest {
+	if r == nil {
+		return ""
+	}
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	id, _ := r.chainLocked()
+	return id
+}
+
+// ChainName begins names of layers by their chain ids.
+const ChainName = "chain:"

@@ -31,11 +31,11 @@ func (o *others) Load(_ context.Context, j *Job, k Key, needed func(int) bool) (
 	return out, nil
 }
 
-func (o *others) Digest(_ context.Context, j *Job, of Ingredient) (string, error) {
+func (o *others) Digest(_ context.Context, j *Job, of Ingredient) (Content, error) {
 	if r, ok := j.Recipe(of.Key); ok && o.content[r.Digest] != "" {
-		return o.content[r.Digest], nil
+		return Content{Digest: o.content[r.Digest]}, nil
 	}
-	return "", ErrNotFound
+	return Content{}, ErrNotFound
 }
 
 // twin is a vertex with two outputs.

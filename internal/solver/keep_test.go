@@ -51,10 +51,10 @@ func (v *fixed) Exec(context.Context, []Result) ([]Result, error) {
 type tables struct {
 	mu      sync.Mutex
 	results map[Key][]Result
-	digests map[string]string
+	digests map[string]Content
 }
 
-func newTables() *tables { return &tables{results: map[Key][]Result{}, digests: map[string]string{}} }
+func newTables() *tables { return &tables{results: map[Key][]Result{}, digests: map[string]Content{}} }
 
 func (c *tables) Load(_ context.Context, k Key) ([]Result, error) {
 	c.mu.Lock()
@@ -72,16 +72,16 @@ func (c *tables) Save(_ context.Context, k Key, out []Result) error {
 	return nil
 }
 
-func (c *tables) Digest(_ context.Context, part string) (string, error) {
+func (c *tables) Digest(_ context.Context, part string) (Content, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if d, ok := c.digests[part]; ok {
 		return d, nil
 	}
-	return "", ErrNotFound
+	return Content{}, ErrNotFound
 }
 
-func (c *tables) PutDigest(_ context.Context, part, d string) error {
+func (c *tables) PutDigest(_ context.Context, part string, d Content) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.digests[part] = d

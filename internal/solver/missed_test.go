@@ -73,8 +73,8 @@ func (c *missCache) Save(_ context.Context, k Key, out []Result) error {
 	return nil
 }
 
-func (c *missCache) Digest(context.Context, string) (string, error)  { return "", ErrNotFound }
-func (c *missCache) PutDigest(context.Context, string, string) error { return nil }
+func (c *missCache) Digest(context.Context, string) (Content, error)  { return Content{}, ErrNotFound }
+func (c *missCache) PutDigest(context.Context, string, Content) error { return nil }
 
 // missVertex is a vertex whose operation returns its name.
 type missVertex struct {

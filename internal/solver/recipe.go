@@ -22,6 +22,7 @@ type Ingredient struct {
 	Selector string
 	Link     string // the selector as caches for others have it; "" is Selector
 	Content  string // digest of its content, where that is what counts; else ""
+	Of       string // the result whose content it is, see [Content]
 }
 
 // LinkSelector is the selector as caches for others have it.
@@ -40,7 +41,7 @@ type Imports interface {
 	// had of j.
 	Load(ctx context.Context, j *Job, k Key, needed func(output int) bool) ([]Result, error)
 	// Digest returns the digest of what selector chooses of a result's content.
-	Digest(ctx context.Context, j *Job, of Ingredient) (string, error)
+	Digest(ctx context.Context, j *Job, of Ingredient) (Content, error)
 }
 
 // Absent stands for an output that nobody wanted when it was looked for in caches
@@ -92,11 +93,20 @@ func (n *node) recipe(cm CacheMap) Recipe {
 // Recipe returns what a key of this job was made of.
 func (j *Job) Recipe(k Key) (Recipe, bool) { return j.recipes.load(string(k)) }
 
-// Key identifies an edge of the graph, doing as little as will tell.
+// Key identifies an edge of the graph, doing as little as will tell. What was made
+// since it was identified has the key of what it was made of.
 func (j *Job) Key(ctx context.Context, e Edge) (Key, error) {
 	n := j.node(e.Vertex)
 	id, err := n.identity.get(ctx, n.job, n.identify)
-	return id.key, err
+	if err != nil {
+		return "", err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.known != nil {
+		id = *n.known
+	}
+	return id.key, nil
 }
 
 // importResult looks for a result of others, and keeps it.
@@ -115,10 +125,10 @@ func (n *node) importResult(ctx context.Context, id identity) ([]Result, error) 
 	return out, n.job.solver.cache.Save(ctx, id.key, out)
 }
 
-func (n *node) importedDigest(ctx context.Context, of Ingredient) (string, bool) {
+func (n *node) importedDigest(ctx context.Context, of Ingredient) (Content, bool) {
 	if n.job.imports == nil {
-		return "", false
+		return Content{}, false
 	}
-	d, err := n.job.imports.Digest(n.context(ctx), n.job, of)
-	return d, err == nil && d != ""
+	c, err := n.job.imports.Digest(n.context(ctx), n.job, of)
+	return c, err == nil && c.Digest != ""
 }

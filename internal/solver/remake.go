@@ -45,10 +45,10 @@ func (n *node) isLost() bool {
 }
 
 // remake runs the operation though a result is remembered.
-func (n *node) remake(ctx context.Context) ([]Result, error) {
+func (n *node) remake(ctx context.Context) (evaluated, error) {
 	id, err := n.identity.get(ctx, n.job, n.identify)
 	if err != nil {
-		return nil, err
+		return evaluated{}, err
 	}
 	return n.produce(ctx, id, true)
 }
@@ -59,24 +59,24 @@ const attempts = 3
 
 // shareAgain runs the operation when what its inputs had lost is made again. No
 // other job's execution will do: its inputs may be lost as well.
-func (n *node) shareAgain(ctx context.Context, id identity, own bool, why error) (out []Result, err error) {
+func (n *node) shareAgain(ctx context.Context, id identity, own bool, why error) (out []Result, as identity, err error) {
 	some := !own // what another job's execution has lost need not be ours
 	for _, in := range n.inputs {
 		some = in.node.lose() || some
 	}
 	if !some {
-		return nil, why
+		return nil, id, why
 	}
-	ins, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
+	id, ins, err := n.confirmed(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, id, err
 	}
 	for range attempts {
 		if out, _, err = n.share(ctx, id, ins, true); !isLoss(err) {
 			break
 		}
 	}
-	return out, err
+	return out, id, err
 }
 
 // Remake makes the result of an edge anew that turned out to have lost its
@@ -86,5 +86,6 @@ func (j *Job) Remake(ctx context.Context, e Edge, err error) (Result, error) {
 	if !isLoss(err) || !n.lose() {
 		return nil, err
 	}
-	return n.output(ctx, e.Index)
+	out, err := n.output(ctx, e.Index)
+	return out.Result, err
 }

@@ -151,12 +151,12 @@ func (r *remote) Load(ctx context.Context, _ *Job, k Key, _ func(int) bool) ([]R
 	return []Result{lazy{tree{a, b}, p}}, nil
 }
 
-func (r *remote) Digest(ctx context.Context, _ *Job, of Ingredient) (string, error) {
+func (r *remote) Digest(ctx context.Context, _ *Job, of Ingredient) (Content, error) {
 	p, err := r.look(ctx, fmt.Sprint("content ", of.Key, of.Index, of.Selector))
 	if err != nil {
-		return "", err
+		return Content{}, err
 	}
-	return p.text, nil
+	return Content{Digest: p.text}, nil
 }
 
 // collect reads the result of a job as an exporter does: what is lost is made anew.

@@ -30,8 +30,9 @@ type sim struct {
 	log  []string
 
 	results  map[Key][]Result
-	digests  map[string]string
+	digests  map[string]Content
 	dirty    map[Key]bool // evicted or forced since last saved
+	stands   map[Key]tree // what a key stands for that is made of content alone
 	executed int
 	injected int
 	failRate float64
@@ -44,7 +45,7 @@ type sim struct {
 
 	// What the disk holds for sure: a crash falls back to it.
 	diskResults map[Key][]Result
-	diskDigests map[string]string
+	diskDigests map[string]Content
 	crashes     bool
 	life        context.Context // ends with the daemon
 	die         context.CancelFunc
@@ -62,8 +63,8 @@ type want struct {
 func newSim(t *testing.T, seed uint64) *sim {
 	return &sim{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)),
-		park: map[string]*effect{}, seen: map[string]int{}, results: map[Key][]Result{}, digests: map[string]string{}, dirty: map[Key]bool{},
-		diskResults: map[Key][]Result{}, diskDigests: map[string]string{}, wants: map[want]int{},
+		park: map[string]*effect{}, seen: map[string]int{}, results: map[Key][]Result{}, digests: map[string]Content{}, dirty: map[Key]bool{}, stands: map[Key]tree{},
+		diskResults: map[Key][]Result{}, diskDigests: map[string]Content{}, wants: map[want]int{},
 	}
 }
 
@@ -245,16 +246,16 @@ func (s *memory) Save(ctx context.Context, k Key, out []Result) error {
 	return nil
 }
 
-func (s *memory) Digest(_ context.Context, part string) (string, error) {
+func (s *memory) Digest(_ context.Context, part string) (Content, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d, ok := s.digests[part]; ok && s.life.Err() == nil {
 		return d, nil
 	}
-	return "", ErrNotFound
+	return Content{}, ErrNotFound
 }
 
-func (s *memory) PutDigest(_ context.Context, part, d string) error {
+func (s *memory) PutDigest(_ context.Context, part string, d Content) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.life.Err() == nil {
@@ -275,6 +276,10 @@ const (
 
 // tree is a result: two files.
 type tree [2]string
+
+// ID and Is make it an Identified.
+func (t tree) ID() string        { return hash(t[0], t[1]) }
+func (t tree) Is(id string) bool { return id == t.ID() }
 
 type simVertex struct {
 	sim    *sim
@@ -394,6 +399,13 @@ func (v *simVertex) Exec(ctx context.Context, ins []Result) ([]Result, error) {
 		v.sim.executed++
 	}
 	run := v.sim.executed
+	if v.byContent() && len(ts) == 1 {
+		key := KeyFrom(ctx)
+		if was, ok := v.sim.stands[key]; ok && was != v.run(ts) {
+			v.sim.t.Errorf("key %s of %s stands for %v and for %v", key[:8], v.name, was, v.run(ts))
+		}
+		v.sim.stands[key] = v.run(ts)
+	}
 	v.sim.mu.Unlock()
 	if v.kind == volatile {
 		s := fmt.Sprintf("run %06d", run)
@@ -430,7 +442,7 @@ func (s *sim) audit(j *Job, g *simVertex, got tree, since int) error {
 	}
 	for _, n := range j.nodes.m {
 		v := n.op.(*simVertex)
-		made := n.result.value()
+		made := n.result.value().out
 		if made == nil || !v.fresh() && !v.readsFresh() {
 			continue
 		}
@@ -443,7 +455,7 @@ func (s *sim) audit(j *Job, g *simVertex, got tree, since int) error {
 		}
 		var ins []tree
 		for _, in := range n.inputs {
-			ins = append(ins, files(in.node.result.value()[0]))
+			ins = append(ins, files(in.node.result.value().out[0]))
 		}
 		if want := v.run(ins); got != want {
 			return fmt.Errorf("%s is not made of what the job saw", v.name)

@@ -126,29 +126,41 @@ func (j *Job) Build(ctx context.Context, e Edge) (Result, error) {
 	if errors.Is(err, errNoOutput) {
 		err = &Error{n.report.vertex.Digest, n.report.vertex.Name, fmt.Errorf("has no output %d", e.Index)}
 	}
-	return out, err
+	return out.Result, err
 }
 
 // errNoOutput says that a vertex has fewer outputs.
 var errNoOutput = errors.New("no such output")
 
+// output is one of a node's results, and the key of what it was made of.
+type output struct {
+	Result
+	key Key
+}
+
 // output evaluates the node and picks an output. One that is absent from what
 // others made is made here.
-func (n *node) output(ctx context.Context, index int) (Result, error) {
-	out, err := n.result.get(ctx, n.job, n.evaluate)
-	if err == nil && index < len(out) && out[index] == (Absent{}) {
-		out, err = n.made.get(ctx, n.job, n.make)
+func (n *node) output(ctx context.Context, index int) (output, error) {
+	got, err := n.result.get(ctx, n.job, n.evaluate)
+	if err == nil && index < len(got.out) && got.out[index] == (Absent{}) {
+		got, err = n.made.get(ctx, n.job, n.make)
 	}
 	if err == nil && n.isLost() {
-		out, err = n.anew.get(ctx, n.job, n.remake)
+		got, err = n.anew.get(ctx, n.job, n.remake)
 	}
 	if err != nil {
-		return nil, err
+		return output{}, err
 	}
-	if index >= len(out) {
-		return nil, errNoOutput
+	if index >= len(got.out) {
+		return output{}, errNoOutput
 	}
-	return out[index], nil
+	return output{got.out[index], got.key}, nil
+}
+
+// evaluated are a node's outputs, and the key of what they were made of.
+type evaluated struct {
+	out []Result
+	key Key
 }
 
 // node is a vertex as one job sees it.
@@ -160,13 +172,13 @@ type node struct {
 	report report
 
 	identity future[identity]
-	result   future[[]Result]
-	made     future[[]Result] // whole, where result is not
-	anew     future[[]Result] // where what was remembered is lost
+	result   future[evaluated]
+	made     future[evaluated] // whole, where result is not
+	anew     future[evaluated] // where what was remembered is lost
 
 	mu     sync.Mutex
 	needed map[int]bool // outputs that somebody wants
-	known  *identity    // what identity holds, once it does
+	known  *identity    // what identity holds, once it does, or what it turned out to be
 	found  bool         // a result was remembered
 	lost   bool         // the files of result are gone
 	told   bool         // that it is to run; guarded by job.missing
@@ -178,6 +190,7 @@ type identity struct {
 	key   Key
 	fresh bool
 	keep  Keep
+	basis *basis // of key
 }
 
 type input struct {
@@ -244,23 +257,13 @@ func (n *node) identify(ctx context.Context) (_ identity, err error) {
 	if err != nil {
 		return identity{}, err
 	}
-	texts := make([]string, len(parts))
-	recipe := n.recipe(cm)
-	for i, p := range parts {
-		texts[i] = p.text
-		recipe.Inputs = append(recipe.Inputs, p.ingredient)
+	for _, p := range parts {
 		id.fresh = id.fresh || p.fresh
 		if p.job {
 			id.keep = KeepJob
 		}
 	}
-	id.key = newKey(cm.Digest, texts)
-	recipe.Local = id.keep == KeepJob
-	n.job.recipes.loadOrStore(string(id.key), recipe)
-	n.mu.Lock()
-	n.known = &id
-	n.mu.Unlock()
-	return id, nil
+	return n.identified(id, &basis{cm, parts}), nil
 }
 
 // keyPart is what one input adds to a node's identity.
@@ -270,6 +273,7 @@ type keyPart struct {
 	job   bool // the input holds for this job alone
 
 	ingredient Ingredient
+	remember   bool // what is learnt of the input's content
 }
 
 func (n *node) part(ctx context.Context, in input, dep Dep) (keyPart, error) {
@@ -279,54 +283,49 @@ func (n *node) part(ctx context.Context, in input, dep Dep) (keyPart, error) {
 	}
 	from := Ingredient{Key: id.key, Index: in.index, Selector: dep.Selector, Link: dep.Link}
 	if dep.Digest == nil {
-		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from}, nil
+		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from, false}, nil
 	}
-	from.Content, err = n.contentPart(ctx, in, id, dep, from)
-	return keyPart{text: from.Content, ingredient: from}, err
+	return n.contentPart(ctx, in, id, dep, from)
 }
 
 // contentPart digests an input's content, evaluating the input only if no one
 // has digested the like before.
-func (n *node) contentPart(ctx context.Context, in input, id identity, dep Dep, from Ingredient) (string, error) {
+func (n *node) contentPart(ctx context.Context, in input, id identity, dep Dep, from Ingredient) (keyPart, error) {
 	cache := n.job.solver.cache
-	memo := definitionPart(id.key, in.index, dep.Selector)
-	remembered := id.keep != KeepJob
-	if remembered && !id.fresh {
-		if d, err := cache.Digest(ctx, memo); err == nil {
-			return d, nil
-		} else if ctx.Err() != nil {
-			return "", ctx.Err()
+	part := keyPart{ingredient: from, remember: id.keep != KeepJob}
+	if part.remember && !id.fresh {
+		memo := definitionPart(id.key, in.index, dep.Selector)
+		c, err := cache.Digest(ctx, memo)
+		if err != nil && ctx.Err() == nil {
+			if imported, ok := n.importedDigest(ctx, from); ok {
+				c, err = imported, cache.PutDigest(ctx, memo, imported)
+			}
 		}
-		if d, ok := n.importedDigest(ctx, from); ok {
-			return d, cache.PutDigest(ctx, memo, d)
-		} else if ctx.Err() != nil {
-			return "", ctx.Err()
+		if ctx.Err() != nil {
+			return keyPart{}, ctx.Err()
+		}
+		if err == nil && !in.keepsOther(ctx, id, c) {
+			return part.by(c), nil
 		}
 	}
-	r, err := in.get(ctx)
+	got, err := in.get(ctx)
 	if err != nil {
-		return "", err
+		return keyPart{}, err
 	}
-	digest := func(r Result) (string, error) {
-		return safely(func() (string, error) { return dep.Digest(n.context(ctx), r) })
-	}
-	d, err := digest(r)
+	of, err := n.digested(ctx, part, in, dep, got)
 	if isLoss(err) && in.node.lose() {
-		if r, err = in.get(ctx); err == nil {
-			d, err = digest(r)
+		if got, err = in.get(ctx); err == nil {
+			of, err = n.digested(ctx, part, in, dep, got)
 		}
 	}
 	if err != nil {
-		return "", n.fail(ctx, err)
+		return keyPart{}, n.fail(ctx, err)
 	}
-	if !remembered {
-		return d, nil
-	}
-	return d, cache.PutDigest(ctx, memo, d)
+	return of, nil
 }
 
 // get evaluates the input's node and picks the output.
-func (in input) get(ctx context.Context) (Result, error) {
+func (in input) get(ctx context.Context) (output, error) {
 	out, err := in.node.output(ctx, in.index)
 	if errors.Is(err, errNoOutput) {
 		err = fmt.Errorf("%s has no output %d", in.node.report.vertex.Name, in.index)
@@ -336,35 +335,40 @@ func (in input) get(ctx context.Context) (Result, error) {
 
 // evaluate computes the node's outputs: from the cache if it has them, or by
 // running the operation on the results of the inputs.
-func (n *node) evaluate(ctx context.Context) (_ []Result, err error) {
+func (n *node) evaluate(ctx context.Context) (_ evaluated, err error) {
 	defer func() { n.givenUp(ctx, err) }()
 	id, err := n.identity.get(ctx, n.job, n.identify)
 	if err != nil {
-		return nil, err
+		return evaluated{}, err
 	}
-	out, err := n.load(ctx, id)
-	if errors.Is(err, ErrNotFound) {
-		out, err = n.importResult(ctx, id)
-	}
-	if !errors.Is(err, ErrNotFound) {
-		if err == nil {
-			n.mu.Lock()
-			n.found = true
-			n.mu.Unlock()
-			n.report.cached()
-			n.tellEnded(id, out)
-			n.verify(id, out)
-		}
-		return out, err
+	if out, err := n.remembered(ctx, id); !errors.Is(err, ErrNotFound) {
+		return evaluated{out, id.key}, err
 	}
 	return n.make(ctx)
 }
 
+// remembered is a result that the cache has, or others have.
+func (n *node) remembered(ctx context.Context, id identity) ([]Result, error) {
+	out, err := n.load(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		out, err = n.importResult(ctx, id)
+	}
+	if err == nil {
+		n.mu.Lock()
+		n.found = true
+		n.mu.Unlock()
+		n.report.cached()
+		n.tellEnded(id, out)
+		n.verify(id, out)
+	}
+	return out, err
+}
+
 // make runs the operation on the results of the inputs.
-func (n *node) make(ctx context.Context) ([]Result, error) {
+func (n *node) make(ctx context.Context) (evaluated, error) {
 	id, err := n.identity.get(ctx, n.job, n.identify)
 	if err != nil {
-		return nil, err
+		return evaluated{}, err
 	}
 	if id.keep == KeepAlways {
 		n.missed()
@@ -374,23 +378,29 @@ func (n *node) make(ctx context.Context) ([]Result, error) {
 
 // produce runs the operation, or shares its run with others. again is set for
 // one whose result is known and has lost files.
-func (n *node) produce(ctx context.Context, id identity, again bool) (_ []Result, err error) {
+func (n *node) produce(ctx context.Context, id identity, again bool) (_ evaluated, err error) {
 	defer func() { n.givenUp(ctx, err) }()
 	// The inputs come first, so that the flight below is a leaf.
-	ins, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
-	if err != nil {
-		return nil, err
+	before, own := id.key, true
+	id, ins, err := n.confirmed(ctx, id)
+	if err == nil && id.key != before && !again { // it may be remembered as what it is
+		if out, err := n.remembered(ctx, id); !errors.Is(err, ErrNotFound) {
+			return evaluated{out, id.key}, err
+		}
 	}
-	out, own, err := n.share(ctx, id, ins, again)
+	var out []Result
+	if err == nil {
+		out, own, err = n.share(ctx, id, ins, again)
+	}
 	if isLoss(err) {
-		out, err = n.shareAgain(ctx, id, own, err)
+		out, id, err = n.shareAgain(ctx, id, own, err)
 	}
 	if err != nil {
-		return nil, n.fail(ctx, err)
+		return evaluated{}, n.fail(ctx, err)
 	}
 	n.report.completed()
 	n.tellEnded(id, out)
-	return out, nil
+	return evaluated{out, id.key}, nil
 }
 
 // tellEnded tells of a result that others may have, too.

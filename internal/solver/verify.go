@@ -32,7 +32,10 @@ func (n *node) verify(id identity, remembered []Result) {
 	}
 	n.job.verify.work.Go(func() {
 		ctx := n.context(n.job.ctx)
-		again, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) { return in.get(ctx) })
+		again, err := gather(&n.job.work, n.inputs, func(_ int, in input) (Result, error) {
+			got, err := in.get(ctx)
+			return got.Result, err
+		})
 		if err == nil {
 			again, err = safely(func() ([]Result, error) { return n.op.Exec(WithKey(ctx, id.key), again) })
 		}

@@ -102,12 +102,12 @@ func restart(t *testing.T, f *Fixture) {
 	a := f.Make(t)
 	want := f.Content(t, a)
 	save(t, f, "key", a, f.Empty)
-	if err := f.Cache.PutDigest(context.Background(), "part", "sha256:1"); err != nil {
+	if err := f.Cache.PutDigest(context.Background(), "part", solver.Content{Digest: "sha256:1", Of: "layer"}); err != nil {
 		t.Fatal(err)
 	}
 	f.Cache = f.Reopen(t)
 	isHit(t, f, "key", want, f.Content(t, f.Empty))
-	if d, err := f.Cache.Digest(context.Background(), "part"); err != nil || d != "sha256:1" {
+	if d, err := f.Cache.Digest(context.Background(), "part"); err != nil || d != (solver.Content{Digest: "sha256:1", Of: "layer"}) {
 		t.Errorf("digest is %q (%v)", d, err)
 	}
 }
@@ -131,12 +131,12 @@ func digests(t *testing.T, f *Fixture) {
 	ctx := context.Background()
 	parts := []string{"a", "a\x00b", "def:key@0:/src", strings.Repeat("long", 10000)}
 	for i, p := range parts {
-		if err := f.Cache.PutDigest(ctx, p, fmt.Sprint("sha256:", i)); err != nil {
+		if err := f.Cache.PutDigest(ctx, p, solver.Content{Digest: fmt.Sprint("sha256:", i)}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i, p := range parts {
-		if d, err := f.Cache.Digest(ctx, p); err != nil || d != fmt.Sprint("sha256:", i) {
+		if d, err := f.Cache.Digest(ctx, p); err != nil || d.Digest != fmt.Sprint("sha256:", i) {
 			t.Errorf("digest of %.20q is %q (%v)", p, d, err)
 		}
 	}
