@@ -24,6 +24,8 @@ type benchCase struct {
 	name   string
 	rows   []string // the rows it gives, first that of the timed builds
 	rounds int
+	// inMemory has all folders of the case in memory, not on the disk.
+	inMemory bool
 	// prepare makes the round's input, which both engines then get.
 	prepare func(*roundRun) error
 	run     func(context.Context, *roundRun) error

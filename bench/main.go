@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -19,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/conformance/peer"
 )
@@ -153,7 +156,7 @@ func (b *bench) nonce() string {
 }
 
 // runCase runs all rounds of a case on daemons of its own.
-func (b *bench) runCase(ctx context.Context, c benchCase) error {
+func (b *bench) runCase(ctx context.Context, c benchCase) (err error) {
 	dir := filepath.Join(b.tmp, c.name)
 	engines := []*engine{
 		{peer.NewKiln(b.kiln, b.base, filepath.Join(dir, kilnName)), b.tools.Buildctl},
@@ -168,6 +171,12 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 	}
 	if err := makeSpread(dir); err != nil {
 		return err
+	}
+	if c.inMemory {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
+			return fmt.Errorf("mount memory at %s: %w", dir, err)
+		}
+		defer func() { err = errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH)) }()
 	}
 	for _, e := range engines {
 		if err := e.Start(ctx); err != nil {
@@ -195,7 +204,7 @@ func (b *bench) runCase(ctx context.Context, c benchCase) error {
 		}
 		for i := range engines {
 			e := engines[(i+round)%len(engines)] // take turns in going first
-			syscall.Sync()                       // what another wrote is not this one's to share the disk with
+			unix.Sync()                          // what another wrote is not this one's to share the disk with
 			r.engine = e
 			r.out = filepath.Join(in, "out-"+e.Name)
 			if err := c.run(ctx, r); err != nil {

@@ -10,7 +10,10 @@ import (
 )
 
 // The case here has both daemons keep 10,000 records, and asks BuildKit's client
-// library what there is and to remove it all.
+// library what there is and to remove it all. Their roots are in memory: a disk
+// takes minutes for 10,000 records of BuildKit, each of which it syncs when it
+// is made, when it is first measured and when it goes. That would be all that is
+// seen, and is left out to Kiln's disadvantage.
 
 const (
 	recordBuilds = 11 // of nearly 1,000 records each
@@ -19,7 +22,9 @@ const (
 )
 
 func recordCases() []benchCase {
-	return []benchCase{{name: "records-10k", rows: []string{"du-10k", "prune-10k"}, rounds: 1, run: runRecords}}
+	return []benchCase{{
+		name: "records-10k", rows: []string{"du-10k-first", "du-10k", "prune-10k"}, rounds: 3, inMemory: true, run: runRecords,
+	}}
 }
 
 func runRecords(ctx context.Context, r *roundRun) (err error) {
@@ -33,16 +38,18 @@ func runRecords(ctx context.Context, r *roundRun) (err error) {
 			return fmt.Errorf("make records: %w", err)
 		}
 	}
+	row := "du-10k-first"
 	for range usageCalls {
 		began := time.Now()
 		list, err := c.DiskUsage(ctx)
 		if err != nil {
 			return fmt.Errorf("disk usage: %w", err)
 		}
-		r.results.add("du-10k", "s", r.engine.Name, time.Since(began).Seconds())
+		r.results.add(row, "s", r.engine.Name, time.Since(began).Seconds())
 		if len(list) < leastRecords {
 			return fmt.Errorf("%s keeps %d records, %d were made", r.engine.Name, len(list), leastRecords)
 		}
+		row = "du-10k" // without what the first call finds out once for all
 	}
 	began := time.Now()
 	if err := c.Prune(ctx, nil, client.PruneAll); err != nil {
