@@ -104,7 +104,7 @@ func (m *Mounts) replace(ctx context.Context, id string, known []Chunk, open fun
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = removeTree(dir) }() // with what was in its place; the next start tries again
 	files := filepath.Join(dir, filesName)
 	if err := unpackTo(ctx, files, archive); err != nil {
 		return err
@@ -127,10 +127,11 @@ func unpackTo(ctx context.Context, dir string, archive io.Reader) error {
 		return err
 	}
 	defer root.Close()
+	root.Spread("/")
 	// Unpacking leaves the folder itself as it is; of a mount, it counts.
 	var head bytes.Buffer
 	first, headErr := tar.NewReader(io.TeeReader(archive, &head)).Next()
-	if err := fileop.Unpack(ctx, root, io.MultiReader(&head, archive), nil); err != nil {
+	if err := fileop.Unpack(ctx, root, io.MultiReader(&head, archive), fileop.UnpackOptions{Spread: true}); err != nil {
 		return err
 	}
 	if headErr != nil { // it is compressed, or empty

@@ -286,7 +286,7 @@ func (m *Mounts) discard(name string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove cache mount: %w", err)
 	}
-	if err := os.RemoveAll(filepath.Join(m.dir, name)); err != nil {
+	if err := removeTree(filepath.Join(m.dir, name)); err != nil {
 		return fmt.Errorf("remove cache mount: %w", err)
 	}
 	return nil

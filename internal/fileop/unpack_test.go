@@ -126,6 +126,7 @@ func TestUnpack(t *testing.T) {
 	owned.Uid, owned.Gid, owned.Mode = 7, 8, 0o4750
 	nobody := file("o", "x")
 	nobody.Uid = 1<<32 - 1
+	zeros := "x" + strings.Repeat("\x00", 300<<10)
 	for _, c := range []struct {
 		name  string
 		has   []string
@@ -146,6 +147,9 @@ func TestUnpack(t *testing.T) {
 			[]string{"d/", "d/old", "f=new", "l=new", "x=file"}, ""},
 		{"through a link inside", []string{"l -> /d", "d/"}, []tar.Header{file("l/f", "x")}, nil, []string{"l -> /d", "d/", "d/f=x"}, ""},
 		{"same name twice", nil, []tar.Header{file("f", "one"), file("f", "two")}, nil, []string{"f=two"}, ""},
+		{"folder replaced between its files", nil, []tar.Header{folder("e"), file("d/f", "x"), link(tar.TypeSymlink, "d", "e"), file("d/g", "x")}, nil,
+			[]string{"e/", "d -> e", "e/g=x"}, ""},
+		{"zeros last", nil, []tar.Header{file("z", zeros)}, nil, []string{"z=" + zeros}, ""},
 		{"dot dot", nil, []tar.Header{file("../secret", "x")}, nil, nil, "leads out of the destination"},
 		{"dot dot later", nil, []tar.Header{file("a/../../secret", "x")}, nil, nil, "leads out of the destination"},
 		{"the root", nil, []tar.Header{link(tar.TypeSymlink, "./", "/")}, nil, nil, "replace the destination itself"},
@@ -162,7 +166,7 @@ func TestUnpack(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dst, dir := root(t)
 			plant(t, dir, c.has...)
-			err := Unpack(t.Context(), dst, bytes.NewReader(archive(t, c.tar...)), c.owner)
+			err := Unpack(t.Context(), dst, bytes.NewReader(archive(t, c.tar...)), UnpackOptions{Owner: c.owner})
 			if c.err != "" {
 				wantErr(t, err, c.err)
 				return
@@ -183,7 +187,7 @@ func TestUnpack(t *testing.T) {
 func TestUnpackLeavesHoles(t *testing.T) {
 	content := strings.Repeat("\x00", 40<<20) + "end"
 	dst, dir := root(t)
-	must(t, Unpack(t.Context(), dst, bytes.NewReader(pack(t, archive(t, file("f", content)), zipped)), nil))
+	must(t, Unpack(t.Context(), dst, bytes.NewReader(pack(t, archive(t, file("f", content)), zipped)), UnpackOptions{}))
 	var st unix.Stat_t
 	must(t, unix.Stat(filepath.Join(dir, "f"), &st))
 	if st.Size != int64(len(content)) || st.Blocks*512 > 1<<20 {
@@ -198,7 +202,7 @@ func TestUnpackXattrs(t *testing.T) {
 	h := file("f", "x")
 	h.PAXRecords = map[string]string{paxXattr + "user.k": "v", paxXattr + "trusted.overlay.opaque": "y", paxXattr + "nonsense": "x"}
 	dst, _ := root(t)
-	must(t, Unpack(t.Context(), dst, bytes.NewReader(archive(t, h)), nil))
+	must(t, Unpack(t.Context(), dst, bytes.NewReader(archive(t, h)), UnpackOptions{}))
 	attrs, err := dst.LXattrs("f")
 	must(t, err)
 	if len(attrs) != 1 || string(attrs["user.k"]) != "v" {
@@ -230,7 +234,7 @@ func TestUnpackLies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dst, _ := root(t)
-			wantErr(t, Unpack(t.Context(), dst, bytes.NewReader(c.data), nil), c.err)
+			wantErr(t, Unpack(t.Context(), dst, bytes.NewReader(c.data), UnpackOptions{}), c.err)
 		})
 	}
 }
@@ -256,7 +260,7 @@ func TestUnpackCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	dst, _ := root(t)
-	if err := Unpack(ctx, dst, bytes.NewReader(archive(t, file("f", "x"))), nil); !errors.Is(err, context.Canceled) {
+	if err := Unpack(ctx, dst, bytes.NewReader(archive(t, file("f", "x"))), UnpackOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -271,7 +275,7 @@ func FuzzUnpack(f *testing.F) {
 		dst, dir := root(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 5e9)
 		defer cancel()
-		_ = Unpack(ctx, dst, bytes.NewReader(b), &Owner{})
+		_ = Unpack(ctx, dst, bytes.NewReader(b), UnpackOptions{Owner: &Owner{}})
 		var st unix.Stat_t
 		must(t, unix.Lstat(filepath.Join(dir, "../secret"), &st))
 		if st.Nlink != 1 || st.Mode != unix.S_IFREG|0o600 {
