@@ -178,6 +178,18 @@ func (programConn) SetDeadline(time.Time) error      { return nil }
 func (programConn) SetReadDeadline(time.Time) error  { return nil }
 func (programConn) SetWriteDeadline(time.Time) error { return nil }
 
+// forgetGraphs takes graphs out of a result, which were printed when they were solved.
+func forgetGraphs(res *gateway.Result) {
+	if ref := res.GetRef(); ref != nil {
+		ref.Def = nil
+	}
+	for _, ref := range res.GetRefs().GetRefs() {
+		if ref != nil {
+			ref.Def = nil
+		}
+	}
+}
+
 // tracer prints what a frontend and the daemon say to each other.
 type tracer struct {
 	mu    sync.Mutex
@@ -203,6 +215,11 @@ func (t *tracer) message(call string, fromDaemon bool, m proto.Message) {
 	}
 	if resp, ok := m.(*gateway.SolveResponse); ok && resp.GetResult().GetRef() != nil {
 		resp.GetResult().GetRef().Def = nil // that of the request
+	}
+	if req, ok := m.(*gateway.ReturnRequest); ok { // which goes on to the daemon as it is
+		req = proto.CloneOf(req)
+		forgetGraphs(req.GetResult())
+		m = req
 	}
 	text := protojson.Format(m)
 	if flat, err := (protojson.MarshalOptions{}).Marshal(m); err == nil {

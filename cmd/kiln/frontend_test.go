@@ -23,4 +23,7 @@ func (r *exampleRun) testFrontendProgram(t *testing.T) {
 			t.Errorf("the trace lacks %q:\n%s", want, traced)
 		}
 	}
+	if strings.Contains(traced, `"def"`) {
+		t.Errorf("the trace has a graph that is no text:\n%s", traced)
+	}
 }
