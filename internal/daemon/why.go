@@ -18,24 +18,23 @@ type reasons struct {
 
 	mu    sync.Mutex
 	known map[build.Key]*history.Reason
+	steps map[build.Key]history.Step // that others were compared by: what of them counts does not change
 }
 
 // explainer has each step that runs though an earlier build had it say why.
 func (s *Server) explainer(run *running, attrs map[string]string) func(build.Step, *progress.Step, func(build.Key) (build.Step, bool)) {
 	r := &run.reasons
 	r.args, r.known = map[string]string{}, map[build.Key]*history.Reason{}
+	r.steps = map[build.Key]history.Step{}
 	for k, v := range attrs {
 		if name, ok := strings.CutPrefix(k, "build-arg:"); ok {
 			r.args[name] = v
 		}
 	}
+	explainer := s.config.Ledger.Explainer()
 	return func(st build.Step, to *progress.Step, other func(build.Key) (build.Step, bool)) {
-		reason := s.config.Ledger.Explain(r.step(st), func(key string) (history.Step, bool) {
-			o, ok := other(build.Key(key))
-			if !ok {
-				return history.Step{}, false
-			}
-			return r.step(o), true
+		reason := explainer.Explain(r.step(st), func(key string) (history.Step, bool) {
+			return r.other(build.Key(key), other)
 		})
 		if reason == nil {
 			return
@@ -45,6 +44,26 @@ func (s *Server) explainer(run *running, attrs map[string]string) func(build.Ste
 		r.mu.Unlock()
 		to.Note("not cached: " + reason.Sentence())
 	}
+}
+
+// other is another step of the build as the history has it. A step that many
+// are built on is asked for by each of them.
+func (r *reasons) other(key build.Key, find func(build.Key) (build.Step, bool)) (history.Step, bool) {
+	r.mu.Lock()
+	known, ok := r.steps[key]
+	r.mu.Unlock()
+	if ok {
+		return known, true
+	}
+	found, ok := find(key)
+	if !ok {
+		return history.Step{}, false
+	}
+	known = r.step(found)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.steps[key] = known
+	return known, true
 }
 
 // step is a step as the history has it.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/store"
@@ -20,12 +21,49 @@ type Reason struct {
 // Sentence is the reason in one line.
 func (r *Reason) Sentence() string { return reason(r.Differences) }
 
+// mostRead bounds the steps of earlier builds that explanations of one build keep.
+const mostRead = 1000
+
+// Explainer tells why steps of one build run. It keeps the steps of earlier builds
+// that it compared with: those that many others are built on count for each.
+type Explainer struct {
+	ledger *Ledger
+
+	mu   sync.Mutex
+	read map[string]store.Step // by key, which says all of them that is compared
+}
+
+// Explainer returns one for a build.
+func (l *Ledger) Explainer() *Explainer {
+	return &Explainer{ledger: l, read: map[string]store.Step{}}
+}
+
+// step is the step of an earlier build that has a key.
+func (e *Explainer) step(key string) (store.Step, bool) {
+	e.mu.Lock()
+	st, ok := e.read[key]
+	e.mu.Unlock()
+	if ok {
+		return st, true
+	}
+	if st, ok = e.ledger.Get(key); !ok {
+		return st, false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.read) < mostRead {
+		e.read[key] = st
+	}
+	return st, true
+}
+
 // Explain tells why a step runs and was not found in the cache: all of its key
 // that differs from the nearest step that any build had, the first part first.
 // What it is built on is looked through down to the step that has changed
 // itself. other finds steps of the same build by their keys. It is nil for a
 // step that is new, and for one that no other build could have had.
-func (l *Ledger) Explain(s Step, other func(key string) (Step, bool)) *Reason {
+func (e *Explainer) Explain(s Step, other func(key string) (Step, bool)) *Reason {
+	l := e.ledger
 	if s.Local {
 		return nil
 	}
@@ -40,7 +78,7 @@ func (l *Ledger) Explain(s Step, other func(key string) (Step, bool)) *Reason {
 	if !ok {
 		return nil
 	}
-	c := comparison{ledger: l, other: other, seen: map[[2]string]bool{}}
+	c := comparison{ledger: l, earlier: e.step, other: other, seen: map[[2]string]bool{}}
 	ds := c.steps(s, near, "")
 	if s.Fresh {
 		ds = append([]Difference{{Kind: KindNoCache}}, ds...)
@@ -58,7 +96,7 @@ func (l *Ledger) Compare(a, b string) []Difference {
 	if !ok || !also || a == b {
 		return nil
 	}
-	c := comparison{ledger: l, other: func(string) (Step, bool) { return Step{}, false }, seen: map[[2]string]bool{}}
+	c := comparison{ledger: l, earlier: l.Get, other: func(string) (Step, bool) { return Step{}, false }, seen: map[[2]string]bool{}}
 	ds := c.steps(stepOf(b, now), near, "")
 	if len(ds) == 0 {
 		ds = []Difference{{Kind: KindUnnamed}}
@@ -85,9 +123,10 @@ func stepOf(key string, st store.Step) Step {
 
 // comparison is of a step, and all below it, with one of an earlier build.
 type comparison struct {
-	ledger *Ledger
-	other  func(key string) (Step, bool)
-	seen   map[[2]string]bool // pairs of keys
+	ledger  *Ledger
+	earlier func(key string) (store.Step, bool)
+	other   func(key string) (Step, bool)
+	seen    map[[2]string]bool // pairs of keys
 }
 
 // find returns the step with a key, of this build or of another.
@@ -95,7 +134,7 @@ func (c *comparison) find(key string) (Step, bool) {
 	if s, ok := c.other(key); ok {
 		return s, true
 	}
-	if st, ok := c.ledger.Get(key); ok {
+	if st, ok := c.earlier(key); ok {
 		return stepOf(key, st), true
 	}
 	return Step{}, false
@@ -222,7 +261,7 @@ func (c *comparison) input(in, was StepInput, below string) []Difference {
 		}
 		return nil
 	}
-	before, also := c.ledger.Get(was.Key)
+	before, also := c.earlier(was.Key)
 	pair := [2]string{was.Key, in.Key}
 	if known && also && unlike(s, before) {
 		return []Difference{{Kind: KindInput, Name: name, Was: before.Name, Now: name, Step: below}}

@@ -132,7 +132,7 @@ func TestExplain(t *testing.T) {
 		}
 		now := before()
 		tc.change(now)
-		r := l.Explain(now[tc.step], func(key string) (Step, bool) {
+		r := l.Explainer().Explain(now[tc.step], func(key string) (Step, bool) {
 			i := slices.IndexFunc(now, func(s Step) bool { return s.Key == key })
 			if i < 0 {
 				return Step{}, false
@@ -179,7 +179,7 @@ func TestEvicted(t *testing.T) {
 	run := before()[2]
 	nobody := func(string) (Step, bool) { return Step{}, false }
 	want := "its result was removed by garbage collection on " + time.Now().Format("2006-01-02")
-	if r := l.Explain(run, nobody); r == nil || !strings.HasPrefix(r.Sentence(), want) {
+	if r := l.Explainer().Explain(run, nobody); r == nil || !strings.HasPrefix(r.Sentence(), want) {
 		t.Errorf("reason is %+v, want %q", r, want)
 	}
 	// Made anew it is there again.
@@ -222,7 +222,7 @@ func TestNearest(t *testing.T) {
 	if key, _ := l.nearest(step("now", "[2/3] COPY . .", "op", "two")); key != "near" {
 		t.Errorf("nearest is %q", key)
 	}
-	if r := l.Explain(failed, func(string) (Step, bool) { return Step{}, false }); r == nil || r.Near != "build1" {
+	if r := l.Explainer().Explain(failed, func(string) (Step, bool) { return Step{}, false }); r == nil || r.Near != "build1" {
 		t.Errorf("reason for what failed before is %+v", r)
 	}
 }
