@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -323,6 +324,49 @@ func TestPushSurvivesAndExplains(t *testing.T) {
 	err := c.Push(t.Context(), Push{Ref: r.host + "/other:v1", Blobs: img.blobs, Manifests: []Manifest{img.manifest}})
 	if err == nil || !strings.Contains(err.Error(), "docker login "+r.host) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// TestPushBeginsWithContent pushes what has to be pulled from the same registry first,
+// which may answer nobody while it waits for content.
+func TestPushBeginsWithContent(t *testing.T) {
+	r, c, img := newTestRegistry(t), testClient(), newTestImage(1<<20)
+	img.push(t, c, r.host+"/base:v1")
+	r.spoil(func(w http.ResponseWriter, req *http.Request) bool { // its repositories share what they have
+		return req.Method == http.MethodHead && status(404)(w, req)
+	})
+	layer := img.blobs[1]
+	promised := Blob{Desc: layer.Desc, Open: func(ctx context.Context) (io.ReadCloser, error) {
+		time.Sleep(100 * time.Millisecond) // in which a request would begin
+		if n := r.count("PUT", "/blobs/"); n != 0 {
+			t.Errorf("%d requests with content began before there was any", n)
+		}
+		return c.Fetch(ctx, r.host+"/base:v1", layer.Desc)
+	}}
+	if err := c.Push(t.Context(), Push{Ref: r.host + "/app:v1", Blobs: []Blob{promised}}); err != nil {
+		t.Fatal(err)
+	}
+	if r.count("PUT", "/blobs/") != 1 {
+		t.Errorf("the layer was not sent once")
+	}
+	lost := Blob{Desc: descOf(ocispecs.MediaTypeImageLayerGzip, []byte("lost")), Open: func(context.Context) (io.ReadCloser, error) {
+		return nil, io.ErrNoProgress
+	}}
+	r.spoil(nil)
+	if err := c.Push(t.Context(), Push{Ref: r.host + "/app:v1", Blobs: []Blob{lost}}); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("a lost layer: got %v", err)
+	}
+	if n := r.count("PUT", "/blobs/"); n != 0 {
+		t.Errorf("%d requests for a lost layer", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	slow := Blob{Desc: lost.Desc, Open: func(ctx context.Context) (io.ReadCloser, error) {
+		cancel()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	if err := c.Push(ctx, Push{Ref: r.host + "/app:v1", Blobs: []Blob{slow}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a canceled push: got %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -28,10 +29,7 @@ func (t *stallTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	watch := &watchdog{limit: t.limit}
 	watch.timer = time.AfterFunc(t.limit, func() { cancel(fmt.Errorf("%w for %v", errStalled, t.limit)) })
 	req = req.Clone(ctx)
-	if req.Body != nil && req.Body != http.NoBody {
-		req.Body = &uploadBody{ReadCloser: req.Body, watch: watch}
-	}
-	resp, err := t.next.RoundTrip(req)
+	resp, err := t.send(req, watch)
 	watch.rest()
 	if err != nil {
 		watch.end()
@@ -43,6 +41,21 @@ func (t *stallTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &downloadBody{ReadCloser: resp.Body, watch: watch, ctx: ctx, cancel: func() { cancel(nil) }}
 	return resp, nil
+}
+
+// send sends a request when it has something to send. What is uploaded may have to be
+// pulled first, even from the same registry: until then a request would be open in vain,
+// which a server may give up, or may answer no other request for.
+func (t *stallTransport) send(req *http.Request, watch *watchdog) (*http.Response, error) {
+	if req.Body != nil && req.Body != http.NoBody {
+		body := newUploadBody(req.Body, watch)
+		if err := body.await(req.Context(), req.ContentLength > 0); err != nil {
+			_ = body.Close() // it was only read from
+			return nil, err
+		}
+		req.Body = body
+	}
+	return t.next.RoundTrip(req)
 }
 
 // NewHTTPClient returns a client for servers that are no registries, but keep blobs
@@ -95,13 +108,35 @@ func (w *watchdog) end() {
 // uploadBody counts the time that a registry takes to accept bytes, and not
 // the time that it takes to make them.
 type uploadBody struct {
-	io.ReadCloser
-	watch *watchdog
+	io.Closer
+	buffered *bufio.Reader // small, so that it holds the first bytes and passes on all reads after them
+	watch    *watchdog
+}
+
+func newUploadBody(body io.ReadCloser, watch *watchdog) *uploadBody {
+	return &uploadBody{body, bufio.NewReaderSize(body, 16), watch}
+}
+
+// await waits for the first byte, if there is to be one.
+func (b *uploadBody) await(ctx context.Context, some bool) error {
+	b.watch.rest()
+	defer b.watch.watch(1)
+	defer context.AfterFunc(ctx, func() { _ = b.Close() })() // ends the read
+	_, err := b.buffered.Peek(1)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err == nil, errors.Is(err, io.EOF) && !some:
+		return nil
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 func (b *uploadBody) Read(p []byte) (int, error) {
 	b.watch.rest()
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.buffered.Read(p)
 	if errors.Is(err, io.EOF) {
 		b.watch.watch(4) // a registry checks and moves a blob before it answers
 	} else {
