@@ -118,13 +118,41 @@ func (s *Store) materialize(ctx context.Context, r *Ref) error {
 	if s.here(r) {
 		return nil
 	}
-	return s.unpacks.do(ctx, r.id, func(ctx context.Context) error {
-		if err := s.pin(r); err != nil {
-			return err
-		}
-		defer s.unpin(r)
-		return s.unpack(ctx, r)
+	return s.wherever(r, func() error {
+		return s.unpacks.do(ctx, r.id, func(ctx context.Context) error {
+			if err := s.pin(r); err != nil {
+				return err
+			}
+			defer s.unpin(r)
+			return s.unpack(ctx, r)
+		})
 	})
+}
+
+// wherever calls get, which pulls blobs of r and of what is below, once more if what it
+// did not get can be had from elsewhere by now. What it shares with others may have
+// begun before a build said from where.
+func (s *Store) wherever(r *Ref, get func() error) (err error) {
+	const attempts = 3 // each place may turn out to have lost the blob
+	for range attempts {
+		var l *lostError
+		if err = get(); !errors.As(err, &l) || !s.elsewhere(r, l) {
+			break
+		}
+	}
+	return err
+}
+
+// elsewhere tells whether a blob has got another origin than the one that has lost it.
+func (s *Store) elsewhere(r *Ref, l *lostError) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ; r != nil; r = r.parent {
+		if r.rec.Blobs[imageVariant].Digest == l.blob {
+			return r.rec.Origin != l.origin
+		}
+	}
+	return false
 }
 
 func (s *Store) here(r *Ref) bool {
@@ -227,7 +255,7 @@ func (s *Store) pull(ctx context.Context, d ocispecs.Descriptor, origin string) 
 		defer task.Done()
 		body, err := s.c.Fetcher.Fetch(ctx, origin, d)
 		if err != nil {
-			return lost(ctx, fmt.Errorf("pull %s from %s: %w", d.Digest, origin, err))
+			return lost(ctx, d.Digest, origin, fmt.Errorf("pull %s from %s: %w", d.Digest, origin, err))
 		}
 		// A connection that hangs is let go when the last who waits has left.
 		stop := context.AfterFunc(ctx, func() { _ = body.Close() })
@@ -239,14 +267,18 @@ func (s *Store) pull(ctx context.Context, d ocispecs.Descriptor, origin string) 
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return lost(ctx, fmt.Errorf("pull from %s: %w", origin, err))
+			return lost(ctx, d.Digest, origin, fmt.Errorf("pull from %s: %w", origin, err))
 		}
 		return nil
 	})
 }
 
 // lostError says that a blob cannot be had any more from where it came.
-type lostError struct{ error }
+type lostError struct {
+	error
+	blob   digest.Digest
+	origin string
+}
 
 func (e *lostError) Unwrap() error { return e.error }
 
@@ -254,16 +286,17 @@ func (e *lostError) Unwrap() error { return e.error }
 func (e *lostError) Lost() bool { return true }
 
 // lost is err, unless nobody waited for the blob any more.
-func lost(ctx context.Context, err error) error {
+func lost(ctx context.Context, blob digest.Digest, origin string, err error) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	return &lostError{err}
+	return &lostError{err, blob, origin}
 }
 
 // ReaderAt opens a blob of an image, pulling it first if it is not here.
 func (s *Store) ReaderAt(ctx context.Context, b Blob) (content.ReaderAt, error) {
-	if err := s.pull(ctx, b.Desc, b.Ref.Record().Origin); err != nil {
+	err := s.wherever(b.Ref, func() error { return s.pull(ctx, b.Desc, b.Ref.Record().Origin) })
+	if err != nil {
 		return nil, err
 	}
 	return s.c.Content.ReaderAt(ctx, b.Desc)

@@ -208,6 +208,68 @@ func TestPullFailsThenWorks(t *testing.T) {
 	w.want(r, "a=1")
 }
 
+// losing is a Fetcher of which one origin loses what it is asked for, when it is let.
+type losing struct {
+	origin string
+	asked  chan struct{}
+	let    chan struct{}
+	then   Fetcher
+}
+
+func (l *losing) Fetch(ctx context.Context, origin string, d ocispecs.Descriptor) (io.ReadCloser, error) {
+	if origin == l.origin {
+		l.asked <- struct{}{}
+		<-l.let
+		return nil, errors.New("it is lost")
+	}
+	return l.then.Fetch(ctx, origin, d)
+}
+
+// A build that says from where a layer can be had does not share the failure of one
+// that began to pull it from where it was lost.
+func TestPullFromElsewhere(t *testing.T) {
+	for name, read := range map[string]func(w *world, r *Ref, b LazyBlob) error{
+		"mount": func(w *world, r *Ref, _ LazyBlob) error {
+			_, release, err := w.Mount(context.Background(), r)
+			if err == nil {
+				err = release()
+			}
+			return err
+		},
+		"blob": func(w *world, r *Ref, b LazyBlob) error {
+			ra, err := w.ReaderAt(context.Background(), Blob{Desc: b.Desc, Ref: r})
+			if err == nil {
+				err = ra.Close()
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "overlayfs")
+			l := &losing{origin: "old", asked: make(chan struct{}), let: make(chan struct{}), then: w.shelf}
+			w.c.Fetcher = l
+			below, top := w.lazy(archive(t, file("a", "1"))), w.lazy(archive(t, file("b", "2")))
+			below.Origin, top.Origin = "old", "new"
+			r := w.image(below, top)
+			if name == "blob" {
+				r = r.Parent()
+			}
+			done := make(chan error)
+			go func() { done <- read(w, r, below) }()
+			<-l.asked
+			below.Origin = "new"
+			w.image(below, top)
+			go func() { done <- read(w, r, below) }()
+			close(l.let)
+			for range 2 {
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
 // hanging is a Fetcher whose first body never comes.
 type hanging struct {
 	asked chan struct{}
