@@ -39,13 +39,8 @@ func (s *formatState) pipeline(dot reflect.Value, pipe *parse.PipeNode) (reflect
 func (s *formatState) command(dot reflect.Value, c *parse.CommandNode, piped []reflect.Value) (reflect.Value, error) {
 	args := c.Args[1:]
 	switch n := c.Args[0].(type) {
-	case *parse.FieldNode:
-		s.node = n
-		return s.fields(dot, dot, n.Ident, n, args, piped)
-	case *parse.ChainNode:
-		return s.chain(dot, n, args, piped)
-	case *parse.VariableNode:
-		return s.variable(dot, n, args, piped)
+	case *parse.FieldNode, *parse.ChainNode, *parse.VariableNode:
+		return s.named(dot, n, args, piped)
 	case *parse.IdentifierNode:
 		return s.function(dot, n, c, args, piped)
 	case *parse.NilNode:
@@ -59,6 +54,20 @@ func (s *formatState) command(dot reflect.Value, c *parse.CommandNode, piped []r
 	return s.argument(dot, c.Args[0])
 }
 
+// named evaluates what is called by the names of fields or variables.
+func (s *formatState) named(dot reflect.Value, node parse.Node, args []parse.Node, piped []reflect.Value) (reflect.Value, error) {
+	switch n := node.(type) {
+	case *parse.ChainNode:
+		return s.chain(dot, n, args, piped)
+	case *parse.VariableNode:
+		return s.variable(dot, n, args, piped)
+	case *parse.FieldNode:
+		s.node = n
+		return s.fields(dot, dot, n.Ident, n, args, piped)
+	}
+	return reflect.Value{}, s.errorf("%s is no field and no variable", node)
+}
+
 // argument evaluates a single node.
 func (s *formatState) argument(dot reflect.Value, node parse.Node) (reflect.Value, error) {
 	s.node = node
@@ -67,12 +76,8 @@ func (s *formatState) argument(dot reflect.Value, node parse.Node) (reflect.Valu
 		return dot, nil
 	case *parse.NilNode:
 		return reflect.Value{}, nil
-	case *parse.FieldNode:
-		return s.fields(dot, dot, n.Ident, n, nil, nil)
-	case *parse.ChainNode:
-		return s.chain(dot, n, nil, nil)
-	case *parse.VariableNode:
-		return s.variable(dot, n, nil, nil)
+	case *parse.FieldNode, *parse.ChainNode, *parse.VariableNode:
+		return s.named(dot, n, nil, nil)
 	case *parse.IdentifierNode:
 		return s.function(dot, n, n, nil, nil)
 	case *parse.PipeNode:

@@ -91,22 +91,14 @@ func (s *sim) checkWanted() {
 	defer s.mu.Unlock()
 	keys := map[string]bool{}
 	seen := map[*node]bool{}
-	var visit func(n *node)
-	visit = func(n *node) {
-		if seen[n] {
-			return
-		}
-		seen[n] = true
+	note := func(n *node) {
 		if n.known != nil {
 			keys[string(n.known.key[:8])] = true
-		}
-		for _, in := range n.inputs {
-			visit(in.node)
 		}
 	}
 	for w, n := range s.wants {
 		if top, ok := w.job.nodes.load(string(w.vertex.Digest())); ok && n > 0 {
-			visit(top)
+			top.visit(seen, note)
 		}
 	}
 	for label := range s.park {

@@ -39,15 +39,7 @@ type Explained interface{ Parts() []Part }
 func (j *Job) Steps() (steps []Step) {
 	j.settle()
 	seen := map[*node]bool{}
-	var visit func(n *node)
-	visit = func(n *node) {
-		if seen[n] {
-			return
-		}
-		seen[n] = true
-		for _, in := range n.inputs {
-			visit(in.node)
-		}
+	add := func(n *node) {
 		if s, ok := n.step(); ok {
 			steps = append(steps, s)
 		}
@@ -57,9 +49,22 @@ func (j *Job) Steps() (steps []Step) {
 		return cmp.Or(strings.Compare(a.report.vertex.Name, b.report.vertex.Name), strings.Compare(string(a.report.vertex.Digest), string(b.report.vertex.Digest)))
 	})
 	for _, n := range all {
-		visit(n)
+		n.visit(seen, add)
 	}
 	return steps
+}
+
+// visit calls f with the node and with all that it is made of, inputs first, but for
+// those that were seen.
+func (n *node) visit(seen map[*node]bool, f func(*node)) {
+	if seen[n] {
+		return
+	}
+	seen[n] = true
+	for _, in := range n.inputs {
+		in.node.visit(seen, f)
+	}
+	f(n)
 }
 
 // step describes the node, if it is identified.
