@@ -39,6 +39,22 @@ func turnsToShare(all []wayToShare, scenario int) [][]wayToShare {
 	return [][]wayToShare{all[:3], all[3:]}
 }
 
+// builds are the ways that go with one build. A cache that is not to have all goes with
+// one of its own: of a step that is not in the result, BuildKit writes there what another
+// cache has made a blob of by then, which is now this and now that.
+func builds(ways []wayToShare) [][]wayToShare {
+	var alone [][]wayToShare
+	var together []wayToShare
+	for _, w := range ways {
+		if strings.HasSuffix(w.name, " max") {
+			together = append(together, w)
+		} else {
+			alone = append(alone, []wayToShare{w})
+		}
+	}
+	return append(alone, together)
+}
+
 // export are the arguments with which d writes its caches.
 func export(ways []wayToShare, d *peer.Daemon) (args []string) {
 	for _, w := range ways {

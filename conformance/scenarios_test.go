@@ -274,8 +274,10 @@ func (s scenario) run(t *testing.T, i int, kiln, buildkit *peer.Daemon, where st
 	ref := fmt.Sprintf("type=registry,ref=%s/DAEMON:s%d", where, i)
 	ways := append([]wayToShare{{"registry max", "--export-cache " + ref + ",mode=max", ref}}, others...)
 	each(kiln, buildkit, func(_ int, d *peer.Daemon) {
-		forget(t, d)
-		s.try(t, d, dir, 0, export(ways, d)...)
+		for _, together := range builds(ways) {
+			forget(t, d)
+			s.try(t, d, dir, 0, export(together, d)...)
+		}
 	})
 	s.write(t, dir, 1)
 	var own [2][]string
