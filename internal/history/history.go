@@ -7,7 +7,7 @@
 // under way, are files in a folder of the history's own, which nobody else
 // sweeps. A blob lives as long as a record names it, and can be read by the
 // time listeners hear of that record. Nothing here is held in memory whole: of
-// an ended build only its age stays.
+// an ended build only its age stays; listeners are told of one after the other.
 //
 // Retention removes records that are both too old and too many; pinned ones
 // stay. Package daemon feeds the history and makes messages of its values, of
@@ -15,7 +15,6 @@
 package history
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -65,9 +64,11 @@ type History struct {
 
 // ended is what is kept in memory of a record.
 type ended struct {
-	completed time.Time
-	pinned    bool
+	created, completed time.Time
+	pinned             bool
 }
+
+func endedAs(r *Record) ended { return ended{r.CreatedAt, r.CompletedAt, r.Pinned} }
 
 // Open opens the history whose files are below dir, makes records of builds
 // that a crash cut short, and removes files that no record names.
@@ -154,8 +155,8 @@ func (h *History) load(ref string) (*Record, error) {
 	if !ok {
 		return nil, fmt.Errorf("failed to retrieve ref %s: %w", ref, ErrNotFound)
 	}
-	r := &Record{}
-	if err := json.Unmarshal(data, r); err != nil {
+	r, err := decodeRecord(data)
+	if err != nil {
 		return nil, fmt.Errorf("decode record of build %s: %w", ref, err)
 	}
 	return r, nil
@@ -171,17 +172,13 @@ func (h *History) replace(r *Record, before blobs) error {
 	if len(before) > 0 {
 		h.afterFlush(func() { h.files.drop(before) })
 	}
-	h.ended[r.Ref] = ended{r.CompletedAt, r.Pinned}
+	h.ended[r.Ref] = endedAs(r)
 	h.tell(Event{Kind: Complete, Record: r.clone()})
 	return nil
 }
 
 func (h *History) put(r *Record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("encode record of build %s: %w", r.Ref, err)
-	}
-	if err := h.db.PutRecord(r.Ref, data); err != nil {
+	if err := h.db.PutRecord(r.Ref, r.encode()); err != nil {
 		return fmt.Errorf("store record of build %s: %w", r.Ref, err)
 	}
 	return nil

@@ -19,12 +19,12 @@ import (
 // world is a history and the database below it, which can be opened again.
 type world struct {
 	*History
-	t    *testing.T
+	t    testing.TB
 	root string
 	db   *store.Store
 }
 
-func newWorld(t *testing.T, r Retention) *world {
+func newWorld(t testing.TB, r Retention) *world {
 	w := &world{t: t, root: t.TempDir()}
 	w.open(r)
 	t.Cleanup(w.close)

@@ -1,11 +1,12 @@
 package history
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -61,15 +62,15 @@ func (h *History) Listen(ctx context.Context, o ListenOptions, tell func(Event) 
 		return fmt.Errorf("invalid limit %d", o.Limit)
 	}
 	l := &listener{ref: o.Ref, more: make(chan struct{}, 1)}
-	known, err := h.subscribe(l, o, match)
-	if err != nil {
-		return err
-	}
+	running, ended := h.subscribe(l, o)
 	defer h.unsubscribe(l)
-	for _, e := range known {
+	for _, e := range running {
 		if err := tell(e); err != nil {
 			return err
 		}
+	}
+	if err := h.tellEnded(ended, o.Limit, match, tell); err != nil {
+		return err
 	}
 	if o.EarlyExit {
 		return nil
@@ -92,71 +93,65 @@ func (h *History) Listen(ctx context.Context, o ListenOptions, tell func(Event) 
 	}
 }
 
-// subscribe returns what is known, and has l hear all that comes after.
-func (h *History) subscribe(l *listener, o ListenOptions, match func(*Record) bool) (known []Event, err error) {
+// subscribe returns the builds under way and the refs of those that have ended
+// and are to be told of, and has l hear all that comes after.
+func (h *History) subscribe(l *listener, o ListenOptions) (running []Event, ended []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for ref, b := range h.active {
 		if o.Ref == "" || o.Ref == ref {
-			known = append(known, Event{Started, b.snapshot()})
+			running = append(running, Event{Started, b.snapshot()})
 		}
 	}
-	slices.SortFunc(known, oldestFirst)
+	slices.SortFunc(running, func(a, b Event) int { return a.Record.CreatedAt.Compare(b.Record.CreatedAt) })
 	if !o.ActiveOnly {
-		ended, err := h.known(o, match)
-		if err != nil {
-			return nil, err
+		ended = h.endedRefs(o)
+	}
+	if !o.EarlyExit {
+		h.listeners[l] = struct{}{}
+		if h.closed {
+			l.end()
 		}
-		known = append(known, ended...)
 	}
-	if o.EarlyExit {
-		return known, nil
-	}
-	h.listeners[l] = struct{}{}
-	if h.closed {
-		l.end()
-	}
-	return known, nil
+	return running, ended
 }
 
-// known are the ended builds that a listener wants to hear of: the oldest
-// first, or, with a limit, the newest.
-func (h *History) known(o ListenOptions, match func(*Record) bool) (known []Event, err error) {
-	add := func(r *Record) {
-		if match(r) {
-			known = append(known, Event{Complete, r})
-		}
+// endedRefs are those of the ended builds that a listener may want to hear of:
+// the oldest first, or, with a limit, the newest. The caller holds h.mu.
+func (h *History) endedRefs(o ListenOptions) (refs []string) {
+	if o.Ref != "" {
+		return []string{o.Ref} // an unknown one is no error
 	}
-	if o.Ref == "" {
-		err = h.eachEnded(add)
-	} else if r, errLoad := h.load(o.Ref); errLoad == nil { // an unknown one is no error
-		add(r)
+	for ref := range h.ended {
+		refs = append(refs, ref)
 	}
-	if err != nil {
-		return nil, err
-	}
-	slices.SortFunc(known, oldestFirst)
+	slices.SortFunc(refs, func(a, b string) int {
+		return cmp.Or(h.ended[a].created.Compare(h.ended[b].created), strings.Compare(a, b))
+	})
 	if o.Limit > 0 {
-		slices.Reverse(known)
-		known = known[:min(len(known), o.Limit)]
+		slices.Reverse(refs)
 	}
-	return known, nil
+	return refs
 }
 
-func oldestFirst(a, b Event) int { return a.Record.CreatedAt.Compare(b.Record.CreatedAt) }
-
-// eachEnded calls f with every record of an ended build. The caller holds h.mu.
-func (h *History) eachEnded(f func(*Record)) error {
-	return h.db.Records(func(data []byte) error {
-		r := &Record{}
-		if json.Unmarshal(data, r) != nil {
+// tellEnded tells of the ended builds that match, at most so many, one after the
+// other: a listener hears of the first while the others are still to be read. Of
+// one that has been removed meanwhile there is nothing to tell.
+func (h *History) tellEnded(refs []string, limit int, match func(*Record) bool, tell func(Event) error) error {
+	told := 0
+	for _, ref := range refs {
+		r, err := h.Get(ref)
+		if err != nil || !match(r) {
+			continue
+		}
+		if err := tell(Event{Complete, r}); err != nil {
+			return err
+		}
+		if told++; told == limit {
 			return nil
 		}
-		if _, ok := h.ended[r.Ref]; ok {
-			f(r)
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func (h *History) unsubscribe(l *listener) {

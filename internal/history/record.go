@@ -25,7 +25,8 @@ const (
 // PredicateType is the annotation that says what an attestation is about.
 const PredicateType = "in-toto.io/predicate-type"
 
-// Record is what is known of a build. Its JSON form is what the database keeps.
+// Record is what is known of a build. The database has it as encode makes it; its
+// JSON form is that of earlier databases.
 type Record struct {
 	Ref           string            `json:"ref"` // the client's name for the build
 	Frontend      string            `json:"frontend,omitempty"`

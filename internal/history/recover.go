@@ -2,7 +2,6 @@ package history
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"time"
@@ -18,15 +17,15 @@ const codeAborted = 10
 func (h *History) recover() error {
 	var changed []*Record
 	err := h.db.Records(func(data []byte) error {
-		r := &Record{}
-		if json.Unmarshal(data, r) != nil {
-			return nil // not ours, or of a later version
+		r, err := decodeRecord(data)
+		if err != nil {
+			return nil // not ours
 		}
-		if h.mend(r) {
+		if h.mend(r) || earlierForm(data) {
 			changed = append(changed, r)
 		}
 		h.files.hold(r.blobs())
-		h.ended[r.Ref] = ended{r.CompletedAt, r.Pinned}
+		h.ended[r.Ref] = endedAs(r)
 		return nil
 	})
 	if err != nil {
