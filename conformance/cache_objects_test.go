@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
@@ -59,34 +57,21 @@ func azurite(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close() // Azurite cannot be handed it
 	key := base64.StdEncoding.EncodeToString([]byte(secretKey))
-	cmd := exec.Command(program, "--disableProductStyleUrl", "--disableTelemetry", "--silent", "--blobHost", host, "--blobPort", port, "--location", t.TempDir())
-	cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS=me:"+key)
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start Azurite, which `make conformance` installs: %v", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
+	addr := onFreePort(t, func(addr string) *exec.Cmd {
+		host, port, _ := strings.Cut(addr, ":")
+		cmd := exec.Command(program, "--disableProductStyleUrl", "--disableTelemetry", "--silent", "--blobHost", host, "--blobPort", port, "--location", t.TempDir())
+		cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS=me:"+key)
+		return cmd
+	}, func(addr string) bool {
+		resp, err := http.Get("http://" + addr + "/me?comp=list")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return true
 	})
-	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if resp, err := http.Get("http://" + net.JoinHostPort(host, port) + "/me?comp=list"); err == nil {
-			resp.Body.Close()
-			return "account_name=me,account_url=http://" + net.JoinHostPort(host, port) + "/me,secret_access_key=" + key
-		}
-		if time.Now().After(end) {
-			t.Fatal("Azurite does not answer")
-		}
-	}
+	return "account_name=me,account_url=http://" + addr + "/me,secret_access_key=" + key
 }
 
 // actionsProgram builds the server of Kiln's own tests, once.

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -125,33 +126,73 @@ func distribution(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close() // the registry cannot be handed it
-	dir := t.TempDir()
-	config := "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: " + dir + "/data}}\nhttp: {addr: '" + addr + "'}\n"
-	if err := peer.WriteFiles(dir, map[string]string{"config.yml": config}); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "serve", filepath.Join(dir, "config.yml"))
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start the registry, which `make conformance` builds: %v", err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
+	return onFreePort(t, func(addr string) *exec.Cmd {
+		dir := t.TempDir()
+		config := "version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: " + dir + "/data}}\nhttp: {addr: '" + addr + "'}\n"
+		if err := peer.WriteFiles(dir, map[string]string{"config.yml": config}); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(program, "serve", filepath.Join(dir, "config.yml"))
+		cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+		return cmd
+	}, func(addr string) bool {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
 	})
-	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", addr); err == nil {
-			c.Close()
+}
+
+// onFreePort starts a server that cannot be handed a listener, and returns its address. It
+// is started anew on another port where it ends, as when somebody took the port meanwhile.
+func onFreePort(t *testing.T, command func(addr string) *exec.Cmd, answers func(addr string) bool) string {
+	t.Helper()
+	var said bytes.Buffer
+	for range 5 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := l.Addr().String()
+		l.Close()
+		cmd := command(addr)
+		said.Reset()
+		cmd.Stderr = &said
+		if err := cmd.Start(); err != nil {
+			t.Fatalf("start %s, which `make conformance` builds: %v", cmd.Path, err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			_ = cmd.Wait() // it was killed, or ended: said tells why
+			close(ended)
+		}()
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			<-ended
+		})
+		if awaitServer(t, addr, ended, answers) {
 			return addr
 		}
-		if time.Now().After(end) {
-			t.Fatal("the registry does not answer")
+	}
+	t.Fatalf("a server ended at each of 5 starts: %s", said.String())
+	return ""
+}
+
+// awaitServer waits until a server answers; it is false where the server has ended.
+func awaitServer(t *testing.T, addr string, ended <-chan struct{}, answers func(addr string) bool) bool {
+	t.Helper()
+	for late := time.After(2 * time.Minute); ; {
+		select {
+		case <-ended:
+			return false
+		case <-late:
+			t.Fatalf("nobody answers at %s", addr)
+		case <-time.After(20 * time.Millisecond):
+			if answers(addr) {
+				return true
+			}
 		}
 	}
 }

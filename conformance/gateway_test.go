@@ -330,7 +330,7 @@ func TestGatewayErrors(t *testing.T) {
 func TestGatewayVanishes(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	const mark = "4711.0815"
+	mark := fmt.Sprintf("4711.%d", time.Now().UnixNano()) // of no other run on this machine
 	err := asFrontendIn(ctx, t, shared.kiln, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 		ctr := container(t, ctx, c)
 		start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sleep", mark}})
