@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containerd/platforms"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/api/worker"
@@ -53,16 +52,20 @@ func wirePolicy(p gc.Policy) *worker.GCPolicy {
 
 // platforms are what the worker runs now.
 func (s *Server) platforms() []ocispecs.Platform {
-	all := slices.Clone(s.config.Platforms)
+	all := slices.Clip(s.config.Platforms)
 	if s.config.Detected == nil {
 		return all
 	}
 	for _, p := range s.config.Detected() {
-		if !slices.ContainsFunc(all, func(have ocispecs.Platform) bool { return platforms.Format(have) == platforms.Format(p) }) {
+		if !slices.ContainsFunc(all, func(have ocispecs.Platform) bool { return samePlatform(have, p) }) {
 			all = append(all, p)
 		}
 	}
 	return all
+}
+
+func samePlatform(a, b ocispecs.Platform) bool {
+	return a.OS == b.OS && a.Architecture == b.Architecture && a.Variant == b.Variant && a.OSVersion == b.OSVersion && slices.Equal(a.OSFeatures, b.OSFeatures)
 }
 
 // drainWait bounds how long a daemon that is told to stop lets builds go on.

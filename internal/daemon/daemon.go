@@ -76,11 +76,16 @@ type Server struct {
 	clients int // open sessions
 }
 
+// callWorkers is how many goroutines wait for calls. Their stacks have grown
+// before, which saves a short call some of its time; further calls at once get
+// goroutines of their own.
+const callWorkers = 4
+
 // New returns a daemon that does not listen yet.
 func New(c Config) *Server {
 	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version), metrics: newMetrics()}
 	s.grpc = grpc.NewServer(append(session.ServerOptions(),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
+		grpc.NumStreamWorkers(callWorkers), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	kiln.RegisterKilnServer(s.grpc, &kilnService{Server: s})
 	s.gateway = gateway.NewService(gatewayHost{s}, c.Platforms[0])

@@ -31,8 +31,8 @@ const currentTime = "buildkit-current-timestamp"
 // [history.MediaTypeCacheReasons], that says why steps were not cached.
 const cacheReasons = "kiln.cache-reasons"
 
-func sendTime(stream grpc.ServerStream) error {
-	return stream.SendHeader(metadata.Pairs(currentTime, time.Now().Format(time.RFC3339Nano)))
+func timeHeader() metadata.MD {
+	return metadata.Pairs(currentTime, time.Now().Format(time.RFC3339Nano))
 }
 
 // begin registers the build that a request asks for, and its record.
@@ -110,7 +110,7 @@ func (s *Server) keepDocument(run *running, d ocispecs.Descriptor, document []by
 
 // Status tells of a build from its start, until it ends.
 func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStreamingServer[control.StatusResponse]) error {
-	if err := sendTime(stream); err != nil {
+	if err := stream.SendHeader(timeHeader()); err != nil {
 		return err
 	}
 	send := func(frames [][]byte) error { return sendFrames(frames, stream.Send) }
@@ -133,7 +133,11 @@ func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStre
 
 // ListenBuildHistory tells of builds that were, are and begin.
 func (s *controlService) ListenBuildHistory(r *control.BuildHistoryRequest, stream grpc.ServerStreamingServer[control.BuildHistoryEvent]) error {
-	if err := sendTime(stream); err != nil {
+	header := stream.SendHeader
+	if r.EarlyExit {
+		header = stream.SetHeader // it goes with the first answer, which comes at once
+	}
+	if err := header(timeHeader()); err != nil {
 		return err
 	}
 	o := history.ListenOptions{Ref: r.Ref, ActiveOnly: r.ActiveOnly, EarlyExit: r.EarlyExit, Filters: r.Filter, Limit: int(r.Limit)}

@@ -38,9 +38,10 @@ type Detector struct {
 	// MaxAge is how long what was found holds; negative holds for ever.
 	MaxAge time.Duration
 
-	mu    sync.Mutex
-	found []ocispecs.Platform
-	at    time.Time
+	mu       sync.Mutex
+	found    []ocispecs.Platform
+	at       time.Time
+	variants []string // of the processor, which stays the same; nil before they are read
 }
 
 // machine is what tells the programs of an architecture: fields of the ELF
@@ -71,6 +72,7 @@ func (d *Detector) Platforms() []ocispecs.Platform {
 	return slices.Clone(d.found)
 }
 
+// detect looks for what runs here. The caller holds d.mu.
 func (d *Detector) detect() []ocispecs.Platform {
 	own := platforms.Normalize(platforms.DefaultSpec())
 	own.OSVersion, own.OSFeatures = "", nil
@@ -83,7 +85,10 @@ func (d *Detector) detect() []ocispecs.Platform {
 	for _, m := range machines() {
 		switch {
 		case m.arch == own.Architecture && m.arch == "amd64":
-			for _, v := range amd64Variants() {
+			if d.variants == nil {
+				d.variants = append([]string{}, amd64Variants()...)
+			}
+			for _, v := range d.variants {
 				all = append(all, ocispecs.Platform{OS: "linux", Architecture: "amd64", Variant: v})
 			}
 		case m.arch == own.Architecture:

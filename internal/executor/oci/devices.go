@@ -1,12 +1,16 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/kiln-build/kiln/internal/executor"
@@ -18,8 +22,10 @@ const autoAllow = "org.mobyproject.buildkit.device.autoallow"
 // Devices are the machine's devices, as its administrator describes them in
 // files of the container device interface.
 type Devices struct {
+	dirs    []string
 	cache   *cdi.Cache
 	allowed map[string]bool
+	none    atomic.Bool // there was no folder when the cache was last read
 }
 
 // DefaultDeviceDirs are where device descriptions are unless the configuration
@@ -38,7 +44,7 @@ func OpenDevices(dirs, allowed []string) (*Devices, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read devices: %w", err)
 	}
-	d := &Devices{cache: cache, allowed: map[string]bool{}}
+	d := &Devices{dirs: dirs, cache: cache, allowed: map[string]bool{}}
 	for _, name := range allowed {
 		d.allowed[name] = true
 	}
@@ -48,7 +54,7 @@ func OpenDevices(dirs, allowed []string) (*Devices, error) {
 // Devices lists the devices by name. A description that can not be read hides
 // its own devices only.
 func (d *Devices) Devices() []executor.Device {
-	_ = d.cache.Refresh()
+	d.refresh()
 	var out []executor.Device
 	for _, name := range d.cache.ListDevices() {
 		found := d.cache.GetDevice(name)
@@ -65,6 +71,17 @@ func (d *Devices) Devices() []executor.Device {
 		})
 	}
 	return out
+}
+
+// refresh reads the descriptions anew, which every client asks for that lists
+// workers. On most machines there is no folder, and nothing to be read.
+func (d *Devices) refresh() {
+	none := !slices.ContainsFunc(d.dirs, func(dir string) bool { return !errors.Is(unix.Access(dir, unix.F_OK), unix.ENOENT) })
+	if was := d.none.Load(); was && none {
+		return
+	}
+	_ = d.cache.Refresh() // what it cannot read has no devices
+	d.none.Store(none)
 }
 
 // inject changes a container's description as its devices want it.

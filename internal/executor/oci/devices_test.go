@@ -1,6 +1,7 @@
 package oci_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,5 +69,33 @@ annotations:
 	write(filepath.Join(dir, "late.yaml"), "cdiVersion: \"0.6.0\"\nkind: late.com/device\ndevices: [{name: y, containerEdits: {env: [\"Y=1\"]}}]\n")
 	if got := len(devices.Devices()); got != 4 {
 		t.Errorf("%d devices after one was added", got)
+	}
+}
+
+// Folders of descriptions may come and go, and so do their devices.
+func TestDeviceFoldersComeLate(t *testing.T) {
+	dirs := []string{filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")}
+	devices, err := oci.OpenDevices(dirs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "cdiVersion: \"0.6.0\"\nkind: late.com/device\ndevices: [{name: x, containerEdits: {env: [\"X=1\"]}}]\n"
+	for i, there := range []bool{false, true, true, false, false, true} {
+		dir := dirs[i%len(dirs)]
+		for _, d := range dirs {
+			if err := os.RemoveAll(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := 0
+		if there {
+			want = 1
+			if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "late.yaml"), []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := devices.Devices(); len(got) != want {
+			t.Errorf("at %d there are %d devices, want %d", i, len(got), want)
+		}
 	}
 }
