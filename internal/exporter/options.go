@@ -247,9 +247,9 @@ func (e Epoch) of(in Input, p Platform) *time.Time {
 
 // FilesOptions is how files are to be handed over, for local and tar.
 type FilesOptions struct {
-	PlatformSplit     bool // a folder for each platform
-	Delete            bool // remove what is at the destination and not in the result
-	Src               string
+	PlatformSplit     bool   // a folder for each platform
+	Delete            bool   // remove what is at the destination and not in the result
+	Src               string // directory of the result that becomes the top; "" is all of it
 	AttestationPrefix string // leads the names of attestations' files
 	Epoch             Epoch
 }
@@ -266,6 +266,9 @@ func CheckFiles(attrs map[string]string) (FilesOptions, error) {
 		o.Delete = true
 	default:
 		d.fail("mode", mode, `"copy" or "delete"`)
+	}
+	if src, told := attrs["src"]; told && src == "" {
+		d.fail("src", src, "a directory of the result, or no src for all of it")
 	}
 	if strings.Contains(o.AttestationPrefix, "/") {
 		d.fail("attestation-prefix", o.AttestationPrefix, "the beginning of a file name")

@@ -50,6 +50,18 @@ func newDirectory(t *testing.T) directory {
 	return directory(dir)
 }
 
+// addLinks adds links that would lead out of a directory that is not a root.
+func addLinks(t *testing.T, dir directory) {
+	t.Helper()
+	for name, target := range map[string]string{
+		"absolute": "/sub", "sub/away": "../../../absolute", "short": "sub/deep/..", "loop": "loop",
+	} {
+		if err := os.Symlink(target, filepath.Join(string(dir), name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func connect(t *testing.T) (*session.Caller, string) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "out.tar")
@@ -145,11 +157,35 @@ func TestPlatformsAndSource(t *testing.T) {
 	if l := got["linux_arm_v7/hard"]; l != nil && l.Linkname != "linux_arm_v7/file" {
 		t.Errorf("hard link to %q", l.Linkname)
 	}
-	for _, src := range []string{"../..", "sub/soft", "sub/up/../..", "missing", "sub/file", "/pipe"} {
+	addLinks(t, dir)
+	for src, want := range map[string]string{
+		"sub/soft": "no such file or directory", "missing": "no such file or directory",
+		"sub/file": "not a directory", "/pipe": "not a directory", "sub/file/x": "not a directory",
+		"loop": "too many levels of symbolic links", "": "not valid",
+	} {
 		c, _ := connect(t)
 		_, err := tar.New(dir).Export(t.Context(), in, exporter.Target{Attrs: map[string]string{"src": src}, Session: c})
-		if err == nil || !strings.Contains(err.Error(), src) {
-			t.Errorf("src=%s: got %v", src, err)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "src="+src) {
+			t.Errorf("src=%s: got %v, want %s", src, err, want)
+		} else if strings.Contains(err.Error(), string(dir)) {
+			t.Errorf("src=%s: the client is told of the daemon's folder: %v", src, err)
+		}
+	}
+}
+
+// TestSourceStaysInside has names lead where they would if the result were the
+// whole file system.
+func TestSourceStaysInside(t *testing.T) {
+	dir := newDirectory(t)
+	addLinks(t, dir)
+	in := exporter.Input{Platforms: []exporter.Platform{{}}}
+	for src, want := range map[string]string{
+		"sub": "file", "/sub/": "file", "../../sub": "file", "sub/../sub": "file", "absolute": "file", "sub/away": "file",
+		"..": "sub/file", "/": "sub/file", "sub/up": "sub/file", "sub/up/..": "sub/file",
+		"short/..": "sub/file", // what a link leads to has a parent of its own
+	} {
+		if got := exported(t, dir, in, map[string]string{"src": src}); got[want] == nil {
+			t.Errorf("src=%s: there is no %s", src, want)
 		}
 	}
 }
