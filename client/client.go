@@ -19,7 +19,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/control"
@@ -101,7 +100,7 @@ func parseAddress(address string, opt Options) (target, error) {
 	if err != nil {
 		return target{}, fmt.Errorf("daemon address %q: %w", address, err)
 	}
-	t := target{authority: u.Hostname(), creds: insecure.NewCredentials()}
+	t := target{authority: u.Hostname(), creds: session.Handover()}
 	if opt.TLS != nil && u.Scheme != "unix" {
 		t.creds = credentials.NewTLS(opt.TLS)
 		if opt.TLS.ServerName != "" {

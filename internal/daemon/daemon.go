@@ -84,7 +84,7 @@ const callWorkers = 4
 // New returns a daemon that does not listen yet.
 func New(c Config) *Server {
 	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version), metrics: newMetrics()}
-	s.grpc = grpc.NewServer(append(session.ServerOptions(),
+	s.grpc = grpc.NewServer(append(session.ServerOptions(), grpc.Creds(session.Handover()),
 		grpc.NumStreamWorkers(callWorkers), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
 	kiln.RegisterKilnServer(s.grpc, &kilnService{Server: s})

@@ -2,7 +2,6 @@ package exporter
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -18,6 +17,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	blobs "github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 )
@@ -118,15 +118,15 @@ func WriteArchive(ctx context.Context, w io.Writer, img *Image, store Layers, do
 	if err != nil {
 		return err
 	}
-	tw := tar.NewWriter(w)
+	a := newTarStream(w)
 	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
 		h := &tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}
-		if err := tw.WriteHeader(h); err != nil {
+		if err := a.tar.WriteHeader(h); err != nil {
 			return fmt.Errorf("write archive: %w", err)
 		}
 	}
 	for _, e := range img.archiveBlobs(store) {
-		if err := e.write(ctx, tw); err != nil {
+		if err := e.write(ctx, a); err != nil {
 			return err
 		}
 	}
@@ -137,14 +137,11 @@ func WriteArchive(ctx context.Context, w io.Writer, img *Image, store Layers, do
 	slices.Sort(names)
 	for _, name := range names {
 		e := archiveEntry{name: name, size: int64(len(files[name])), data: files[name]}
-		if err := e.write(ctx, tw); err != nil {
+		if err := e.write(ctx, a); err != nil {
 			return err
 		}
 	}
-	if err := tw.Close(); err != nil {
-		return fmt.Errorf("finish archive: %w", err)
-	}
-	return nil
+	return a.close()
 }
 
 // archiveEntry is a file of an archive: data, or a layer.
@@ -175,37 +172,29 @@ func (img *Image) archiveBlobs(store Layers) []archiveEntry {
 	return entries
 }
 
-func (e archiveEntry) write(ctx context.Context, tw *tar.Writer) error {
+func (e archiveEntry) write(ctx context.Context, a *tarStream) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Mode: 0o444, Size: e.size, ModTime: time.Unix(0, 0)}
-	var from io.Reader = bytes.NewReader(e.data)
-	if e.layer != nil {
-		r, err := e.store.ReaderAt(ctx, *e.layer)
-		if err != nil {
-			return fmt.Errorf("read layer %s: %w", e.layer.Desc.Digest, err)
-		}
-		defer r.Close()
-		if r.Size() != e.size {
-			return fmt.Errorf("layer %s has %d bytes, expected %d", e.layer.Desc.Digest, r.Size(), e.size)
-		}
-		task := progress.StepFrom(ctx).Task("sending "+e.layer.Desc.Digest.String(), e.size)
-		defer task.Done()
-		from = task.Reader(io.NewSectionReader(r, 0, e.size))
+	if e.layer == nil {
+		return a.add(h, bytes.NewReader(e.data))
 	}
-	if err := tw.WriteHeader(h); err != nil {
-		return fmt.Errorf("write %s to archive: %w", e.name, err)
+	r, err := e.store.ReaderAt(ctx, *e.layer)
+	if err != nil {
+		return fmt.Errorf("read layer %s: %w", e.layer.Desc.Digest, err)
 	}
-	if _, err := io.CopyBuffer(onlyWriter{tw}, onlyReader{from}, make([]byte, 1<<20)); err != nil {
-		return fmt.Errorf("write %s to archive: %w", e.name, err)
+	defer r.Close()
+	if r.Size() != e.size {
+		return fmt.Errorf("layer %s has %d bytes, expected %d", e.layer.Desc.Digest, r.Size(), e.size)
 	}
-	return nil
+	task := progress.StepFrom(ctx).Task("sending "+e.layer.Desc.Digest.String(), e.size)
+	defer task.Done()
+	if f, ok := r.(blobs.File); ok {
+		return a.addFile(h, f.File, task.Add)
+	}
+	return a.add(h, task.Reader(io.NewSectionReader(r, 0, e.size)))
 }
-
-// onlyWriter and onlyReader hide shortcuts of io.Copy, which would use smaller buffers.
-type onlyWriter struct{ io.Writer }
-type onlyReader struct{ io.Reader }
 
 // Archiver exports images as archives. It is what the exporters oci and docker
 // have in common.
@@ -266,12 +255,8 @@ func (a Archiver) Export(ctx context.Context, in Input, to Target) (map[string]s
 	if err != nil {
 		return nil, err
 	}
-	buffered := bufio.NewWriterSize(w, 1<<20)
-	if err := WriteArchive(ctx, buffered, img, a.Layers, a.Docker); err != nil {
+	if err := WriteArchive(ctx, w, img, a.Layers, a.Docker); err != nil {
 		return nil, err
-	}
-	if err := buffered.Flush(); err != nil {
-		return nil, fmt.Errorf("send archive: %w", err)
 	}
 	if err := w.Close(); err != nil {
 		return nil, fmt.Errorf("send archive: %w", err)

@@ -20,24 +20,25 @@ type Attachable interface{ Register(*grpc.Server) }
 // Server is the client's side of a session: it serves what is attached to it on
 // a connection that the client itself opened.
 type Server struct {
-	meta Meta
-	grpc *grpc.Server
+	meta    Meta
+	grpc    *grpc.Server
+	carrier interface{ Context() context.Context } // the rpc of the daemon that carries the session, nil without
 }
 
 // NewServer returns the server of the session id. Health is always served.
 func NewServer(id, sharedKey string, attached ...Attachable) *Server {
-	s := grpc.NewServer(ServerOptions()...)
-	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
+	s := &Server{meta: Meta{ID: id, SharedKey: sharedKey, Chunk: LargeChunk}}
+	s.grpc = grpc.NewServer(append(ServerOptions(), grpc.StreamInterceptor(s.withTaker))...)
+	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	for _, a := range attached {
-		a.Register(s)
+		a.Register(s.grpc)
 	}
-	meta := Meta{ID: id, SharedKey: sharedKey, Chunk: LargeChunk}
-	for name, info := range s.GetServiceInfo() {
+	for name, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
-			meta.Methods = append(meta.Methods, "/"+name+"/"+m.Name)
+			s.meta.Methods = append(s.meta.Methods, "/"+name+"/"+m.Name)
 		}
 	}
-	return &Server{meta: meta, grpc: s}
+	return s
 }
 
 // Meta is what to tell the daemon of the session.
@@ -52,6 +53,7 @@ func (s *Server) Run(ctx context.Context, open func(context.Context) (ByteStream
 	if err != nil {
 		return err
 	}
+	s.carrier, _ = stream.(interface{ Context() context.Context })
 	err = s.Serve(ctx, NewConn(stream, cancel))
 	if ctx.Err() != nil {
 		return nil

@@ -21,7 +21,7 @@ func New(layers exporter.Layers) exporter.Exporter {
 		Layers: layers,
 		Docker: false,
 		Open: func(ctx context.Context, to exporter.Target, response map[string]string) (io.WriteCloser, error) {
-			return export.Open(ctx, to.Session, to.ID, response)
+			return export.OpenHanding(ctx, to.Session, to.ID, response)
 		},
 		Store: func(to exporter.Target) (content.Store, error) {
 			return sessioncontent.Store(to.Session, sessioncontent.ExportStore)

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/filesync"
+	"github.com/kiln-build/kiln/internal/api/kiln"
 	"github.com/kiln-build/kiln/internal/session"
 )
 
@@ -32,6 +33,15 @@ const maxChunk = 1 << 20
 // Open begins an archive for the client's exporter id, of which meta tells. The
 // result must be closed or aborted.
 func Open(ctx context.Context, caller *session.Caller, id int, meta map[string]string) (*Writer, error) {
+	return open(ctx, caller, id, meta, false)
+}
+
+// OpenHanding is Open for an archive that has large files, see WriteFile.
+func OpenHanding(ctx context.Context, caller *session.Caller, id int, meta map[string]string) (*Writer, error) {
+	return open(ctx, caller, id, meta, caller.HandsFiles() && caller.Supports(kiln.Archives_Take_FullMethodName))
+}
+
+func open(ctx context.Context, caller *session.Caller, id int, meta map[string]string, handing bool) (*Writer, error) {
 	if !caller.Supports(filesync.FileSend_DiffCopy_FullMethodName) {
 		return nil, errors.New("send archive to client: it takes none: it has no output file for this build")
 	}
@@ -42,28 +52,55 @@ func Open(ctx context.Context, caller *session.Caller, id int, meta map[string]s
 	}
 	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(ctx, md))
 	stop := context.AfterFunc(caller.Context(), cancel)
-	stream, err := filesync.NewFileSendClient(caller.Conn()).DiffCopy(ctx)
+	w := &Writer{caller: caller, cancel: func() { stop(); cancel() }}
+	var err error
+	if handing {
+		w.handed, err = kiln.NewArchivesClient(caller.Conn()).Take(ctx)
+		w.stream = pieces{w.handed}
+	} else {
+		var plain grpc.BidiStreamingClient[filesync.BytesMessage, filesync.BytesMessage]
+		plain, err = filesync.NewFileSendClient(caller.Conn()).DiffCopy(ctx)
+		w.stream = plainStream{plain}
+	}
 	if err != nil {
-		stop()
-		cancel()
+		w.cancel()
 		return nil, fmt.Errorf("send archive to client: %w", err)
 	}
-	return &Writer{stream: stream, cancel: func() { stop(); cancel() }, session: caller.Context()}, nil
+	return w, nil
 }
 
 // Writer is an archive on its way to the client. It must be closed or aborted.
 type Writer struct {
-	stream   grpc.BidiStreamingClient[filesync.BytesMessage, filesync.BytesMessage]
+	stream   stream
+	handed   grpc.BidiStreamingClient[kiln.ArchivePiece, kiln.ArchiveTaken] // nil if files cannot be handed over
 	cancel   func()
-	session  context.Context
+	caller   *session.Caller
 	unwanted bool // the client does not want it: the rest is dropped
+}
+
+// stream is one of the rpcs that carry archives.
+type stream interface {
+	send(data []byte) error
+	recv() error
+	CloseSend() error
+}
+
+type plainStream struct {
+	grpc.BidiStreamingClient[filesync.BytesMessage, filesync.BytesMessage]
+}
+
+func (s plainStream) send(data []byte) error { return s.Send(&filesync.BytesMessage{Data: data}) }
+
+func (s plainStream) recv() error {
+	_, err := s.Recv()
+	return err
 }
 
 // Write sends p. It returns once p is on its way.
 func (w *Writer) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0 && !w.unwanted; {
 		n := min(len(rest), maxChunk)
-		err := w.stream.Send(&filesync.BytesMessage{Data: rest[:n]})
+		err := w.stream.send(rest[:n])
 		if errors.Is(err, io.EOF) { // the client ended it: receiving tells why
 			err = w.wait()
 		}
@@ -93,19 +130,24 @@ func (w *Writer) Abort() { w.cancel() }
 // wait waits for the client to end the call.
 func (w *Writer) wait() error {
 	for {
-		_, err := w.stream.Recv()
-		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF):
-			return nil
-		case status.Code(err) == codes.AlreadyExists:
-			w.unwanted = true
-			return nil
-		case w.session.Err() != nil:
-			return errors.New("send archive to client: the client's session ended")
-		default:
-			return fmt.Errorf("send archive to client: %w", err)
+		if err := w.stream.recv(); err != nil {
+			return w.ended(err)
 		}
+	}
+}
+
+// ended says what it means that the client has ended the call.
+func (w *Writer) ended(err error) error {
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case status.Code(err) == codes.AlreadyExists:
+		w.unwanted = true
+		return nil
+	case w.caller.Context().Err() != nil:
+		return errors.New("send archive to client: the client's session ended")
+	default:
+		return fmt.Errorf("send archive to client: %w", err)
 	}
 }
 
@@ -126,25 +168,37 @@ type Targets struct {
 func NewTargets(targets map[int]Target) *Targets { return &Targets{targets: targets} }
 
 // Register attaches the targets to a session.
-func (t *Targets) Register(s *grpc.Server) { filesync.RegisterFileSendServer(s, t) }
+func (t *Targets) Register(s *grpc.Server) {
+	filesync.RegisterFileSendServer(s, t)
+	kiln.RegisterArchivesServer(s, t)
+}
 
 // DiffCopy takes one result.
 func (t *Targets) DiffCopy(stream grpc.BidiStreamingServer[filesync.BytesMessage, filesync.BytesMessage]) error {
-	md, _ := metadata.FromIncomingContext(stream.Context())
-	id := 0
-	if v := md.Get(keyExporterID); len(v) > 0 {
-		n, err := strconv.ParseUint(v[0], 10, 31)
-		if err != nil {
-			return status.Errorf(codes.InvalidArgument, "metadata %s: want a number, not %q", keyExporterID, v[0])
-		}
-		id = int(n)
-	}
-	target, ok := t.targets[id]
-	if !ok {
-		return status.Errorf(codes.AlreadyExists, "target %d already exists", id)
+	target, err := t.target(stream.Context())
+	if err != nil {
+		return err
 	}
 	if err := target.Receive(stream); err != nil {
 		return status.Errorf(codes.Unknown, "write output: %v", err)
 	}
 	return nil
+}
+
+// target is the one that a call names.
+func (t *Targets) target(ctx context.Context) (Target, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	id := 0
+	if v := md.Get(keyExporterID); len(v) > 0 {
+		n, err := strconv.ParseUint(v[0], 10, 31)
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "metadata %s: want a number, not %q", keyExporterID, v[0])
+		}
+		id = int(n)
+	}
+	target, ok := t.targets[id]
+	if !ok {
+		return nil, status.Errorf(codes.AlreadyExists, "target %d already exists", id)
+	}
+	return target, nil
 }

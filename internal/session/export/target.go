@@ -18,8 +18,13 @@ import (
 // the name is that of a device or a pipe, it is written to as it is.
 type FileTarget struct{ Name string }
 
-// Receive writes what comes on stream beside the file, and then renames it.
-func (t FileTarget) Receive(stream grpc.ServerStream) (err error) {
+// Receive writes what comes on stream, see take.
+func (t FileTarget) Receive(stream grpc.ServerStream) error {
+	return t.take(func(w io.Writer) error { return session.CopyContent(w, stream) })
+}
+
+// take has the archive written beside the file, which it then renames.
+func (t FileTarget) take(write func(io.Writer) error) error {
 	name := t.Name
 	if real, err := filepath.EvalSymlinks(name); err == nil {
 		name = real
@@ -36,14 +41,14 @@ func (t FileTarget) Receive(stream grpc.ServerStream) (err error) {
 		if err != nil {
 			return err
 		}
-		return errors.Join(copyStream(f, stream), f.Close())
+		return errors.Join(write(f), f.Close())
 	}
 	beside := filepath.Join(filepath.Dir(name), ".kiln-"+rand.Text())
 	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(copyStream(f, stream), f.Close())
+	err = errors.Join(write(f), f.Close())
 	if err == nil {
 		err = os.Rename(beside, name)
 	}
@@ -57,6 +62,8 @@ func (t FileTarget) Receive(stream grpc.ServerStream) (err error) {
 type WriterTarget struct{ W io.Writer }
 
 // Receive writes what comes on stream.
-func (t WriterTarget) Receive(stream grpc.ServerStream) error { return copyStream(t.W, stream) }
+func (t WriterTarget) Receive(stream grpc.ServerStream) error {
+	return session.CopyContent(t.W, stream)
+}
 
-func copyStream(w io.Writer, stream grpc.ServerStream) error { return session.CopyContent(w, stream) }
+func (t WriterTarget) take(write func(io.Writer) error) error { return write(t.W) }

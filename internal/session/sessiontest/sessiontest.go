@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/session"
@@ -28,12 +27,19 @@ func (d daemon) Session(stream grpc.BidiStreamingServer[control.BytesMessage, co
 // the client that serves attached. All ends with the test.
 func Connect(t testing.TB, attached ...session.Attachable) *session.Caller {
 	t.Helper()
+	return ConnectThrough(t, func(address string) string { return address }, attached...)
+}
+
+// ConnectThrough is Connect by another address that leads to the daemon's, such as
+// "unix:///path", which via is told.
+func ConnectThrough(t testing.TB, via func(address string) string, attached ...session.Attachable) *session.Caller {
+	t.Helper()
 	manager := session.NewManager()
 	l, err := net.Listen("unix", t.TempDir()+"/s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(session.ServerOptions()...)
+	server := grpc.NewServer(append(session.ServerOptions(), grpc.Creds(session.Handover()))...)
 	control.RegisterControlServer(server, daemon{sessions: manager})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -43,8 +49,8 @@ func Connect(t testing.TB, attached ...session.Attachable) *session.Caller {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	conn, err := grpc.NewClient("unix://"+l.Addr().String(),
-		append(session.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := grpc.NewClient(via("unix://"+l.Addr().String()),
+		append(session.DialOptions(), grpc.WithTransportCredentials(session.Handover()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
