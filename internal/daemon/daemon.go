@@ -173,8 +173,10 @@ func (s *Server) watchIdle(idle, stop chan struct{}) {
 
 // unary is what each call goes through.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	return s.metrics.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
-		return recoverUnary(ctx, req, info, next)
+	return gateway.Hold(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+		return s.metrics.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+			return recoverUnary(ctx, req, info, next)
+		})
 	})
 }
 

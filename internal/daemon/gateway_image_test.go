@@ -69,6 +69,7 @@ func (p *programs) Start(ctx context.Context, spec executor.Spec, stdio executor
 	f.raw = processConn{stdio.Stdin, stdio.Stdout}
 	var err error
 	f.conn, err = grpc.NewClient("passthrough:///daemon", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStaticStreamWindowSize(256<<10), grpc.WithStaticConnWindowSize(1<<20), // so that the daemon keeps what is not read
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return f.raw, nil }))
 	if err != nil {
 		return nil, err

@@ -210,22 +210,12 @@ func (s *Service) withMount(ctx context.Context, id string, mount int32, f func(
 
 // ReadFileContainer reads a file of a container's mount as it is at the moment.
 func (s *Service) ReadFileContainer(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
-	resp := &gateway.ReadFileResponse{}
-	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
-		resp.Data, err = readFile(root, r)
-		return err
-	})
-	return resp, err
+	return answerFile(ctx, r, func(f func(*safepath.Root) error) error { return s.withMount(ctx, r.Ref, r.MountIndex, f) })
 }
 
 // ReadDirContainer lists a directory of a container's mount.
 func (s *Service) ReadDirContainer(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
-	resp := &gateway.ReadDirResponse{}
-	err := s.withMount(ctx, r.Ref, r.MountIndex, func(root *safepath.Root) (err error) {
-		resp.Entries, err = readDir(root, r, mostRead)
-		return err
-	})
-	return resp, err
+	return answerDir(ctx, r, func(f func(*safepath.Root) error) error { return s.withMount(ctx, r.Ref, r.MountIndex, f) })
 }
 
 // StatFileContainer tells of a file of a container's mount. A symlink that may

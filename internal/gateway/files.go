@@ -45,22 +45,12 @@ func (s *Service) withRoot(ctx context.Context, id string, f func(*safepath.Root
 
 // ReadFile returns a file's content, or a range of it.
 func (s *Service) ReadFile(ctx context.Context, r *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
-	resp := &gateway.ReadFileResponse{}
-	err := s.withRoot(ctx, r.Ref, func(root *safepath.Root) (err error) {
-		resp.Data, err = readFile(root, r)
-		return err
-	})
-	return resp, err
+	return answerFile(ctx, r, func(f func(*safepath.Root) error) error { return s.withRoot(ctx, r.Ref, f) })
 }
 
 // ReadDir lists a directory.
 func (s *Service) ReadDir(ctx context.Context, r *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
-	resp := &gateway.ReadDirResponse{}
-	err := s.withRoot(ctx, r.Ref, func(root *safepath.Root) (err error) {
-		resp.Entries, err = readDir(root, r, mostRead)
-		return err
-	})
-	return resp, err
+	return answerDir(ctx, r, func(f func(*safepath.Root) error) error { return s.withRoot(ctx, r.Ref, f) })
 }
 
 // StatFile tells of a file, of what it leads to if it is a symlink.
@@ -83,37 +73,90 @@ const mostRead = session.MaxMessage - 1024
 // entryHead is how many bytes a message has for an entry of a list at most, beside it.
 const entryHead = 8
 
-// readFile reads what a request wants of a regular file, and opens nothing else.
-func readFile(root *safepath.Root, r *gateway.ReadFileRequest) ([]byte, error) {
+// answerFile answers with what a request wants of a file. It waits for room while
+// the files are not in use.
+func answerFile(ctx context.Context, r *gateway.ReadFileRequest, with func(func(*safepath.Root) error) error) (*gateway.ReadFileResponse, error) {
+	for room := smallAnswer; ; {
+		resp, size := &gateway.ReadFileResponse{}, 0
+		err := with(func(root *safepath.Root) (err error) {
+			resp.Data, size, err = readFile(root, r, room)
+			return err
+		})
+		if err != nil || size <= room {
+			return resp, err
+		}
+		if err := reserve(ctx, size); err != nil {
+			return nil, err
+		}
+		room = size
+	}
+}
+
+// answerDir answers with what a request wants of a directory, as answerFile does.
+func answerDir(ctx context.Context, r *gateway.ReadDirRequest, with func(func(*safepath.Root) error) error) (*gateway.ReadDirResponse, error) {
+	for room := smallAnswer; ; room = mostRead {
+		resp := &gateway.ReadDirResponse{}
+		err := with(func(root *safepath.Root) (err error) {
+			resp.Entries, err = readDir(root, r, room)
+			return err
+		})
+		if large := (tooLarge{}); room == mostRead || !errors.As(err, &large) {
+			return resp, err
+		}
+		if err := reserve(ctx, mostRead); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// tooLarge says that a list does not fit an answer.
+type tooLarge struct {
+	dir  string
+	most int
+}
+
+// Error asks for less.
+func (e tooLarge) Error() string {
+	return fmt.Sprintf("list of %s exceeds maximum allowed size of %d bytes: ask for a part of it by a pattern", e.dir, e.most)
+}
+
+// readFile reads what a request wants of a regular file, and opens nothing else. If
+// that is more than there is room for, it reads nothing and returns how many bytes
+// it is.
+func readFile(root *safepath.Root, r *gateway.ReadFileRequest, room int) (data []byte, size int, err error) {
 	if r.Range != nil && (r.Range.Offset < 0 || r.Range.Length < 0) {
-		return nil, status.Errorf(codes.InvalidArgument, "invalid range for %s: %d bytes from %d", r.FilePath, r.Range.Length, r.Range.Offset)
+		return nil, 0, status.Errorf(codes.InvalidArgument, "invalid range for %s: %d bytes from %d", r.FilePath, r.Range.Length, r.Range.Offset)
 	}
 	f, err := root.Open(r.FilePath)
 	if errors.Is(err, safepath.ErrSpecial) {
-		return nil, fmt.Errorf("read %s: not a regular file", r.FilePath)
+		return nil, 0, fmt.Errorf("read %s: not a regular file", r.FilePath)
 	} else if err != nil {
-		return nil, renamed(err, r.FilePath)
+		return nil, 0, renamed(err, r.FilePath)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, renamed(err, r.FilePath)
+		return nil, 0, renamed(err, r.FilePath)
 	}
 	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("read %s: not a regular file", r.FilePath)
+		return nil, 0, fmt.Errorf("read %s: not a regular file", r.FilePath)
 	}
-	var in io.Reader = f
+	offset, length := int64(0), fi.Size()
 	if r.Range != nil {
-		in = io.NewSectionReader(f, r.Range.Offset, r.Range.Length)
+		offset, length = r.Range.Offset, min(r.Range.Length, max(0, length-r.Range.Offset))
 	}
-	data, err := io.ReadAll(io.LimitReader(in, mostRead+1))
-	if err != nil {
-		return nil, renamed(err, r.FilePath)
+	switch {
+	case length > mostRead:
+		return nil, 0, fmt.Errorf("%s exceeds maximum allowed size of %d bytes: ask for a range of it", r.FilePath, mostRead)
+	case length > int64(room):
+		return nil, int(length), nil
 	}
-	if len(data) > mostRead {
-		return nil, fmt.Errorf("%s exceeds maximum allowed size of %d bytes: ask for a range of it", r.FilePath, mostRead)
+	data = make([]byte, length) // what is written to it from now on is not of the answer
+	n, err := f.ReadAt(data, offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, 0, renamed(err, r.FilePath)
 	}
-	return data, nil
+	return data[:n], n, nil
 }
 
 // readDir lists what a request wants of a directory, in an answer of at most so many bytes.
@@ -149,7 +192,7 @@ func readDir(root *safepath.Root, r *gateway.ReadDirRequest, most int) (out []*f
 			return nil, err
 		}
 		if size += proto.Size(st) + entryHead; size > most {
-			return nil, fmt.Errorf("list of %s exceeds maximum allowed size of %d bytes: ask for a part of it by a pattern", r.DirPath, most)
+			return nil, tooLarge{r.DirPath, most}
 		}
 		out = append(out, st)
 	}

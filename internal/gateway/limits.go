@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -22,7 +23,9 @@ const (
 	mostWarningBytes  = 1 << 26
 	mostQuestions     = 10_000 // about sources; progress shows each
 	mostQuestionBytes = 1 << 26
-	mostRefused       = 100 // calls beyond that, before the connection ends
+	mostRefused       = 100      // calls beyond that, before the connection ends
+	mostAnswers       = 64 << 20 // bytes of large answers that are under way
+	smallAnswer       = 64 << 10 // bytes of an answer that does not count there
 )
 
 // quota is what a frontend, and those that it has called, have had of what is bounded.
@@ -32,7 +35,10 @@ type quota struct {
 	warnings, warningBytes   int
 	questions, questionBytes int
 	processes, running       int
+	room                     *semaphore.Weighted // for answers under way, bytes
 }
+
+func newQuota() *quota { return &quota{room: semaphore.NewWeighted(mostAnswers)} }
 
 type quotaKey struct{}
 
@@ -46,7 +52,7 @@ func quotaOf(ctx context.Context) *quota {
 	if q, ok := ctx.Value(quotaKey{}).(*quota); ok {
 		return q
 	}
-	return &quota{}
+	return newQuota()
 }
 
 // admit counts a call of some bytes, and refuses it beyond a limit.

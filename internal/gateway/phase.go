@@ -46,6 +46,7 @@ type Phase struct {
 	containers map[string]*build.Container      // by the client's id; nil while one is made
 	closed     bool                             // no container is taken any more
 	details    map[*build.Failed]*errdefs.Solve // of failures that were told
+	underWay   map[*sending]struct{}            // answers that take room
 	quota      *quota
 }
 
@@ -63,7 +64,7 @@ type answer struct {
 // NewPhase returns the part of the build ref's client, which begins with
 // [Phase.Serve], if at all. Closing over says that the build has ended.
 func NewPhase(ref string, over <-chan struct{}) *Phase {
-	return &Phase{ref: ref, over: over, begun: make(chan struct{}), answer: make(chan answer, 1), refs: map[string]*kept{}, quota: &quota{}}
+	return &Phase{ref: ref, over: over, begun: make(chan struct{}), answer: make(chan answer, 1), refs: map[string]*kept{}, quota: newQuota()}
 }
 
 // Serve lets the client act as frontend, until it returns a result.

@@ -42,6 +42,7 @@ func (s *Service) ServeFrontend(ctx context.Context, br *build.Bridge, inputs ma
 	end()
 	_ = conn.Close() // it may not have been accepted
 	server.Stop()
+	run.releaseAnswers()
 	run.releaseContainers()
 	select {
 	case a := <-run.answer:

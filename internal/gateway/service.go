@@ -84,6 +84,9 @@ func (s *Service) running(ctx context.Context) (*Phase, *build.Bridge, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if s := sendingOf(ctx); s != nil {
+		s.bind(r)
+	}
 	br, err := r.waitBridge(ctx)
 	if err == nil {
 		err = r.ended()
@@ -262,6 +265,9 @@ func (s *Service) Evaluate(ctx context.Context, r *gateway.EvaluateRequest) (*ga
 func (s *Service) Inputs(ctx context.Context, _ *gateway.InputsRequest) (*gateway.InputsResponse, error) {
 	run, _, err := s.running(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := reserve(ctx, mostRead); err != nil {
 		return nil, err
 	}
 	resp := &gateway.InputsResponse{Definitions: map[string]*pb.Definition{}}

@@ -30,6 +30,9 @@ type codec struct {
 
 // Marshal encodes a message, a large one into a buffer that is used again.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if h, ok := v.(*Held); ok {
+		return c.hold(h)
+	}
 	m, ok := v.(proto.Message)
 	if !ok {
 		return c.CodecV2.Marshal(v)
@@ -38,12 +41,17 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if mem.IsBelowBufferPoolingThreshold(size) {
 		return c.CodecV2.Marshal(v)
 	}
-	buf := c.pool.Get(size)
+	return encodeInto(c.pool, m, size)
+}
+
+// encodeInto encodes a message of a size that was just asked for into a buffer of a pool.
+func encodeInto(pool mem.BufferPool, m proto.Message, size int) (mem.BufferSlice, error) {
+	buf := pool.Get(size)
 	if _, err := (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend((*buf)[:0], m); err != nil {
-		c.pool.Put(buf)
+		pool.Put(buf)
 		return nil, err
 	}
-	return mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, nil
+	return mem.BufferSlice{mem.NewBuffer(buf, pool)}, nil
 }
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
