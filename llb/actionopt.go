@@ -168,9 +168,9 @@ func (u *UserOpt) owner(base int) *Owner {
 
 // WithUser sets the owner as user or user:group, each a number or a name.
 func WithUser(name string) ChownOption {
-	user, group, hasGroup := strings.Cut(name, ":")
+	user, group, _ := strings.Cut(name, ":")
 	o := ChownOpt{User: parseUser(user)}
-	if hasGroup {
+	if group != "" {
 		o.Group = parseUser(group)
 	}
 	return o

@@ -7,14 +7,15 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// parseOwner reads "user[:group]", numbers or names; nil says nothing of the owner.
+// parseOwner reads "user[:[group]]", numbers or names; nil says nothing of the
+// owner. Without a group it is the user's own.
 func parseOwner(v string) *llb.Ownership {
 	if v == "" {
 		return nil
 	}
-	user, group, hasGroup := strings.Cut(v, ":")
+	user, group, _ := strings.Cut(v, ":")
 	o := &llb.Ownership{User: parseAccount(user)}
-	if hasGroup {
+	if group != "" {
 		o.Group = parseAccount(group)
 	}
 	return o
