@@ -24,9 +24,11 @@ func Caps() []string {
 		"cache.s3", "cache.azblob", "cache.gha")
 }
 
-func wireCaps(ids []string) (out []*caps.APICap) {
-	for _, id := range ids {
-		out = append(out, &caps.APICap{ID: id, Enabled: true})
+func wireCaps(ids []string) []*caps.APICap {
+	all, out := make([]caps.APICap, len(ids)), make([]*caps.APICap, len(ids))
+	for i, id := range ids {
+		all[i].ID, all[i].Enabled = id, true
+		out[i] = &all[i]
 	}
 	return out
 }
