@@ -117,13 +117,9 @@ func appendDetail(ds []*anypb.Any, name string, v any) []*anypb.Any {
 func wireSource(s build.Source) *errdefs.Source {
 	out := &errdefs.Source{Info: &pb.SourceInfo{Filename: s.File.Name, Data: s.File.Data, Language: s.File.Language}}
 	if s.File.From != nil {
-		if def, err := s.File.From.Marshal(); err == nil { // else the error is told without it
+		if def, err := s.File.From.Marshal(); err == nil { // else the source is shown without it
 			out.Info.Definition = def
 		}
-	}
-	if from := s.File.From; from != nil {
-		// Without it the source is shown all the same.
-		out.Info.Definition, _ = from.Marshal()
 	}
 	for _, r := range s.Ranges {
 		out.Ranges = append(out.Ranges, wireRange(r.Start.Line, r.Start.Character, r.End.Line, r.End.Character))

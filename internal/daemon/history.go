@@ -7,18 +7,16 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/history"
@@ -26,10 +24,6 @@ import (
 
 // currentTime is the header by which clients correct for their clock.
 const currentTime = "buildkit-current-timestamp"
-
-// cacheReasons is the annotation of a record's log that names the blob, of type
-// [history.MediaTypeCacheReasons], that says why steps were not cached.
-const cacheReasons = "kiln.cache-reasons"
 
 func timeHeader() metadata.MD {
 	return metadata.Pairs(currentTime, time.Now().Format(time.RFC3339Nano))
@@ -148,8 +142,22 @@ func (s *controlService) ListenBuildHistory(r *control.BuildHistoryRequest, stre
 		return status.Error(codes.InvalidArgument, status.Convert(err).Message())
 	}
 	return s.config.History.Listen(stream.Context(), o, func(e history.Event) error {
-		return stream.Send(&control.BuildHistoryEvent{Type: control.BuildHistoryEventType(e.Kind), Record: wireRecord(e.Record)})
+		return stream.Send(historyEvent(e))
 	})
+}
+
+// eventRecord is the number of the record in an event.
+const eventRecord = 2
+
+// historyEvent is an event as clients are sent it. The record, which is a message
+// already, is put where fields are that this program does not know: those are
+// sent as they are.
+func historyEvent(e history.Event) *control.BuildHistoryEvent {
+	m := &control.BuildHistoryEvent{Type: control.BuildHistoryEventType(e.Kind)}
+	raw := make([]byte, 0, protowire.SizeTag(eventRecord)+protowire.SizeBytes(len(e.Message)))
+	raw = protowire.AppendTag(raw, eventRecord, protowire.BytesType)
+	m.ProtoReflect().SetUnknown(protowire.AppendBytes(raw, e.Message))
+	return m
 }
 
 // UpdateBuildHistory pins, deletes or completes a record.
@@ -173,66 +181,4 @@ func (s *controlService) UpdateBuildHistory(ctx context.Context, r *control.Upda
 		return nil, err
 	}
 	return &control.UpdateBuildHistoryResponse{}, nil
-}
-
-func wireRecord(r *history.Record) *control.BuildHistoryRecord {
-	w := &control.BuildHistoryRecord{
-		Ref: r.Ref, Frontend: r.Frontend, FrontendAttrs: r.FrontendAttrs,
-		Logs: wireDescriptor(r.Logs), Trace: wireDescriptor(r.Trace), ExternalError: wireDescriptor(r.Error),
-		ExporterResponse: r.ExporterResponse, Generation: int32(r.Generation), Pinned: r.Pinned,
-		NumCachedSteps: int32(r.Steps.Cached), NumTotalSteps: int32(r.Steps.Total),
-		NumCompletedSteps: int32(r.Steps.Completed), NumWarnings: int32(r.Steps.Warnings),
-	}
-	if !r.CreatedAt.IsZero() {
-		w.CreatedAt = timestamppb.New(r.CreatedAt)
-	}
-	if !r.CompletedAt.IsZero() {
-		w.CompletedAt = timestamppb.New(r.CompletedAt)
-	}
-	for _, e := range r.Exporters {
-		w.Exporters = append(w.Exporters, &control.Exporter{Type: e.Type, Attrs: e.Attrs})
-	}
-	if f := r.Failure; f != nil {
-		w.Error = &rpcstatus.Status{Code: int32(f.Code), Message: f.Message}
-	}
-	if r.Result != nil {
-		w.Result = wireResult(*r.Result)
-	}
-	if r.CacheReasons != nil && w.Logs != nil { // BuildKit's record has no place of its own for it
-		w.Logs.Annotations = map[string]string{cacheReasons: string(r.CacheReasons.Digest)}
-	}
-	for platform, res := range r.Results {
-		if w.Results == nil {
-			w.Results = map[string]*control.BuildResultInfo{}
-		}
-		w.Results[platform] = wireResult(res)
-	}
-	return w
-}
-
-func wireResult(r history.Result) *control.BuildResultInfo {
-	w := &control.BuildResultInfo{}
-	for _, d := range r.Attestations {
-		w.Attestations = append(w.Attestations, wireDescriptor(&d))
-	}
-	var exporters []int
-	for i, d := range r.Images {
-		if w.Results == nil {
-			w.Results = map[int64]*control.Descriptor{}
-		}
-		w.Results[int64(i)] = wireDescriptor(&d)
-		exporters = append(exporters, i)
-	}
-	if len(exporters) > 0 { // for old clients, which know one exporter
-		first := r.Images[slices.Min(exporters)]
-		w.ResultDeprecated = wireDescriptor(&first)
-	}
-	return w
-}
-
-func wireDescriptor(d *ocispecs.Descriptor) *control.Descriptor {
-	if d == nil {
-		return nil
-	}
-	return &control.Descriptor{MediaType: d.MediaType, Digest: string(d.Digest), Size: d.Size, Annotations: d.Annotations}
 }

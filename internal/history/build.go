@@ -42,7 +42,7 @@ func (h *History) Begin(r Record, internal bool) (*Build, error) {
 		return nil, errors.Join(err, h.files.removeLive(log.name))
 	}
 	h.active[r.Ref] = b
-	h.tell(Event{Kind: Started, Record: b.snapshot()})
+	h.tell(Event{Started, r.Ref, r.message()})
 	return b, nil
 }
 
@@ -124,6 +124,3 @@ func (b *Build) Release() {
 	b.log.end()
 	b.log.leave()
 }
-
-// snapshot is the record as listeners see it. The caller holds h.mu.
-func (b *Build) snapshot() *Record { return b.record.clone() }

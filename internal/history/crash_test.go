@@ -70,14 +70,18 @@ func TestCrash(t *testing.T) {
 		cut := 0
 		found := map[string]bool{}
 		err := w.Listen(t.Context(), ListenOptions{EarlyExit: true}, func(e Event) error {
-			found[e.Record.Ref] = true
+			found[e.Ref] = true
 			if e.Kind != Complete {
-				t.Errorf("build %s is under way", e.Record.Ref)
+				t.Errorf("build %s is under way", e.Ref)
 			}
-			if e.Record.Failure != nil {
+			r, err := w.Get(e.Ref)
+			if err != nil {
+				return err
+			}
+			if r.Failure != nil {
 				cut++
 			}
-			checkCrashed(t, w, e.Record)
+			checkCrashed(t, w, r)
 			return nil
 		})
 		if err != nil {

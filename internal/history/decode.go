@@ -13,6 +13,18 @@ import (
 // earlierForm tells whether a record is as databases once had it.
 func earlierForm(data []byte) bool { return len(data) > 0 && data[0] == '{' }
 
+// splitRecord returns the message of a record that clients are sent, and the rest.
+func splitRecord(data []byte) (wire, own []byte, err error) {
+	if len(data) == 0 || data[0] != formMessage {
+		return nil, nil, fmt.Errorf("a record of %d bytes begins with none of the known forms", len(data))
+	}
+	wire, size := protowire.ConsumeBytes(data[1:])
+	if size < 0 {
+		return nil, nil, protowire.ParseError(size)
+	}
+	return wire, data[1+size:], nil
+}
+
 // decodeRecord reads a record of either form.
 func decodeRecord(data []byte) (*Record, error) {
 	r := &Record{}
@@ -26,6 +38,20 @@ func decodeRecord(data []byte) (*Record, error) {
 		err = fmt.Errorf("a record of %d bytes has no ref", len(data))
 	}
 	return r, err
+}
+
+func (r *Record) decode(data []byte) error {
+	wire, own, err := splitRecord(data)
+	if err == nil {
+		err = r.decodeMessage(wire)
+	}
+	if err == nil {
+		err = r.decodeOwn(own)
+	}
+	if r.Logs != nil && r.CacheReasons != nil {
+		r.Logs.Annotations = nil
+	}
+	return err
 }
 
 // field is one of a message that is being read: a number, or else data.
@@ -69,7 +95,7 @@ func eachField(data []byte, f func(field) error) error {
 	return nil
 }
 
-func (r *Record) decode(data []byte) error {
+func (r *Record) decodeMessage(data []byte) error {
 	return eachField(data, func(f field) (err error) {
 		switch f.n {
 		case 1:
@@ -83,76 +109,93 @@ func (r *Record) decode(data []byte) error {
 			e, err = decodeExporter(f.data)
 			r.Exporters = append(r.Exporters, e)
 		case 5:
-			r.CreatedAt, err = decodeTime(f.data)
-		case 6:
-			r.CompletedAt, err = decodeTime(f.data)
-		case 7:
 			r.Failure, err = decodeFailure(f.data)
-		case 13:
+		case 6:
+			r.CreatedAt, err = decodeTime(f.data)
+		case 7:
+			r.CompletedAt, err = decodeTime(f.data)
+		case 8:
+			r.Logs, err = decodeDescriptor(f.data)
+		case 9:
 			err = addText(&r.ExporterResponse, f.data)
-		case 16:
-			r.Generation = int(f.number)
-		case 17:
-			r.Pinned = f.number != 0
+		case 10:
+			r.Result = &Result{}
+			err = r.Result.decode(f.data)
+		case 11:
+			err = r.decodeResult(f.data)
+		case 13:
+			r.Trace, err = decodeDescriptor(f.data)
 		case 18:
-			var v numbers
-			err = v.decode(f.data)
-			r.Steps = Steps{Cached: int(v[0]), Completed: int(v[1]), Total: int(v[2]), Warnings: int(v[3])}
-		case 19:
-			var v numbers
-			err = v.decode(f.data)
-			r.Cache = CacheStats{Steps: int(v[0]), Hits: int(v[1]), SavedBytes: v[2], SavedTime: time.Duration(v[3])}
-		case 20:
-			r.Live = string(f.data)
+			r.Error, err = decodeDescriptor(f.data)
 		default:
-			err = r.decodeBlobs(f)
+			r.setNumber(f)
 		}
 		return err
 	})
 }
 
-// decodeBlobs reads a field that names blobs.
-func (r *Record) decodeBlobs(f field) (err error) {
+// setNumber reads a field of the message that is a number.
+func (r *Record) setNumber(f field) {
 	switch f.n {
-	case 8:
-		r.Error, err = decodeDescriptor(f.data)
-	case 9:
-		r.Logs, err = decodeDescriptor(f.data)
-	case 10:
-		r.Trace, err = decodeDescriptor(f.data)
-	case 11:
-		r.CacheReasons, err = decodeDescriptor(f.data)
 	case 12:
-		err = addDescriptor(&r.Documents, f.data)
+		r.Generation = int(f.number)
 	case 14:
-		r.Result = &Result{}
-		err = r.Result.decode(f.data)
+		r.Pinned = f.number != 0
 	case 15:
-		var platform string
-		var res Result
-		err = eachField(f.data, func(f field) error {
-			switch f.n {
-			case 1:
-				platform = string(f.data)
-			case 2:
-				return res.decode(f.data)
-			}
-			return nil
-		})
-		if r.Results == nil {
-			r.Results = map[string]Result{}
-		}
-		r.Results[platform] = res
+		r.Steps.Cached = int(f.number)
+	case 16:
+		r.Steps.Total = int(f.number)
+	case 17:
+		r.Steps.Completed = int(f.number)
+	case 19:
+		r.Steps.Warnings = int(f.number)
 	}
+}
+
+func (r *Record) decodeOwn(data []byte) error {
+	return eachField(data, func(f field) (err error) {
+		switch f.n {
+		case 1:
+			err = addDescriptor(&r.Documents, f.data)
+		case 2:
+			r.CacheReasons, err = decodeDescriptor(f.data)
+		case 3:
+			var v numbers
+			err = v.decode(f.data)
+			r.Cache = CacheStats{Steps: int(v[0]), Hits: int(v[1]), SavedBytes: v[2], SavedTime: time.Duration(v[3])}
+		case 4:
+			r.Live = string(f.data)
+		}
+		return err
+	})
+}
+
+// decodeResult reads the result of a platform.
+func (r *Record) decodeResult(data []byte) error {
+	var platform string
+	var res Result
+	err := eachField(data, func(f field) error {
+		switch f.n {
+		case 1:
+			platform = string(f.data)
+		case 2:
+			return res.decode(f.data)
+		}
+		return nil
+	})
+	if r.Results == nil {
+		r.Results = map[string]Result{}
+	}
+	r.Results[platform] = res
 	return err
 }
 
 func (r *Result) decode(data []byte) error {
 	return eachField(data, func(f field) error {
 		switch f.n {
-		case 1:
-			return addDescriptor(&r.Attestations, f.data)
 		case 2:
+			return addDescriptor(&r.Attestations, f.data)
+		case 3:
 			return r.decodeImage(f.data)
 		}
 		return nil
@@ -188,7 +231,7 @@ func decodeDescriptor(data []byte) (*ocispecs.Descriptor, error) {
 			d.Digest = digest.Digest(f.data)
 		case 3:
 			d.Size = f.number
-		case 4:
+		case 5:
 			return addText(&d.Annotations, f.data)
 		}
 		return nil

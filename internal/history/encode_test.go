@@ -101,7 +101,7 @@ func TestEarlierForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range []*Record{ended, running.snapshot()} {
+	for _, r := range []*Record{ended, &running.record} {
 		data, err := json.Marshal(r)
 		if err := errors.Join(err, w.db.PutRecord(r.Ref, data)); err != nil {
 			t.Fatal(err)

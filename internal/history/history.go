@@ -10,8 +10,9 @@
 // an ended build only its age stays; listeners are told of one after the other.
 //
 // Retention removes records that are both too old and too many; pinned ones
-// stay. Package daemon feeds the history and makes messages of its values, of
-// which it knows nothing: a log's frames are bytes to it.
+// stay. Package daemon feeds the history and passes on what it tells: a record as
+// the message that clients are sent, which the history makes once and keeps, and
+// the frames of a log, which are bytes to it.
 package history
 
 import (
@@ -148,18 +149,25 @@ func (h *History) afterFlush(f func()) {
 
 // load reads a record of an ended build. The caller holds h.mu.
 func (h *History) load(ref string) (*Record, error) {
-	if _, ok := h.ended[ref]; !ok {
-		return nil, fmt.Errorf("failed to retrieve ref %s: %w", ref, ErrNotFound)
-	}
-	data, ok := h.db.Record(ref)
-	if !ok {
-		return nil, fmt.Errorf("failed to retrieve ref %s: %w", ref, ErrNotFound)
+	data, err := h.data(ref)
+	if err != nil {
+		return nil, err
 	}
 	r, err := decodeRecord(data)
 	if err != nil {
 		return nil, fmt.Errorf("decode record of build %s: %w", ref, err)
 	}
 	return r, nil
+}
+
+// data is the record of an ended build as the database has it. The caller holds h.mu.
+func (h *History) data(ref string) ([]byte, error) {
+	if _, ok := h.ended[ref]; ok {
+		if data, ok := h.db.Record(ref); ok {
+			return data, nil
+		}
+	}
+	return nil, fmt.Errorf("failed to retrieve ref %s: %w", ref, ErrNotFound)
 }
 
 // replace stores the record of an ended build in place of one that named the
@@ -173,7 +181,7 @@ func (h *History) replace(r *Record, before blobs) error {
 		h.afterFlush(func() { h.files.drop(before) })
 	}
 	h.ended[r.Ref] = endedAs(r)
-	h.tell(Event{Kind: Complete, Record: r.clone()})
+	h.tell(Event{Complete, r.Ref, r.message()})
 	return nil
 }
 
@@ -200,6 +208,6 @@ func (h *History) remove(ref string) (blobs, error) {
 		return nil, err
 	}
 	delete(h.ended, ref)
-	h.tell(Event{Kind: Deleted, Record: &Record{Ref: ref}})
+	h.tell(Event{Deleted, ref, (&Record{Ref: ref}).message()})
 	return r.blobs(), nil
 }

@@ -105,7 +105,7 @@ func (w *world) heard(o ListenOptions) (all []string) {
 	w.t.Helper()
 	o.EarlyExit = true
 	err := w.Listen(w.t.Context(), o, func(e Event) error {
-		all = append(all, fmt.Sprint(e.Kind, " ", e.Record.Ref))
+		all = append(all, fmt.Sprint(e.Kind, " ", e.Ref))
 		return nil
 	})
 	if err != nil {
@@ -216,10 +216,14 @@ func TestListen(t *testing.T) {
 		t.Helper()
 		select {
 		case e := <-told:
-			if e.Kind != kind || e.Record.Ref != ref {
-				t.Fatalf("told %d %s, want %d %s", e.Kind, e.Record.Ref, kind, ref)
+			if e.Kind != kind || e.Ref != ref {
+				t.Fatalf("told %d %s, want %d %s", e.Kind, e.Ref, kind, ref)
 			}
-			return e.Record
+			r := &Record{}
+			if err := r.decodeMessage(e.Message); err != nil || r.Ref != ref {
+				t.Fatalf("told %+v (%v) of %s", r, err, ref)
+			}
+			return r
 		case <-ctx.Done():
 			t.Fatalf("not told %d %s", kind, ref)
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Kind says what has become of a build.
@@ -20,10 +21,14 @@ const (
 	Deleted
 )
 
-// Event tells of a build. The record must not be changed.
+// Event tells of a build.
 type Event struct {
-	Kind   Kind
-	Record *Record // of a deleted one the ref alone
+	Kind Kind
+	Ref  string
+	// Message is the build's record as clients are sent it, a BuildHistoryRecord
+	// (WIRE.md section 19.2) that must not be changed; of a deleted one it has the
+	// ref alone.
+	Message []byte
 }
 
 // ListenOptions say what a listener wants to hear.
@@ -57,6 +62,9 @@ func (h *History) Listen(ctx context.Context, o ListenOptions, tell func(Event) 
 	match, err := ParseFilters(o.Filters)
 	if err != nil {
 		return err
+	}
+	if len(o.Filters) == 0 {
+		match = nil // no record need be decoded
 	}
 	if o.Limit < 0 {
 		return fmt.Errorf("invalid limit %d", o.Limit)
@@ -98,12 +106,16 @@ func (h *History) Listen(ctx context.Context, o ListenOptions, tell func(Event) 
 func (h *History) subscribe(l *listener, o ListenOptions) (running []Event, ended []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	var active []*Build
 	for ref, b := range h.active {
 		if o.Ref == "" || o.Ref == ref {
-			running = append(running, Event{Started, b.snapshot()})
+			active = append(active, b)
 		}
 	}
-	slices.SortFunc(running, func(a, b Event) int { return a.Record.CreatedAt.Compare(b.Record.CreatedAt) })
+	slices.SortFunc(active, func(a, b *Build) int { return a.record.CreatedAt.Compare(b.record.CreatedAt) })
+	for _, b := range active {
+		running = append(running, Event{Started, b.record.Ref, b.record.message()})
+	}
 	if !o.ActiveOnly {
 		ended = h.endedRefs(o)
 	}
@@ -122,29 +134,39 @@ func (h *History) endedRefs(o ListenOptions) (refs []string) {
 	if o.Ref != "" {
 		return []string{o.Ref} // an unknown one is no error
 	}
-	for ref := range h.ended {
-		refs = append(refs, ref)
+	type entry struct {
+		ref     string
+		created time.Time
 	}
-	slices.SortFunc(refs, func(a, b string) int {
-		return cmp.Or(h.ended[a].created.Compare(h.ended[b].created), strings.Compare(a, b))
-	})
+	all := make([]entry, 0, len(h.ended))
+	for ref, e := range h.ended {
+		all = append(all, entry{ref, e.created})
+	}
+	slices.SortFunc(all, func(a, b entry) int { return cmp.Or(a.created.Compare(b.created), strings.Compare(a.ref, b.ref)) })
 	if o.Limit > 0 {
-		slices.Reverse(refs)
+		slices.Reverse(all)
+	}
+	for _, e := range all {
+		refs = append(refs, e.ref)
 	}
 	return refs
 }
 
-// tellEnded tells of the ended builds that match, at most so many, one after the
-// other: a listener hears of the first while the others are still to be read. Of
+// tellEnded tells of the ended builds that match, or, if match is nil, of all, at
+// most so many, one after the other: a listener hears of the first while the others are still to be read. Of
 // one that has been removed meanwhile there is nothing to tell.
 func (h *History) tellEnded(refs []string, limit int, match func(*Record) bool, tell func(Event) error) error {
 	told := 0
 	for _, ref := range refs {
-		r, err := h.Get(ref)
-		if err != nil || !match(r) {
+		data, err := h.read(ref)
+		if err != nil || match != nil && !matches(data, match) {
 			continue
 		}
-		if err := tell(Event{Complete, r}); err != nil {
+		message, _, err := splitRecord(data)
+		if err != nil {
+			continue
+		}
+		if err := tell(Event{Complete, ref, message}); err != nil {
 			return err
 		}
 		if told++; told == limit {
@@ -152,6 +174,18 @@ func (h *History) tellEnded(refs []string, limit int, match func(*Record) bool, 
 		}
 	}
 	return nil
+}
+
+func matches(data []byte, match func(*Record) bool) bool {
+	r, err := decodeRecord(data)
+	return err == nil && match(r)
+}
+
+// read returns the record of an ended build as the database has it.
+func (h *History) read(ref string) ([]byte, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.data(ref)
 }
 
 func (h *History) unsubscribe(l *listener) {
@@ -163,7 +197,7 @@ func (h *History) unsubscribe(l *listener) {
 // tell passes an event on. The caller holds h.mu.
 func (h *History) tell(e Event) {
 	for l := range h.listeners {
-		if l.ref == "" || l.ref == e.Record.Ref {
+		if l.ref == "" || l.ref == e.Ref {
 			l.add(e)
 		}
 	}

@@ -122,23 +122,3 @@ func (r *Record) eachResult(f func(*Result)) {
 		f(&res)
 	}
 }
-
-// clone returns a record that later changes to r do not reach.
-func (r *Record) clone() *Record {
-	c := *r
-	c.FrontendAttrs, c.ExporterResponse = maps.Clone(r.FrontendAttrs), maps.Clone(r.ExporterResponse)
-	c.Exporters, c.Documents = slices.Clone(r.Exporters), slices.Clone(r.Documents)
-	if r.Result != nil {
-		res := r.Result.clone()
-		c.Result = &res
-	}
-	c.Results = maps.Clone(r.Results)
-	for k, res := range c.Results {
-		c.Results[k] = res.clone()
-	}
-	return &c
-}
-
-func (r Result) clone() Result {
-	return Result{Attestations: slices.Clone(r.Attestations), Images: maps.Clone(r.Images)}
-}
