@@ -100,11 +100,13 @@ func (s *sending) fit(ctx context.Context, bytes int) error {
 	return s.take(ctx, int64(bytes))
 }
 
-// collectAfter is how long a call waits for room before it has garbage collected.
+// collectAfter is how long a call waits for room before it has garbage collected, and
+// the least time between two such collections for one frontend.
 const collectAfter = 2 * time.Second
 
 // take waits for room. What gRPC has dropped with a call that was cancelled gives
-// its room back with the next collection of garbage, so who waits for long collects.
+// its room back with the next collection of garbage, so who waits for long collects:
+// one of all calls that wait.
 func (s *sending) take(ctx context.Context, bytes int64) error {
 	bytes = min(bytes, mostAnswers)
 	room := s.phase.quota.room
@@ -118,13 +120,26 @@ func (s *sending) take(ctx context.Context, bytes int64) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		runtime.GC()
+		if s.phase.quota.collects() {
+			runtime.GC()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.taken = bytes
 	s.phase.sends(s, true)
 	return nil
+}
+
+// collects tells one of the calls that wait, once in a while, to collect garbage.
+func (q *quota) collects() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if time.Since(q.collected) < collectAfter {
+		return false
+	}
+	q.collected = time.Now()
+	return true
 }
 
 // release gives back what is taken. It may be called again.

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
@@ -36,6 +37,7 @@ type quota struct {
 	questions, questionBytes int
 	processes, running       int
 	room                     *semaphore.Weighted // for answers under way, bytes
+	collected                time.Time           // when somebody who waited for room had garbage collected
 }
 
 func newQuota() *quota { return &quota{room: semaphore.NewWeighted(mostAnswers)} }
