@@ -94,11 +94,8 @@ func (c *copier) makeRoom(e entry) error {
 	return nil
 }
 
-// open opens a regular file. Sources are layers, which do not change.
+// open opens a regular file that no listing has told of.
 func (e *entry) open() (*os.File, fs.FileInfo, error) {
-	if e.regular {
-		return e.dir.src.OpenListed(e.src)
-	}
 	f, err := e.dir.src.OpenFile(e.src, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, nil, err
@@ -113,12 +110,30 @@ func (e *entry) open() (*os.File, fs.FileInfo, error) {
 	return f, fi, nil
 }
 
+// regular copies a regular file. Sources are layers, which do not change.
 func (c *copier) regular(e entry) error {
-	in, fi, err := e.open()
+	if !e.regular {
+		in, fi, err := e.open()
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		return c.opened(e, in, fi)
+	}
+	fd, fi, err := e.dir.src.OpenListedFD(e.src)
 	if err != nil {
 		return err
 	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Nlink < 2 && fi.Size() <= smallFile {
+		defer unix.Close(fd)
+		return c.small(e, fd, fi)
+	}
+	in := os.NewFile(uintptr(fd), e.name)
 	defer in.Close()
+	return c.opened(e, in, fi)
+}
+
+func (c *copier) opened(e entry, in *os.File, fi fs.FileInfo) error {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok || st.Nlink < 2 {
 		return c.content(e, in, fi)
@@ -168,16 +183,63 @@ func (c *copier) content(e entry, in *os.File, fi fs.FileInfo) error {
 	}
 	err = c.bytes(out, in, fi.Size())
 	if err == nil {
-		err = c.dressFile(out, in, fi)
+		err = c.dressFile(int(out.Fd()), int(in.Fd()), fi)
 	}
 	return errors.Join(err, out.Close())
 }
 
-func (c *copier) dressFile(out, in *os.File, fi fs.FileInfo) error {
+// small is content of a small file, in as few system calls as that takes.
+func (c *copier) small(e entry, in int, fi fs.FileInfo) error {
+	out, err := e.dir.dst.CreateFD(e.dst, c.modeOf(fi).Perm())
+	if err != nil {
+		return err
+	}
+	if fi.Size() > 0 {
+		err = c.copySmall(out, in, fi.Size())
+	}
+	if err == nil {
+		err = c.dressFile(out, in, fi)
+	}
+	return errors.Join(err, unix.Close(out))
+}
+
+func (c *copier) copySmall(out, in int, size int64) error {
+	buf := c.buffer()
+	defer c.buffers.Put(buf)
+	for at := int64(0); at < size; {
+		n, err := unix.Pread(in, buf[:size-at], at)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 { // it has become shorter
+			return err
+		}
+		for from := 0; from < n; {
+			k, err := unix.Pwrite(out, buf[from:n], at)
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return err
+			}
+			k = max(k, 0)
+			from, at = from+k, at+int64(k)
+		}
+	}
+	return nil
+}
+
+// buffer is one for a small file, which is to be put back.
+func (c *copier) buffer() *[smallFile]byte {
+	if buf, ok := c.buffers.Get().(*[smallFile]byte); ok {
+		return buf
+	}
+	return new([smallFile]byte)
+}
+
+// dressFile gives a new file what is to be kept of in's metadata.
+func (c *copier) dressFile(out, in int, fi fs.FileInfo) error {
 	if err := c.own(out, fi); err != nil {
 		return err
 	}
-	attrs, err := safepath.Xattrs(in)
+	attrs, err := safepath.FDXattrs(in)
 	if err != nil {
 		return err
 	}
@@ -185,31 +247,31 @@ func (c *copier) dressFile(out, in *os.File, fi fs.FileInfo) error {
 		if overlayMark(k) {
 			continue
 		}
-		if err := unix.Fsetxattr(int(out.Fd()), k, v, 0); err != nil && !xattrRefused(err) {
+		if err := unix.Fsetxattr(out, k, v, 0); err != nil && !xattrRefused(err) {
 			return fmt.Errorf("set xattr %s: %w", k, err)
 		}
 	}
 	at, mod := c.times(fi)
 	ts := []unix.Timespec{unix.NsecToTimespec(at.UnixNano()), unix.NsecToTimespec(mod.UnixNano())}
-	return unix.UtimesNanoAt(int(out.Fd()), "", ts, unix.AT_EMPTY_PATH)
+	return unix.UtimesNanoAt(out, "", ts, unix.AT_EMPTY_PATH)
 }
 
 // own gives a new file its owner and mode. To look costs much less than to change
 // what is right already, as it mostly is.
-func (c *copier) own(out *os.File, fi fs.FileInfo) error {
-	is, err := out.Stat()
+func (c *copier) own(out int, fi fs.FileInfo) error {
+	is, err := safepath.FDInfo(out)
 	if err != nil {
 		return err
 	}
 	uid, gid := c.ownerOf(fi)
 	if u, g, ok := safepath.Owner(is); !ok || u != uid || g != gid {
-		if err := out.Chown(int(uid), int(gid)); err != nil {
+		if err := unix.Fchown(out, int(uid), int(gid)); err != nil {
 			return err
 		}
 	}
 	// A change of owner takes nothing from a new file's mode, which has no setuid yet.
 	if mode := c.modeOf(fi); is.Mode() != mode {
-		return out.Chmod(mode)
+		return safepath.FDChmod(out, mode)
 	}
 	return nil
 }
@@ -369,10 +431,7 @@ func (c *copier) extent(out, in *os.File, from, to int64) error {
 func (c *copier) copyPlain(out, in *os.File, from, to int64) error {
 	var buf []byte
 	if to-from <= smallFile {
-		small, ok := c.buffers.Get().(*[smallFile]byte)
-		if !ok {
-			small = new([smallFile]byte)
-		}
+		small := c.buffer()
 		defer c.buffers.Put(small)
 		buf = small[:]
 	} else {

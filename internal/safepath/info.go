@@ -1,6 +1,7 @@
 package safepath
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -68,6 +69,18 @@ func unixPerm(mode fs.FileMode) uint32 {
 	}
 	return m
 }
+
+// FDInfo is os.File.Stat of a descriptor. It has no name.
+func FDInfo(fd int) (fs.FileInfo, error) {
+	fi := &info{}
+	if err := syscall.Fstat(fd, &fi.st); err != nil {
+		return nil, fmt.Errorf("stat: %w", err)
+	}
+	return fi, nil
+}
+
+// FDChmod is os.File.Chmod of a descriptor.
+func FDChmod(fd int, mode fs.FileMode) error { return unix.Fchmod(fd, unixPerm(mode)) }
 
 // Owner is the user and group of a file that a [Root], or os.Stat, told of.
 func Owner(fi fs.FileInfo) (uid, gid uint32, ok bool) {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,9 +94,12 @@ func (r *Root) openFile(name string, flags int, perm fs.FileMode) (*os.File, err
 	at := name
 	for range maxLinks {
 		if flags&os.O_CREATE != 0 {
-			f, err := r.createNew(at, flags, perm)
-			if err == nil || !errors.Is(err, unix.EEXIST) || flags&os.O_EXCL != 0 {
-				return f, err
+			fd, err := r.createNew(at, flags, perm)
+			if err == nil {
+				return os.NewFile(uintptr(fd), clean(at)), nil
+			}
+			if !errors.Is(err, unix.EEXIST) || flags&os.O_EXCL != 0 {
+				return nil, err
 			}
 		}
 		f, err := r.openExisting(at, flags&^(os.O_CREATE|os.O_EXCL))
@@ -110,30 +114,23 @@ func (r *Root) openFile(name string, flags int, perm fs.FileMode) (*os.File, err
 	return nil, unix.ELOOP
 }
 
-func (r *Root) createNew(name string, flags int, perm fs.FileMode) (*os.File, error) {
+func (r *Root) createNew(name string, flags int, perm fs.FileMode) (int, error) {
 	flags |= os.O_CREATE | os.O_EXCL | unix.O_NOFOLLOW
 	if rel, err := inside(name); err == nil && rel != "." && !r.walk.Load() {
 		// What keeps the kernel from resolving it all is met again below.
 		fd, err := r.openat2(rel, flags|unix.O_CLOEXEC, unixPerm(perm))
-		if err == nil {
-			return os.NewFile(uintptr(fd), clean(name)), nil
-		}
-		if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
-			return nil, err
+		if err == nil || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+			return fd, err
 		}
 	}
 	dir, base, err := r.parent(name)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	defer dir.close()
-	fd, err := ignoreEINTR(func() (int, error) {
+	return ignoreEINTR(func() (int, error) {
 		return unix.Openat(dir.fd, base, flags|unix.O_CLOEXEC, unixPerm(perm))
 	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), clean(name)), nil
 }
 
 func (r *Root) openExisting(name string, flags int) (*os.File, error) {
@@ -169,20 +166,39 @@ func (r *Root) openExisting(name string, flags int) (*os.File, error) {
 // there, asks three times, and tells what the file is. Anything but a regular file
 // gives ErrSpecial.
 func (r *Root) OpenListed(name string) (*os.File, fs.FileInfo, error) {
+	fd, fi, err := r.OpenListedFD(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fd), clean(name)), fi, nil
+}
+
+// OpenListedFD is OpenListed that gives the descriptor itself: making an os.File of
+// it takes three system calls more, which many small files would show.
+func (r *Root) OpenListedFD(name string) (int, fs.FileInfo, error) {
 	fd, err := r.open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, nil, pathError("open", name, err)
+		return -1, nil, pathError("open", name, err)
 	}
-	f := os.NewFile(uintptr(fd), clean(name))
-	fi, err := f.Stat()
+	fi := &info{name: path.Base(clean(name))}
+	err = syscall.Fstat(fd, &fi.st)
 	if err == nil && !fi.Mode().IsRegular() {
 		err = ErrSpecial
 	}
 	if err != nil {
-		f.Close()
-		return nil, nil, pathError("open", name, err)
+		unix.Close(fd)
+		return -1, nil, pathError("open", name, err)
 	}
-	return f, fi, nil
+	return fd, fi, nil
+}
+
+// CreateFD makes a file that was not there for writing, and gives its descriptor.
+func (r *Root) CreateFD(name string, perm fs.FileMode) (int, error) {
+	fd, err := r.createNew(name, os.O_WRONLY, perm)
+	if err != nil {
+		return -1, pathError("open", name, err)
+	}
+	return fd, nil
 }
 
 // open resolves name in the root; flags are of an existing thing.

@@ -25,14 +25,18 @@ func (r *Root) LXattrs(name string) (map[string][]byte, error) {
 
 // Xattrs is LXattrs of an open file or directory.
 func Xattrs(f *os.File) (map[string][]byte, error) {
-	fd := int(f.Fd())
-	attrs, err := xattrs(f.Name(),
-		func(_ string, b []byte) (int, error) { return unix.Flistxattr(fd, b) },
-		func(_, key string, b []byte) (int, error) { return unix.Fgetxattr(fd, key, b) })
+	attrs, err := FDXattrs(int(f.Fd()))
 	if err != nil {
 		return nil, pathError("list xattrs", f.Name(), err)
 	}
 	return attrs, nil
+}
+
+// FDXattrs is Xattrs of a descriptor.
+func FDXattrs(fd int) (map[string][]byte, error) {
+	return xattrs("",
+		func(_ string, b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(_, key string, b []byte) (int, error) { return unix.Fgetxattr(fd, key, b) })
 }
 
 // LSetXattr sets an extended attribute, of a symlink itself.
