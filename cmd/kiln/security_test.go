@@ -1,8 +1,12 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -47,6 +51,9 @@ func TestStepsStayInside(t *testing.T) {
 	t.Run("user files", b.userFiles)
 	t.Run("special files", b.specialFiles)
 	t.Run("entitlements of containers", b.containerRights)
+	t.Run("users and working directories of containers", func(t *testing.T) {
+		b.containerProcesses(t, victim)
+	})
 	b.noPanic()
 	b.write("Dockerfile", "FROM base\nARG N\nRUN echo $N > /n\n")
 	b.tar("after")
@@ -272,6 +279,54 @@ func (b *builder) containerRights(t *testing.T) {
 	}
 }
 
+// containerProcesses: what holds for the working directory and the user of a step holds
+// for a process of a client's container (CVE-2024-21626, GHSA-72x6-4j93-7w86).
+func (b *builder) containerProcesses(t *testing.T, victim string) {
+	const busybox = "/context/busybox"
+	err := b.driven(t, func(ctx context.Context, g *client.Gateway, base llb.State) error {
+		run := func(spoil string, r client.ProcessRequest) (string, error) {
+			def, err := base.Run(llb.Args([]string{busybox, "sh", "-c", strings.ReplaceAll(spoil, "BB", busybox)})).Root().Marshal(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := g.Solve(ctx, client.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := g.NewContainer(ctx, client.ContainerRequest{Mounts: []client.ContainerMount{{Dest: "/", Ref: res.Ref}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			r.Stdout, r.Stderr = &out, &out
+			p, err := c.Start(ctx, r)
+			if err == nil {
+				err = p.Wait()
+			}
+			_ = c.Release(ctx) // tells once more how the process ended
+			return out.String(), err
+		}
+		up := strings.Repeat("../", 12) + strings.TrimPrefix(victim, "/")
+		for n := 3; n <= 20; n++ {
+			out, err := run("true", client.ProcessRequest{Args: []string{busybox, "cat", up + "/read-me", "../../../../../../etc/shadow"}, Cwd: fmt.Sprintf("/proc/self/fd/%d", n)})
+			if err == nil || strings.Contains(out, "TOP SECRET") || strings.Contains(out, "root:") {
+				t.Errorf("through handle %d the machine's files were read: %v\n%s", n, err, out)
+			}
+		}
+		for _, spoil := range []string{
+			"BB mkfifo /etc/passwd", "BB mknod /etc/passwd c 1 5", "BB mknod /zero c 1 5; BB ln -s /zero /etc/passwd", "BB truncate -s 20G /etc/passwd",
+		} {
+			if _, err := run("BB mkdir -p /etc; "+spoil, client.ProcessRequest{Args: []string{busybox, "true"}, User: "nobody"}); err == nil || ctx.Err() != nil {
+				t.Errorf("%s: a process ran as a user of that: %v", spoil, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestExportsStayInside gives exporters names that lead out of what they write.
 func TestExportsStayInside(t *testing.T) {
 	t.Parallel()
@@ -280,8 +335,15 @@ func TestExportsStayInside(t *testing.T) {
 	out := filepath.Join(b.state.run, "out")
 	for i, id := range []string{"../x", `..\buildkit-outside`, "a/b", "..", ".", "/etc"} {
 		dest := filepath.Join(out, fmt.Sprint(i))
-		if err := b.exported(t, id, dest); err != nil {
+		if err := b.exported(t, id, client.Export{Type: "local", Dir: dest}); err != nil {
 			t.Errorf("platform %q: %v", id, err)
+		}
+		var archive bytes.Buffer
+		if err := b.exported(t, id, client.Export{Type: "tar", Writer: &archive}); err != nil {
+			t.Errorf("platform %q, tar: %v", id, err)
+		}
+		if marks, err := marksInside(&archive); err != nil || marks != 2 {
+			t.Errorf("platform %q, tar: %d marks, %v", id, marks, err)
 		}
 		// Each platform has a folder of its own, however it is called.
 		if marks, err := filepath.Glob(filepath.Join(dest, "*", "mark")); err != nil || len(marks) != 2 {
@@ -307,15 +369,36 @@ func TestExportsStayInside(t *testing.T) {
 	b.noPanic()
 }
 
-// exported has the result of a build with two platforms written to a folder.
-func (b *builder) exported(t *testing.T, id, dest string) error {
+// marksInside counts the marks in folders of an archive, none of whose names leads out.
+func marksInside(archive io.Reader) (marks int, err error) {
+	for r := tar.NewReader(archive); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return marks, nil
+		}
+		if err != nil {
+			return marks, err
+		}
+		if name := strings.TrimSuffix(h.Name, "/"); !filepath.IsLocal(name) || filepath.Clean(name) != name {
+			return marks, fmt.Errorf("entry %q leads out", h.Name)
+		}
+		if ok, err := filepath.Match("*/mark", h.Name); ok {
+			marks++
+		} else if err != nil {
+			return marks, err
+		}
+	}
+}
+
+// exported has the result of a build with two platforms exported.
+func (b *builder) exported(t *testing.T, id string, export client.Export) error {
 	t.Helper()
 	c, err := client.New("unix://"+filepath.Join(b.state.run, "sock"), client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	opt := client.SolveOpt{Exports: []client.Export{{Type: "local", Dir: dest}}}
+	opt := client.SolveOpt{Exports: []client.Export{export}}
 	_, err = c.Build(t.Context(), opt, func(ctx context.Context, g *client.Gateway) (*client.BuildResult, error) {
 		def, err := llb.Scratch().File(llb.Mkfile("/mark", 0o644, []byte("x"))).Marshal(ctx)
 		if err != nil {

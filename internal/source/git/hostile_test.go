@@ -300,3 +300,50 @@ func TestCancel(t *testing.T) {
 	}
 	w.clean(t)
 }
+
+// TestOptionAsDefaultBranch has repositories, loose and packed, whose default branch
+// is called as an option of git (CVE-2026-15793), and whoever asks for it.
+func TestOptionAsDefaultBranch(t *testing.T) {
+	w, top := newWorld(t), t.TempDir()
+	hit := filepath.Join(t.TempDir(), "hit")
+	evil := filepath.Join(t.TempDir(), "evil.sh")
+	if err := os.WriteFile(evil, []byte("#!/bin/sh\ntouch "+hit+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	branch := "refs/heads/--upload-pack=" + evil
+	s := serve(t, top)
+	for _, packed := range []bool{false, true} {
+		name := fmt.Sprint("packed-", packed)
+		o := newOrigin(t, filepath.Join(top, name))
+		commit := o.commit("a", "1")
+		for file, text := range map[string]string{
+			"HEAD": "ref: " + branch + "\n", "packed-refs": "# pack-refs with: peeled fully-peeled sorted \n" + commit + " " + branch + "\n",
+		} {
+			if file == "packed-refs" && !packed {
+				file, text = branch, commit+"\n"
+			}
+			at := filepath.Join(o.dir, ".git", file)
+			if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(at, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, attrs := range [][]string{nil, {"git.checkoutbundle", "true", "git.checksum", commit}} {
+			for ref, want := range map[string]string{
+				"": "invalid git ref", strings.TrimPrefix(branch, "refs/heads/"): "invalid git ref", "HEAD": "does not contain ref HEAD",
+				branch: "", // its whole name is no option
+			} {
+				_, _, err := w.get(t.Context(), w.source(), s.op("/"+name+"/.git#"+ref, attrs...))
+				if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+					t.Errorf("%s, ref %q, %v: got %v, want %q", name, ref, attrs, err, want)
+				}
+			}
+		}
+	}
+	if _, err := os.Lstat(hit); err == nil {
+		t.Error("the repository's program was run")
+	}
+	w.clean(t)
+}
