@@ -5,6 +5,10 @@ import "regexp"
 // login is what stands before a URL's host, if a password does.
 var login = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s@:]*:[^/?#\s]*@`)
 
+// token is a name that stands there alone. With these schemes nobody needs one but who
+// has a token for it.
+var token = regexp.MustCompile(`(https?://)[^/?#\s@:]+@`)
+
 // credential is a value of the attributes by which caches are reached
 // (FEATURES.md section 5), as KEY=VALUE or in JSON.
 var credential = regexp.MustCompile(`((?:^|[,;\s"'{?&])(?:secret_access_key|session_token|ghtoken|token|password)"?\s*[:=]\s*"?)[^"',;\s&}]+`)
@@ -22,5 +26,6 @@ func withoutPasswords(attrs map[string]string) map[string]string {
 // withoutPassword does so for one text. Clients put their whole command line
 // into their spans.
 func withoutPassword(s string) string {
-	return credential.ReplaceAllString(login.ReplaceAllString(s, "${1}xxxxx:xxxxx@"), "${1}xxxxx")
+	s = token.ReplaceAllString(login.ReplaceAllString(s, "${1}xxxxx:xxxxx@"), "${1}xxxxx@")
+	return credential.ReplaceAllString(s, "${1}xxxxx")
 }

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/sourcepolicy"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 // TestHostilePolicies has policies that lack parts or have numbers that nobody knows
@@ -40,5 +42,33 @@ func TestHostilePolicies(t *testing.T) {
 	}
 	if got, err := ReadPolicies(&sourcepolicy.Policy{Rules: []*sourcepolicy.Rule{{Action: sourcepolicy.PolicyAction_CONVERT, Selector: every}}}); err != nil || got[0].Rules[0].Update != nil {
 		t.Errorf("a conversion to nothing is refused where it is to be applied: got %v, %v", got, err)
+	}
+}
+
+// TestGraphsWithoutParts has inputs whose definitions are nil, empty, or of ops that are
+// (CVE-2024-23650).
+func TestGraphsWithoutParts(t *testing.T) {
+	for name, c := range map[string]struct {
+		def  *pb.Definition
+		want string // "" is nothing, as scratch
+	}{
+		"nil":                    {nil, ""},
+		"empty":                  {&pb.Definition{}, ""},
+		"nil op":                 {&pb.Definition{Def: [][]byte{nil}}, "op"},
+		"nil ops":                {&pb.Definition{Def: [][]byte{nil, nil}}, "op"},
+		"nil metadata":           {&pb.Definition{Metadata: map[string]*pb.OpMetadata{"x": nil}}, ""},
+		"source without a place": {&pb.Definition{Source: &pb.Source{Locations: map[string]*pb.Locations{"x": nil}, Infos: []*pb.SourceInfo{nil}}}, ""},
+	} {
+		got, err := ReadGraphs(map[string]*pb.Definition{"in": c.def})
+		switch {
+		case c.want != "":
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), `input "in"`) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: got %v, want %q", name, err, c.want)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", name, err)
+		case got["in"].Text() != (&llb.Graph{}).Text():
+			t.Errorf("%s: got %s, want nothing", name, got["in"].Text())
+		}
 	}
 }

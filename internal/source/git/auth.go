@@ -16,6 +16,7 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/ssh"
+	"github.com/kiln-build/kiln/internal/source"
 )
 
 // authorize gives git the credentials for a request's remote.
@@ -141,7 +142,7 @@ func (r *runner) follow(ctx context.Context, remote string) (string, error) {
 	at.RawQuery = ""
 	moved, ok := strings.CutSuffix(at.String(), infoRefs)
 	if !ok || moved == remote {
-		return "", fmt.Errorf("%s redirects to %s, which is no repository", remote, at.Redacted())
+		return "", fmt.Errorf("%s redirects to %s, which is no repository", remote, source.WithoutLogins(at.String()))
 	}
 	r.config = append(r.config,
 		setting{"http." + moved + ".extraHeader", "Authorization: " + r.header}, setting{"http." + moved + ".followRedirects", "false"})

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
@@ -156,7 +155,7 @@ func (r *request) memoKey(p source.Git) string {
 func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error) {
 	p, ok := pin.Private.(*private)
 	if !ok {
-		return nil, fmt.Errorf("fetch %s: the pin is not of this source", redact(pin.Op.Identifier))
+		return nil, fmt.Errorf("fetch %s: the pin is not of this source", source.WithoutLogins(pin.Op.Identifier))
 	}
 	key := p.req.memoKey(p.pinned)
 	unlock, err := s.busy.lock(ctx, key)
@@ -223,15 +222,4 @@ func (s *Source) open(ctx context.Context, r *request) (run *runner, closeRun fu
 		return nil, nil, err
 	}
 	return run, run.close, nil
-}
-
-// redact keeps passwords out of texts about URLs.
-func redact(s string) string {
-	return passwords.ReplaceAllStringFunc(s, func(m string) string {
-		if strings.HasPrefix(m, "ssh://") && !strings.Contains(m[len("ssh://"):], ":") {
-			return m // a name to log in as, which is no secret
-		}
-		scheme, _, _ := strings.Cut(m, "://")
-		return scheme + "://xxxxx@"
-	})
 }

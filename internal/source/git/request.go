@@ -48,9 +48,6 @@ const (
 	mtimeCommit   = "commit"
 )
 
-// passwords finds what stands before a URL's host.
-var passwords = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s@]*@`)
-
 var hexPattern = regexp.MustCompile(`^[a-fA-F0-9]+$`)
 
 // isCommit tells whether s names an object in full.
@@ -61,26 +58,26 @@ func isCommit(s string) bool {
 func decode(op *llb.SourceOp) (*request, error) {
 	id, ok := strings.CutPrefix(op.Identifier, "git://")
 	if !ok {
-		return nil, fmt.Errorf("malformed identifier %q: expected git://host/path#ref:subdir", redact(op.Identifier))
+		return nil, fmt.Errorf("malformed identifier %q: expected git://host/path#ref:subdir", source.WithoutLogins(op.Identifier))
 	}
 	u, err := parseRemote(id)
 	if err != nil {
-		return nil, fmt.Errorf("malformed identifier %q: %w", redact(op.Identifier), err)
+		return nil, fmt.Errorf("malformed identifier %q: %w", source.WithoutLogins(op.Identifier), err)
 	}
 	r := &request{ref: u.Ref, subdir: u.Subdir}
 	for k, v := range op.Attrs {
 		if err := r.attr(k, v); err != nil {
-			return nil, fmt.Errorf("source %s: %w", redact(op.Identifier), err)
+			return nil, fmt.Errorf("source %s: %w", source.WithoutLogins(op.Identifier), err)
 		}
 	}
 	if full := op.Attrs[llb.AttrGitFullURL]; full != "" {
 		if u, err = fullURL(u, full); err != nil {
-			return nil, fmt.Errorf("source %s: %w", redact(op.Identifier), err)
+			return nil, fmt.Errorf("source %s: %w", source.WithoutLogins(op.Identifier), err)
 		}
 	}
 	r.setRemote(u)
 	if err := r.validate(); err != nil {
-		return nil, fmt.Errorf("source %s: %w", redact(op.Identifier), err)
+		return nil, fmt.Errorf("source %s: %w", source.WithoutLogins(op.Identifier), err)
 	}
 	return r, nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/source"
 )
 
 // Limits of what git may say. A list of references has about 70 bytes for each.
@@ -86,7 +87,9 @@ type gitError struct {
 	stderr string
 }
 
-func (e *gitError) Error() string { return fmt.Sprintf("%v: git stderr:\n%s", e.err, redact(e.stderr)) }
+func (e *gitError) Error() string {
+	return fmt.Sprintf("%v: git stderr:\n%s", e.err, source.WithoutLogins(e.stderr))
+}
 func (e *gitError) Unwrap() error { return e.err }
 
 // says tells whether git's complaint has one of these in it.
@@ -272,14 +275,14 @@ func (f *logFilter) Write(p []byte) (int, error) {
 	if end == 0 {
 		end = len(f.line)
 	}
-	_, err := io.WriteString(f.to, redact(string(f.line[:end])))
+	_, err := io.WriteString(f.to, source.WithoutLogins(string(f.line[:end])))
 	f.line = append(f.line[:0], f.line[end:]...)
 	return len(p), err
 }
 
 func (f *logFilter) flush() {
 	if len(f.line) > 0 {
-		_, _ = io.WriteString(f.to, redact(string(f.line))+"\n") // a log is worth no failure
+		_, _ = io.WriteString(f.to, source.WithoutLogins(string(f.line))+"\n") // a log is worth no failure
 	}
 	f.line = nil
 }

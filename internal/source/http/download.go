@@ -20,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/upload"
+	"github.com/kiln-build/kiln/internal/source"
 )
 
 // file is a download that is remembered.
@@ -72,7 +73,7 @@ func (s *Source) get(ctx context.Context, r *request) (file, *layer.Ref, error) 
 		}
 		var passing *passingError
 		if !errors.As(err, &passing) || n == attempts || ctx.Err() != nil || passing.after > time.Minute {
-			return file{}, nil, fmt.Errorf("download %s: %w", r.url.Redacted(), err)
+			return file{}, nil, fmt.Errorf("download %s: %w", r.shown(), err)
 		}
 		select {
 		case <-time.After(max(pause, passing.after)):
@@ -102,7 +103,8 @@ type passingError struct {
 	after time.Duration
 }
 
-func (e *passingError) Error() string { return e.err.Error() }
+// Error has no login of a URL, such as that of a place that the server named.
+func (e *passingError) Error() string { return source.WithoutLogins(e.err.Error()) }
 func (e *passingError) Unwrap() error { return e.err }
 
 // try makes one attempt. Some servers have ETags and do not look at those that
@@ -293,7 +295,7 @@ func (s *Source) remember(key string, f file) error {
 
 // save makes a layer of a body, and completes f.
 func (s *Source) save(ctx context.Context, r *request, f *file, body io.Reader, size int64) (*layer.Ref, error) {
-	m, err := s.cfg.Layers.New(ctx, nil, layer.NewOptions{Description: "http url " + r.url.Redacted()})
+	m, err := s.cfg.Layers.New(ctx, nil, layer.NewOptions{Description: "http url " + r.shown()})
 	if err != nil {
 		return nil, err
 	}

@@ -122,16 +122,16 @@ type headerField struct{ Name, Value string }
 func decode(op *llb.SourceOp) (*request, error) {
 	u, err := url.Parse(op.Identifier)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("malformed URL %q: expected http://host/path or https://host/path", redact(op.Identifier))
+		return nil, fmt.Errorf("malformed URL %q: expected http://host/path or https://host/path", source.WithoutLogins(op.Identifier))
 	}
 	r := &request{url: u}
 	for k, v := range op.Attrs {
 		if err := r.attr(k, v); err != nil {
-			return nil, fmt.Errorf("source %s: %w", u.Redacted(), err)
+			return nil, fmt.Errorf("source %s: %w", source.WithoutLogins(u.String()), err)
 		}
 	}
 	if (len(r.keys) == 0) != (len(r.signature) == 0) {
-		return nil, fmt.Errorf("source %s: http signature verification requires both pubkey and signature", u.Redacted())
+		return nil, fmt.Errorf("source %s: http signature verification requires both pubkey and signature", source.WithoutLogins(u.String()))
 	}
 	slices.SortFunc(r.headers, func(a, b headerField) int { return strings.Compare(a.Name, b.Name) })
 	return r, nil
@@ -180,18 +180,8 @@ func (r *request) attr(key, value string) (err error) {
 	return err
 }
 
-// redact keeps a password out of an error about a URL that does not parse.
-func redact(s string) string {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		return s
-	}
-	authority, path, _ := strings.Cut(rest, "/")
-	if i := strings.LastIndexByte(authority, '@'); i >= 0 {
-		authority = "xxxxx" + authority[i:]
-	}
-	return scheme + "://" + authority + "/" + path
-}
+// shown is the URL as errors and descriptions have it.
+func (r *request) shown() string { return source.WithoutLogins(r.url.String()) }
 
 // checkName accepts the name of a file in a directory, and nothing that leads
 // elsewhere or confuses whoever reads it.
@@ -262,7 +252,7 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 		return nil, err
 	}
 	if err := checkQuery(opt.Checksum); err != nil {
-		return nil, fmt.Errorf("source %s: %w", req.url.Redacted(), err)
+		return nil, fmt.Errorf("source %s: %w", req.shown(), err)
 	}
 	pin := &source.Pin{Op: op, Platform: opt.Platform}
 	if req.checksum != "" && req.keys == nil && opt.Checksum == nil {
@@ -274,7 +264,7 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 	}
 	if req.keys != nil || opt.Checksum != nil {
 		if err := s.inspect(ctx, req, got, opt.Checksum, pin); err != nil {
-			return nil, fmt.Errorf("source %s: %w", req.url.Redacted(), err)
+			return nil, fmt.Errorf("source %s: %w", req.shown(), err)
 		}
 	}
 	if pin.Key, err = req.key(got.file.Name, got.file.Digest, got.file.LastModified); err != nil {
@@ -292,7 +282,7 @@ func (s *Source) Resolve(ctx context.Context, op *llb.SourceOp, opt source.Optio
 func (r *request) pinKnown(pin *source.Pin) error {
 	name, err := r.fileName(http.Header{})
 	if err != nil {
-		return fmt.Errorf("source %s: %w", r.url.Redacted(), err)
+		return fmt.Errorf("source %s: %w", r.shown(), err)
 	}
 	r.filename = name
 	pin.Digest, pin.Name, pin.Private = r.checksum, name, &private{req: r}
@@ -316,7 +306,7 @@ func (s *Source) ask(ctx context.Context, r *request) (answer, error) {
 func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error) {
 	p, ok := pin.Private.(*private)
 	if !ok {
-		return nil, fmt.Errorf("fetch %s: the pin is not of this source", redact(pin.Op.Identifier))
+		return nil, fmt.Errorf("fetch %s: the pin is not of this source", source.WithoutLogins(pin.Op.Identifier))
 	}
 	if p.ref != nil {
 		if ref, err := s.cfg.Layers.Get(ctx, p.ref.ID()); err == nil {
@@ -329,7 +319,7 @@ func (s *Source) Fetch(ctx context.Context, pin *source.Pin) (*layer.Ref, error)
 	}
 	if file.Digest != pin.Digest {
 		return nil, fmt.Errorf("fetch %s: digest mismatch %s: %s: the file changed while it was in use: build again",
-			p.req.url.Redacted(), file.Digest, pin.Digest)
+			p.req.shown(), file.Digest, pin.Digest)
 	}
 	return ref, nil
 }

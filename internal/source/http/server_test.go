@@ -283,6 +283,35 @@ func TestBadServers(t *testing.T) {
 	}
 }
 
+// TestRedirectsToLogins has servers name places with a login in them, none of which
+// can be got: nobody is told of the login (CVE-2023-26054).
+func TestRedirectsToLogins(t *testing.T) {
+	layers, db := newLayers(t)
+	web := newSite(t)
+	s := newSource(layers, db)
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	host := gone.Listener.Addr().String()
+	for _, place := range []string{
+		"http://me:sesame@" + host + "/x", "http://sesame@" + host + "/x", "http://:sesame@" + host + "/x",
+		"http://me:sesame@bad host/x", "ftp://me:sesame@" + host + "/x", "http://me:sesame@" + web.url[len("http://"):] + "/x",
+	} {
+		web.set("", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", place)
+			w.WriteHeader(http.StatusFound)
+		})
+		_, _, err := get(t.Context(), s, op(web.url+"/file"))
+		if err == nil || strings.Contains(err.Error(), "sesame") || !strings.Contains(err.Error(), web.url) {
+			t.Errorf("redirected to %s: got %v", place, err)
+		}
+	}
+	own := strings.Replace(web.url, "http://", "http://sesame@", 1)
+	web.set("", http.NotFound)
+	if _, _, err := get(t.Context(), s, op(own+"/file")); err == nil || strings.Contains(err.Error(), "sesame") {
+		t.Errorf("a URL with a token: got %v", err)
+	}
+}
+
 func TestSecrets(t *testing.T) {
 	layers, db := newLayers(t)
 	web, other := newSite(t), newSite(t)
