@@ -126,7 +126,6 @@ type scriptState struct {
 	run    string // a folder of its own
 	dir    string // where its daemons start; "" for here
 	flags  []string
-	within func(daemon *exec.Cmd) // changes how a daemon is started; nil for not
 	daemon *exec.Cmd
 	undo   []func() error
 	places map[string]*lossy // servers, by name
@@ -313,9 +312,6 @@ func (s *scriptState) start(kiln string, env []string, executor string, flags ..
 	cmd := exec.Command(kiln, args...)
 	cmd.Env, cmd.Dir = env, s.dir
 	cmd.Stdout, cmd.Stderr = log, log
-	if s.within != nil {
-		s.within(cmd)
-	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
