@@ -56,14 +56,14 @@ func cases() []benchCase {
 	for _, c := range []string{"gzip", "zstd", "uncompressed"} {
 		rows := []string{"export-" + c + "-first", "export-" + c + "-again"}
 		list = append(list, benchCase{
-			name: "export-" + c, rows: rows, rounds: 3, prepare: prepareExport,
+			name: "export-" + c, rows: rows, rounds: 4, prepare: prepareExport,
 			run: exportRun("type=oci,compression="+c+",dest=", rows),
 		})
 	}
 	for _, typ := range []string{"local", "tar"} {
 		rows := []string{"export-" + typ}
 		list = append(list, benchCase{
-			name: "export-" + typ, rows: rows, rounds: 3, prepare: prepareExport,
+			name: "export-" + typ, rows: rows, rounds: 4, prepare: prepareExport,
 			run: exportRun("type="+typ+",dest=", rows),
 		})
 	}
@@ -73,9 +73,12 @@ func cases() []benchCase {
 // timed builds once and keeps what it took under row. What was written before is on
 // the disk by then, whichever engine wrote it: else a build would share the machine
 // with the kernel's writing, which begins in the middle of a row or does not by how
-// much memory there is.
+// much memory there is. And there is memory at hand (see readyFree).
 func (r *roundRun) timed(ctx context.Context, row string, s buildSpec) error {
 	syscall.Sync()
+	if err := readyFree(); err != nil {
+		return err
+	}
 	m, err := r.engine.build(ctx, r.limit, s)
 	return r.results.keep(ctx, r.engine, row, m, err)
 }

@@ -32,7 +32,7 @@ const (
 func wireCases() []benchCase {
 	return []benchCase{
 		{name: "exec-100", rows: []string{"exec-100-cold", "exec-100-warm"}, rounds: 3, run: runContainers},
-		{name: "rpc", rows: rpcRows(), rounds: 45, run: runCalls},
+		{name: "rpc", rows: rpcRows(), rounds: 150, run: runCalls},
 		{name: "concurrent-40", rows: []string{"concurrent-40"}, rounds: 3, run: runConcurrent},
 		{name: "builds-1000", rows: []string{"builds-1000", "builds-1000/growth"}, rounds: 1, run: runMany},
 	}
