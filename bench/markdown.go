@@ -41,7 +41,7 @@ func resultsText(old string, list []line, all []benchCase, day, machine string) 
 			rows[f] = nil
 		}
 		rows[family(l.Name)] = append(rows[family(l.Name)],
-			fmt.Sprintf("| %s | %s | %.3f | %.3f | %.2f | %s |\n", l.Name, l.Unit, l.Kiln, l.BuildKit, l.Ratio, day))
+			fmt.Sprintf("| %s | %s |\n", strings.Join(l.cells(), " | "), day))
 	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Kiln and BuildKit side by side\n\n"+
@@ -50,7 +50,7 @@ func resultsText(old string, list []line, all []benchCase, day, machine string) 
 		"runtime; ratio is Kiln / BuildKit, so less is better. `daemon-peak` and `client-peak` are the\n"+
 		"highest resident memory of the daemon's and the client's process during a build. A build that\n"+
 		"took longer than the limit (two minutes, or what -limit says) counts as hung and is left out of\n"+
-		"the medians. Both daemons run with their defaults: BuildKit's containers share the host's network,\n"+
+		"the medians; the row `hangs` counts them. Both daemons run with their defaults: BuildKit's containers share the host's network,\n"+
 		"Kiln's have their own. The graphs of 1,000 and 200 vertices are sent to both by `buildctl`.\n"+
 		"Before each timed build the disk gets what was written before it, and 2 GB of memory that is free are\n"+
 		"touched, so that the machine's host has given them: neither is counted.\n\n"+

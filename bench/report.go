@@ -105,6 +105,22 @@ type line struct {
 	Ratio    float64 `json:"ratio"`
 }
 
+// cells are the line as tables show it, with a dash in place of what is not known:
+// nothing is, of an engine that hung in each round.
+func (l line) cells() []string {
+	number := func(value float64, digits int, known bool) string {
+		if !known {
+			return "-"
+		}
+		return strconv.FormatFloat(value, 'f', digits, 64)
+	}
+	counted := l.Unit == "count" // of which 0 is a number like others
+	return []string{
+		l.Name, l.Unit, number(l.Kiln, 3, counted || l.Kiln > 0), number(l.BuildKit, 3, counted || l.BuildKit > 0),
+		number(l.Ratio, 2, l.Kiln > 0 && l.BuildKit > 0),
+	}
+}
+
 func (rs *results) lines() (list []line) {
 	for _, row := range rs.order {
 		l := line{Name: row, Unit: rs.units[row], Kiln: rs.value(row, kilnName), BuildKit: rs.value(row, buildkitName)}
@@ -129,7 +145,7 @@ func (rs *results) write(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "row\tunit\tkiln\tbuildkit\tratio\t")
 	for _, l := range list {
-		fmt.Fprintf(tw, "%s\t%s\t%.3f\t%.3f\t%.2f\t\n", l.Name, l.Unit, l.Kiln, l.BuildKit, l.Ratio)
+		fmt.Fprintln(tw, strings.Join(l.cells(), "\t")+"\t")
 	}
 	return tw.Flush()
 }
