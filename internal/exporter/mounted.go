@@ -5,10 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -60,9 +56,9 @@ func MountAll(ctx context.Context, m Mounter, in Input, o FilesOptions) (all []M
 		}
 		releases = append(releases, done)
 		if one.Dir = dir; o.Src != "" {
-			sub, err := openBelow(dir, o.Src)
+			sub, err := layer.OpenDir(dir, o.Src)
 			if err != nil {
-				return nil, release, fmt.Errorf("export directory of the result%s: src=%s: %w", forPlatform(p.ID), o.Src, err)
+				return nil, release, fmt.Errorf("export directory of the result%s: src=%s: %w", forPlatform(p.ID), o.Src, withoutPath(err))
 			}
 			releases = append(releases, sub.Close)
 			// A name that holds as long as the handle does, whatever the files are.
@@ -76,67 +72,7 @@ func MountAll(ctx context.Context, m Mounter, in Input, o FilesOptions) (all []M
 	return all, release, nil
 }
 
-// openBelow opens the directory src of a result, as if the result were the whole
-// file system: absolute links and ".." stay inside, as they do in a container.
-func openBelow(dir, src string) (*os.File, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	at, err := resolve(root, src)
-	if err != nil {
-		return nil, withoutPath(err)
-	}
-	// The dot has anything but a directory fail before it is opened.
-	f, err := root.Open(at + "/.")
-	if err != nil {
-		return nil, withoutPath(err)
-	}
-	return f, nil
-}
-
-// resolve follows the links of name and returns one without any, below root. It
-// only says where to look: [os.Root] checks each step again.
-func resolve(root *os.Root, name string) (string, error) {
-	const maxLinks = 255 // as many as the kernel and BuildKit follow, or more
-	at, rest := ".", strings.Split(name, "/")
-	for links := 0; len(rest) > 0; {
-		step := rest[0]
-		rest = rest[1:]
-		switch step {
-		case "", ".":
-			continue
-		case "..":
-			at = path.Dir(at)
-			continue
-		}
-		next := path.Join(at, step)
-		info, err := root.Lstat(next)
-		if err != nil {
-			return "", err
-		}
-		if info.Mode()&fs.ModeSymlink == 0 {
-			at = next
-			continue
-		}
-		target, err := root.Readlink(next)
-		if err != nil {
-			return "", err
-		}
-		if links++; links > maxLinks {
-			return "", syscall.ELOOP
-		}
-		if strings.HasPrefix(target, "/") {
-			at = "."
-		}
-		rest = append(strings.Split(target, "/"), rest...)
-	}
-	return at, nil
-}
-
-// withoutPath leaves out where the daemon has the files, which says nothing to
-// who asked for them.
+// withoutPath leaves out the path, which the message has already named.
 func withoutPath(err error) error {
 	var at *fs.PathError
 	for errors.As(err, &at) {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
+
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // mountpoint is one mount shared by all who ask for it at the same time.
@@ -70,6 +72,18 @@ func (s *Store) View(ctx context.Context, r *Ref) (dir string, release func() er
 		return s.dir.empty, func() error { return nil }, nil
 	}
 	return s.visible(ctx, r, true)
+}
+
+// OpenDir opens the directory name of files that [Store.Mount] made visible at dir,
+// as a container of them would: absolute links and ".." stay inside. Errors name
+// paths as seen from inside dir.
+func OpenDir(dir, name string) (*os.File, error) {
+	root, err := safepath.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open mounted layer: %w", err)
+	}
+	defer root.Close()
+	return root.ChrootDir(name)
 }
 
 // visible makes the files of a layer visible; plain takes a directory as it is.

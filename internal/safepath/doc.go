@@ -7,7 +7,7 @@
 // component with O_NOFOLLOW where a kernel or a filter lacks it), so that
 // whoever swaps a directory for a symlink meanwhile still cannot lead an
 // operation out of the root. Names are cleaned lexically first: "a/../b" is
-// "b", whatever a is.
+// "b", whatever a is ([Root.ChrootDir] alone does as a chroot would).
 //
 // It sits below everything that touches a file system on behalf of a build,
 // and knows nothing of builds. Errors name paths as seen from inside the root,

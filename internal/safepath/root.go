@@ -61,6 +61,21 @@ func (r *Root) sub(name string, flags int) (*Root, error) {
 	return s, nil
 }
 
+// ChrootDir opens the directory name as a process in a chroot would: here alone,
+// names are not cleaned first, and a ".." after a symlink is the parent of what
+// the symlink leads to.
+func (r *Root) ChrootDir(name string) (*os.File, error) {
+	fd, err := -1, error(unix.EINVAL)
+	if strings.IndexByte(name, 0) < 0 {
+		// Relative, or the kernel would refuse an empty name.
+		fd, err = r.openRelative("./"+name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
+	if err != nil {
+		return nil, pathError("open directory", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // Open opens a regular file or a directory for reading. For anything else the
 // error is [ErrSpecial].
 func (r *Root) Open(name string) (*os.File, error) { return r.OpenFile(name, os.O_RDONLY, 0) }
@@ -207,6 +222,11 @@ func (r *Root) open(name string, flags int, perm uint32) (int, error) {
 	if err != nil {
 		return -1, err
 	}
+	return r.openRelative(rel, flags, perm)
+}
+
+// openRelative is open of a name that is relative to the root already.
+func (r *Root) openRelative(rel string, flags int, perm uint32) (int, error) {
 	if !r.walk.Load() {
 		fd, err := r.openat2(rel, flags|unix.O_CLOEXEC, perm)
 		switch {

@@ -140,6 +140,40 @@ func TestResolve(t *testing.T) {
 	})
 }
 
+// TestChrootDir has names mean what they would to a process in a chroot.
+func TestChrootDir(t *testing.T) {
+	both(t, func(t *testing.T, dir string, r *Root) {
+		hostile(t, dir)
+		must(t, os.MkdirAll(filepath.Join(dir, "one/two"), 0o755))
+		must(t, os.Symlink("/one/two", filepath.Join(dir, "short")))
+		for name, want := range map[string]string{
+			"": "/", "/": "/", "..": "/", "/../..": "/", "in/": "/in", "//in//.": "/in", "toin": "/in", "abs/in": "/in",
+			"upup/in": "/in", "deep/x": "/in", "trailing": "/in", "in/dotdot": "/",
+			"short/..": "/one", "one/two/../..": "/", "short/../two": "/one/two",
+		} {
+			got, err := r.ChrootDir(name)
+			if err != nil {
+				t.Errorf("open %q: %v", name, err)
+				continue
+			}
+			defer got.Close()
+			path, err := os.Readlink(procPath(int(got.Fd())))
+			must(t, err)
+			if path = strings.TrimPrefix(path, dir); path != strings.TrimSuffix(want, "/") {
+				t.Errorf("open %q: got the directory %q, want %q", name, path, want)
+			}
+		}
+		for name, want := range map[string]error{
+			"out": unix.ENOENT, "host": unix.ENOENT, "procroot": unix.ENOENT, "missing": unix.ENOENT, "missing/..": unix.ENOENT,
+			"in/file": unix.ENOTDIR, "in/file/..": unix.ENOTDIR, "loop": unix.ELOOP, "ping/..": unix.ELOOP, "in\x00": unix.EINVAL,
+		} {
+			if got, err := r.ChrootDir(name); !errors.Is(err, want) {
+				t.Errorf("open %q: got %v, %v, want %v", name, got, err, want)
+			}
+		}
+	})
+}
+
 func TestSpecialFilesAreNotOpened(t *testing.T) {
 	both(t, func(t *testing.T, dir string, r *Root) {
 		must(t, r.Mknod("fifo", unix.S_IFIFO|0o644, 0))

@@ -31,6 +31,22 @@ func (w *walker) pop() {
 	}
 }
 
+// leave is pop for a "..", which only a directory has.
+func (w *walker) leave() error {
+	if len(w.fds) == 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(w.top(), &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return unix.ENOTDIR
+	}
+	w.pop()
+	return nil
+}
+
 func (w *walker) close() {
 	for len(w.fds) > 0 {
 		w.pop()
@@ -49,7 +65,9 @@ func (w *walker) to(rel string, follow bool) (missing []string, err error) {
 		case "", ".":
 			continue
 		case "..":
-			w.pop()
+			if err := w.leave(); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		fd, err := ignoreEINTR(func() (int, error) {
