@@ -24,9 +24,10 @@ const (
 	mostWarningBytes  = 1 << 26
 	mostQuestions     = 10_000 // about sources; progress shows each
 	mostQuestionBytes = 1 << 26
-	mostRefused       = 100      // calls beyond that, before the connection ends
-	mostAnswers       = 64 << 20 // bytes of large answers that are under way
-	smallAnswer       = 64 << 10 // bytes of an answer that does not count there
+	mostRefused       = 100       // calls beyond that, before the connection ends
+	mostRequests      = 256 << 20 // bytes received of calls that are under way
+	mostAnswers       = 64 << 20  // bytes of large answers that are under way
+	smallAnswer       = 64 << 10  // bytes of an answer that does not count there
 )
 
 // quota is what a frontend, and those that it has called, have had of what is bounded.
@@ -36,6 +37,7 @@ type quota struct {
 	warnings, warningBytes   int
 	questions, questionBytes int
 	processes, running       int
+	requests                 int                 // bytes
 	room                     *semaphore.Weighted // for answers under way, bytes
 	collected                time.Time           // when somebody who waited for room had garbage collected
 }

@@ -20,6 +20,10 @@ import (
 // A frontend in a container is the gateway's client on a connection of its own.
 // It is known by that connection and sees nothing but what it made itself.
 
+// unreadWindow is how much a call may send before the daemon reads of it, bytes. gRPC
+// lets the rest of a message in once it reads the message.
+const unreadWindow = 256 << 10
+
 // ServeFrontend answers a frontend until its connection or ctx ends, and returns
 // what it returned; nil and no error if that was nothing. All that the frontend had
 // is released by then.
@@ -29,19 +33,21 @@ func (s *Service) ServeFrontend(ctx context.Context, br *build.Bridge, inputs ma
 	run := NewPhase("of the frontend", nil)
 	run.quota = quotaOf(ctx)
 	run.hangUp = func() { _ = conn.Close() }
+	counted := newMetered(conn, run)
 	run.begin(phase, br, inputs)
 	unary, stream := s.host.Intercept()
 	server := grpc.NewServer(append(session.ServerOptions(),
-		grpc.WaitForHandlers(true), grpc.MaxConcurrentStreams(mostCalls),
+		grpc.InitialWindowSize(unreadWindow), grpc.WaitForHandlers(true), grpc.MaxConcurrentStreams(mostCalls),
 		grpc.ChainUnaryInterceptor(withValuesUnary(phase), unary),
 		grpc.ChainStreamInterceptor(withValuesStream(phase), stream))...)
 	gateway.RegisterLLBBridgeServer(server, &Service{host: s.host, native: s.native, only: run})
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	defer context.AfterFunc(ctx, server.Stop)()
-	_ = server.Serve(newSingleListener(conn)) // ends with the connection, always by an error
+	_ = server.Serve(newSingleListener(counted)) // ends with the connection, always by an error
 	end()
 	_ = conn.Close() // it may not have been accepted
 	server.Stop()
+	counted.release()
 	run.releaseAnswers()
 	run.releaseContainers()
 	select {
