@@ -44,8 +44,9 @@ type gatewayServer struct {
 	conn   *grpc.ClientConn
 	socket string
 	images *gateway.ImageFrontend
-	// frontends may be added to before the first build.
+	// frontends and the worker's sources may be added to before the first build.
 	frontends map[string]frontend.Frontend
+	worker    *op.Worker
 }
 
 func serveGateway(t *testing.T) *gatewayServer { return serveGatewayOn(t, fake.New(), nil) }
@@ -85,11 +86,9 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 	must(os.Mkdir(scratch, 0o700))
 	platform := []ocispecs.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
 	frontends := map[string]frontend.Frontend{build.ImageFrontendName: images}
+	worker := &op.Worker{Platforms: platform, Executor: ex, Layers: layers, CacheMounts: mounts, Scratch: scratch}
 	s := New(Config{
-		Builder: &build.Builder{
-			Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: frontends,
-			Worker: &op.Worker{Platforms: platform, Executor: ex, Layers: layers, CacheMounts: mounts, Scratch: scratch},
-		},
+		Builder:  &build.Builder{Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: frontends, Worker: worker},
 		Sessions: session.NewManager(), History: openHistory(t), Ledger: history.NewLedger(db), Platforms: platform,
 		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
 	})
@@ -103,7 +102,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
 	closing(func() error { stop(); return <-served })
-	g := &gatewayServer{root: root, layers: layers, socket: socket, images: images, frontends: frontends}
+	g := &gatewayServer{root: root, layers: layers, socket: socket, images: images, frontends: frontends, worker: worker}
 	g.conn = g.dial(t)
 	return g
 }

@@ -22,7 +22,8 @@ const mostNested = 16
 //
 // It waits for steps of other graphs, which no other operation does while jobs
 // share it. So a build must not be inside itself: that is found out when its
-// graph is read.
+// graph is read, by way of the builds around it and of those that other jobs are
+// at (nested.go).
 type buildOp struct {
 	base
 	op    *llb.BuildOp
@@ -31,7 +32,7 @@ type buildOp struct {
 
 func newBuildOp(b base, o *llb.BuildOp, above []digest.Digest) (*buildOp, error) {
 	if slices.Contains(above, b.vertex.Digest()) {
-		return nil, errors.New("the definition that it evaluates contains the build itself")
+		return nil, errInsideItself
 	}
 	if len(above) >= mostNested {
 		return nil, fmt.Errorf("more than %d builds inside each other", mostNested)
@@ -51,6 +52,11 @@ func (o *buildOp) Exec(ctx context.Context, inputs []solver.Result) ([]solver.Re
 	if err != nil {
 		return nil, err
 	}
+	leave, err := o.worker.nested.enter(o.vertex.Digest(), g)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	ctx = context.WithValue(ctx, aroundKey{}, append(slices.Clone(o.above), o.vertex.Digest()))
 	tried := map[*Job]bool{}
 	err = errors.New("nobody waits for the build any more")

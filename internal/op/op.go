@@ -60,6 +60,8 @@ type Worker struct {
 	// Detected tells what containers can run here besides Platforms, by
 	// emulators that came later. Nil is nothing.
 	Detected func() []ocispecs.Platform
+
+	nested nested
 }
 
 // Secrets gets secrets from the clients that ctx's work is done for.
