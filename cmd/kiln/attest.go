@@ -71,6 +71,11 @@ func setAttest(o *client.SolveOpt, kind string, fields []string) (err error) {
 	if err != nil {
 		return fmt.Errorf("disabled is neither true nor false: %w", err)
 	}
+	for _, f := range fields {
+		if f != "" && strings.IndexByte(f, '=') <= 0 {
+			return fmt.Errorf("%q: want true, false or KEY=VALUE", f)
+		}
+	}
 	key := "attest:" + kind
 	delete(o.FrontendAttrs, key)
 	if !off {

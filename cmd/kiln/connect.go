@@ -104,7 +104,10 @@ func daemonProcess(p place) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the kiln program: %w", err)
 	}
-	return exec.Command(self, "daemon", "--root", p.root, "--addr", p.address(), "--idle-timeout", ownIdle.String()), nil
+	// Steps may use the machine's network if their build says so (--network host):
+	// who may ask this daemon is who started it, and has that network anyhow.
+	return exec.Command(self, "daemon", "--root", p.root, "--addr", p.address(), "--idle-timeout", ownIdle.String(),
+		"--allow-insecure-entitlement", "network.host"), nil
 }
 
 // start starts the daemon and waits until it answers. Of several that try at

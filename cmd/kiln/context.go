@@ -85,6 +85,9 @@ func sharedKey(dir string) (string, error) {
 // else of its directory is shared. It may lie outside the context.
 func diskDockerfile(cmd *cli.Command, o *client.SolveOpt, dir, file string) error {
 	path := filepath.Join(dir, "Dockerfile")
+	if lower := filepath.Join(dir, "dockerfile"); file == "" && !exists(path) && isFile(lower) {
+		path = lower // as docker build does
+	}
 	if file != "" {
 		path = file
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !filepath.IsAbs(file) {
@@ -111,6 +114,11 @@ func diskDockerfile(cmd *cli.Command, o *client.SolveOpt, dir, file string) erro
 	o.Attach.Files["dockerfile"] = files
 	o.FrontendAttrs["filename"] = name
 	return nil
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
 }
 
 func isFile(name string) bool {

@@ -136,7 +136,7 @@ func interruptible(ctx context.Context, patience int, exit func(int)) (context.C
 // run runs a command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
 	spanned, span := startSpan(ctx, "kiln", e.getenv)
-	err := rootCommand(e).Run(spanned, args)
+	err := rootCommand(e).Run(spanned, splitShorthands(args))
 	if !isDaemon(args) { // which has spans of its own
 		span.end(err)
 	}
@@ -228,7 +228,6 @@ func commands(e *env) []*cli.Command {
 		imagesCommand(e),
 		historyCommand(e),
 		whyCommand(e),
-		cacheCommand(e),
 		workersCommand(e),
 		daemonCommand(e),
 		dockerfileCommand(e),
@@ -270,6 +269,11 @@ func rootCommand(e *env) *cli.Command {
 // prepare gives a command and those below it our habits.
 func prepare(cmd *cli.Command) {
 	cmd.DisableSliceFlagSeparator = true
+	for _, f := range cmd.Flags {
+		if s, ok := f.(cli.StringerSetter); ok {
+			s.SetStringer(flagHelp)
+		}
+	}
 	cmd.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
 		return usagef(c, "%s", explainUsage(c, err))
 	}
@@ -281,18 +285,63 @@ func prepare(cmd *cli.Command) {
 	}
 }
 
+// flagHelp is a flag's line in the help: its names once, whether or not it may be
+// repeated, so that the lines fit a terminal.
+func flagHelp(f cli.Flag) string {
+	names, usage, _ := strings.Cut(cli.FlagStringer(f), "\t")
+	names, _, _ = strings.Cut(names, " [ ")
+	return names + "\t" + usage
+}
+
 // explainUsage makes the library's message one that helps.
 func explainUsage(cmd *cli.Command, err error) string {
 	text := err.Error()
+	if rest, ok := strings.CutPrefix(text, "invalid value "); ok {
+		value, rest, _ := strings.Cut(rest, " for flag -")
+		name, _, _ := strings.Cut(rest, ": ")
+		return fmt.Sprintf("--%s %s: want %s", name, value, wantedBy(cmd, name))
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: "); ok {
+		return name + " needs a value"
+	}
 	name, ok := strings.CutPrefix(text, "flag provided but not defined: ")
 	if !ok {
 		return text
 	}
-	name = "--" + strings.TrimLeft(name, "-")
+	name = strings.TrimLeft(name, "-")
+	if advice := insteadOf(name); advice != "" && cmd.Name == "build" {
+		return fmt.Sprintf("kiln build has no %s: %s", dashed(name), advice)
+	}
+	name = dashed(name)
 	if s := nearestFlag(cmd, strings.TrimLeft(name, "-")); s != "" {
 		return fmt.Sprintf("unknown flag %s. Did you mean %s?", name, s)
 	}
 	return "unknown flag " + name
+}
+
+// dashed is a flag's name as it is written.
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
+}
+
+// wantedBy says what values a flag takes.
+func wantedBy(cmd *cli.Command, name string) string {
+	for _, f := range cmd.Flags {
+		if !slices.Contains(f.Names(), name) {
+			continue
+		}
+		switch f.(type) {
+		case *cli.BoolFlag:
+			return "true or false"
+		case *cli.DurationFlag:
+			return "a duration such as 30s, 5m or 2h"
+		}
+		return "a number"
+	}
+	return "another value"
 }
 
 // nearestFlag returns the flag that a word most likely stands for, or "".

@@ -39,7 +39,10 @@ func setOutputs(e *env, cmd *cli.Command, o *client.SolveOpt) error {
 			return err
 		}
 	}
-	return nameImages(cmd, o)
+	if err := nameImages(cmd, o); err != nil {
+		return err
+	}
+	return annotateImages(cmd, o)
 }
 
 // pushImages pushes the images, and makes one if there is none.
@@ -66,6 +69,9 @@ func nameImages(cmd *cli.Command, o *client.SolveOpt) error {
 	tags := cmd.StringSlice("tag")
 	if slices.Contains(tags, "") {
 		return usagef(cmd, "-t: the name is empty")
+	}
+	if err := checkTags(cmd); err != nil {
+		return err
 	}
 	for _, x := range o.Exports {
 		switch x.Type {

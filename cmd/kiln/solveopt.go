@@ -152,7 +152,11 @@ func setRunAttrs(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 		if i <= 0 || i == len(h)-1 {
 			return usagef(cmd, "--add-host %q: want HOST=IP", h)
 		}
-		hosts = append(hosts, h[:i]+"="+h[i+1:])
+		address, err := hostAddress(cmd, h, h[i+1:])
+		if err != nil {
+			return err
+		}
+		hosts = append(hosts, h[:i]+"="+address)
 	}
 	for key, values := range map[string][]string{"add-hosts": hosts, "ulimit": cmd.StringSlice("ulimit")} {
 		if len(values) == 0 {
@@ -171,6 +175,9 @@ func setRunAttrs(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 		}
 		o.FrontendAttrs["shm-size"] = strconv.FormatInt(n, 10)
 	}
+	if v := cmd.String("cgroup-parent"); v != "" {
+		o.FrontendAttrs["cgroup-parent"] = v
+	}
 	return addResources(o, cmd)
 }
 
@@ -179,6 +186,11 @@ func addResources(o *client.SolveOpt, cmd *cli.Command) error {
 	limits := cmd.StringSlice("resource")
 	if v := cmd.String("memory"); v != "" {
 		limits = append(limits, "memory="+v)
+	}
+	for _, name := range resourceHabits() {
+		if cmd.IsSet(name) {
+			limits = append(limits, name+"="+cmd.String(name))
+		}
 	}
 	names := map[string]string{
 		"memory": "memory", "memory-swap": "memswap", "cpu-shares": "cpushares", "cpu-period": "cpuperiod",
@@ -258,7 +270,7 @@ func parseSecret(s string) (client.Secret, error) {
 	for _, f := range fields {
 		k, v, ok := strings.Cut(f, "=")
 		if !ok {
-			return out, fmt.Errorf("%q: want KEY=VALUE, not %q", s, f)
+			return out, fmt.Errorf("%q: want id=NAME[,src=FILE|,env=VARIABLE], not %q", s, f)
 		}
 		switch strings.ToLower(k) {
 		case "id":
