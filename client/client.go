@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -201,7 +202,11 @@ type unreachableError struct {
 }
 
 func (e *unreachableError) Error() string {
-	return fmt.Sprintf("%v at %s: %v", ErrUnreachable, e.address, e.status)
+	reason := e.status.Error()
+	if _, dial, ok := strings.Cut(reason, "Error while dialing: "); ok { // what is around it is gRPC's affair
+		reason = strings.TrimSuffix(dial, `"`)
+	}
+	return fmt.Sprintf("%v at %s: %s", ErrUnreachable, e.address, reason)
 }
 
 func (e *unreachableError) Unwrap() []error { return []error{ErrUnreachable, e.status} }

@@ -61,7 +61,7 @@ func daemonAddress(ctx context.Context, e *env, cmd *cli.Command) (string, error
 	}
 	p, err := ownPlace(e.getenv, e.uid)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: %w", client.ErrUnreachable, err)
 	}
 	s := starter{place: p, command: daemonProcess, notice: e.stderr}
 	if s.answers(ctx) {
@@ -77,7 +77,7 @@ func daemonAddress(ctx context.Context, e *env, cmd *cli.Command) (string, error
 func reach(ctx context.Context, address string, opt client.Options) (*client.Client, error) {
 	c, err := client.New(address, opt)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", client.ErrUnreachable, err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout,
 		fmt.Errorf("%w at %s within %v", client.ErrUnreachable, address, answerTimeout))
@@ -115,7 +115,7 @@ func daemonProcess(p place) (*exec.Cmd, error) {
 func (s starter) start(ctx context.Context) (err error) {
 	for _, dir := range []string{s.root, filepath.Dir(s.socket)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("%w: make folder for the daemon: %w", client.ErrUnreachable, err)
+			return fmt.Errorf("%w: make folder for the daemon: %w: set KILN_ROOT to a folder that is yours", client.ErrUnreachable, err)
 		}
 	}
 	unlock, err := lockFile(ctx, s.lock)

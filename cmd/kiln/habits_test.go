@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"strings"
 	"testing"
 
@@ -47,5 +48,29 @@ func TestLowerCaseDockerfile(t *testing.T) {
 	code, _, stderr := kilnIn(t, dir, d.Address, nil, "build", "-q", ".")
 	if code != 0 || got.GetFrontendAttrs()["filename"] != "dockerfile" {
 		t.Errorf("exit code %d, %s, attributes %q", code, stderr, got.GetFrontendAttrs())
+	}
+}
+
+// Whoever cannot have a daemon is told why, what helps, and by the exit code that
+// it was not the build.
+func TestNoDaemon(t *testing.T) {
+	dir := contextDir(t)
+	file := dir + "/other"
+	for _, tt := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{map[string]string{}, "set KILN_ROOT"},
+		{map[string]string{"KILN_ROOT": "/" + strings.Repeat("x", 200)}, "shorter"},
+		{map[string]string{"KILN_ROOT": file + "/below"}, "set KILN_ROOT to a folder that is yours"},
+		{map[string]string{"KILN_HOST": "what"}, "want unix://PATH"},
+		{map[string]string{"KILN_HOST": "unix://" + dir + "/none"}, "/none: dial unix " + dir + "/none: connect: no such file"},
+	} {
+		t.Chdir(dir)
+		var errs strings.Builder
+		e := &env{stdout: io.Discard, stderr: &errs, getenv: func(k string) string { return tt.env[k] }, uid: 1}
+		if code := run(t.Context(), e, []string{"kiln", "build", "."}); code != exitDaemon || !strings.Contains(errs.String(), tt.want) {
+			t.Errorf("%v: exit code %d, %s, want %q", tt.env, code, errs.String(), tt.want)
+		}
 	}
 }

@@ -56,6 +56,9 @@ func main() {
 	heap := uint64(clientHeap)
 	if isDaemon(os.Args) {
 		heap = daemonHeap
+		// What a container runtime makes in a file system, such as /dev, must not
+		// depend on who started the daemon.
+		syscall.Umask(0o022)
 		// The daemon runs in namespaces of its own, and has to enter them
 		// before anything else.
 		if err := e.enterNamespaces(); err != nil {

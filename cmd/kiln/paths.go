@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxSocket is the length of the longest path of a unix socket, bytes.
@@ -41,7 +44,7 @@ func ownPlace(getenv func(string) string, uid int) (place, error) {
 		}
 		p.root = filepath.Join(data, "kiln")
 		p.socket = filepath.Join(p.root, "kiln.sock")
-		if info, err := os.Stat(runtime); runtime != "" && err == nil && info.IsDir() {
+		if runtime != "" && roomFor(filepath.Join(runtime, "kiln")) {
 			p.socket = filepath.Join(runtime, "kiln", "kiln.sock")
 		}
 	}
@@ -50,6 +53,17 @@ func ownPlace(getenv func(string) string, uid int) (place, error) {
 	}
 	p.log, p.lock = filepath.Join(p.root, "daemon.log"), filepath.Join(p.root, "start.lock")
 	return p, nil
+}
+
+// roomFor tells whether a folder is there and can be written, or can be made.
+// After "su" or "sudo -u", XDG_RUNTIME_DIR is often another user's.
+func roomFor(dir string) bool {
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		dir = filepath.Dir(dir)
+		info, err = os.Stat(dir)
+	}
+	return err == nil && info.IsDir() && unix.Access(dir, unix.W_OK|unix.X_OK) == nil
 }
 
 func (p place) address() string { return "unix://" + p.socket }

@@ -346,7 +346,10 @@ func TestInterruptStdin(t *testing.T) {
 }
 
 func TestOwnPlace(t *testing.T) {
-	runtime := t.TempDir()
+	runtime, taken := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(taken, "kiln"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		env          map[string]string
 		uid          int
@@ -355,6 +358,7 @@ func TestOwnPlace(t *testing.T) {
 		{nil, 0, "/var/lib/kiln", "/run/kiln/kiln.sock"},
 		{map[string]string{"HOME": "/home/u", "XDG_RUNTIME_DIR": runtime}, 1, "/home/u/.local/share/kiln", runtime + "/kiln/kiln.sock"},
 		{map[string]string{"HOME": "/home/u", "XDG_RUNTIME_DIR": "/nonexistent"}, 1, "/home/u/.local/share/kiln", "/home/u/.local/share/kiln/kiln.sock"},
+		{map[string]string{"HOME": "/home/u", "XDG_RUNTIME_DIR": taken}, 1, "/home/u/.local/share/kiln", "/home/u/.local/share/kiln/kiln.sock"},
 		{map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "/d"}, 1, "/d/kiln", "/d/kiln/kiln.sock"},
 		{map[string]string{"KILN_ROOT": "/k", "XDG_RUNTIME_DIR": runtime}, 1, "/k", "/k/kiln.sock"},
 	} {
