@@ -77,7 +77,8 @@ type buildConn struct {
 	ref    string
 }
 
-// keyBuild is the metadata that names the build (WIRE.md section 6).
+// keyBuild is the metadata that names the build (BuildKit's
+// frontend/gateway/pb/gateway.proto).
 const keyBuild = "buildkit-controlapi-buildid"
 
 func (b buildConn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {

@@ -42,9 +42,9 @@ type Options struct {
 	TLS *tls.Config
 	// Dial, if not nil, connects to the daemon in place of what the address says.
 	Dial func(ctx context.Context) (net.Conn, error)
-	// DialSession, if not nil, opens the connection of a build's session in place
-	// of the daemon's rpc for it. proto is "h2c", and meta what the daemon has to
-	// be told of the session (WIRE.md section 7.1).
+	// DialSession, if not nil, opens the connection of a build's session in place of
+	// the daemon's rpc for it. proto is "h2c", and meta what the daemon has to be told
+	// of the session (BuildKit's session/grpc.go).
 	DialSession func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error)
 	// OnClose, if not nil, is called by Close while the client can still be used,
 	// if it is connected.
@@ -65,8 +65,8 @@ func AddressFromEnv(getenv func(string) string) string {
 // New returns a client of the daemon at address, a URL such as
 // "unix:///run/kiln/kiln.sock", "tcp://host:1234", "ssh://user@host" or
 // "docker-container://name"; the latter kinds run a program of this machine that
-// connects (see WIRE.md section 0). It does not wait for the daemon; see
-// [Client.Ping] and [Client.Wait].
+// connects (those of BuildKit's client/connhelper, too). It does not wait for the
+// daemon; see [Client.Ping] and [Client.Wait].
 func New(address string, opt Options) (*Client, error) {
 	t, err := parseAddress(address, opt)
 	if err != nil {

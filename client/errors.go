@@ -15,7 +15,7 @@ import (
 // Source is a stretch of a file that a person wrote.
 type Source = progress.Source
 
-// Error is an error that a daemon answered with (WIRE.md section 9).
+// Error is an error that a daemon answered with (BuildKit's solver/errdefs).
 type Error struct {
 	Code    codes.Code
 	Message string

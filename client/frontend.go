@@ -21,10 +21,10 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// ServeFrontend has f drive the build that the daemon at the other end of conn
-// has asked this program to be the frontend of (WIRE.md section 15.1). What f
-// fails with, the daemon is told; the error is that it could not be. opts are
-// what the program's environment says, without the capabilities.
+// ServeFrontend has f drive the build that the daemon at the other end of conn has
+// asked this program to be the frontend of (BuildKit's frontend/gateway). What f
+// fails with, the daemon is told; the error is that it could not be. opts are what
+// the program's environment says, without the capabilities.
 func ServeFrontend(ctx context.Context, conn net.Conn, opts BuildOpts, f BuildFunc) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -69,7 +69,7 @@ func (c decodedConn) Invoke(ctx context.Context, method string, args, reply any,
 	return err
 }
 
-// What details of errors are called on the wire (WIRE.md section 9).
+// What details of errors are called on the wire (BuildKit's solver/errdefs).
 const detailPrefix, detailSuffix = "github.com/moby/buildkit/", "+json"
 
 // noteFrontend adds what a frontend's error tells: places in the build file, and

@@ -14,8 +14,9 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// Gateway is what the driver of a build may ask of the daemon (WIRE.md section 6).
-// It may be used concurrently, as long as the build is under way.
+// Gateway is what the driver of a build may ask of the daemon (BuildKit's
+// frontend/gateway/pb/gateway.proto). It may be used concurrently, as long as the
+// build is under way.
 type Gateway struct {
 	api  gateway.LLBBridgeClient
 	conn grpc.ClientConnInterface // of api
@@ -139,7 +140,8 @@ func (g *Gateway) Warn(ctx context.Context, vertex digest.Digest, msg string, op
 type BuildResult struct {
 	Ref  *Reference            // nil is none
 	Refs map[string]*Reference // by platform, such as "linux/arm64"; in place of Ref
-	// Metadata is told to exporters, by the keys of WIRE.md section 13.4.
+	// Metadata is told to exporters, by the keys of BuildKit's
+	// exporter/containerimage/exptypes.
 	Metadata     map[string][]byte
 	Attestations map[string][]Attestation // by platform
 }

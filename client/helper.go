@@ -9,7 +9,7 @@ import (
 
 // helperCommand is the command line that connects to the daemon of an address
 // whose scheme stands for a program: in a container, a pod or on another machine,
-// it runs "buildctl dial-stdio" (WIRE.md section 0).
+// it runs "buildctl dial-stdio".
 func helperCommand(u *url.URL) ([]string, error) {
 	switch u.Scheme {
 	case "docker-container":

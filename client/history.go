@@ -24,7 +24,7 @@ type HistoryOpt struct {
 	// EarlyExit ends after those that there are; else news follow until the context
 	// ends.
 	EarlyExit bool
-	// Filters select builds; one must match (WIRE.md section 17).
+	// Filters select builds; one must match (BuildKit's api/services/control).
 	Filters []string
 	Limit   int // the newest so many; 0 is all
 }

@@ -41,8 +41,8 @@ func usage(r *control.UsageRecord) Usage {
 
 // UsageOpt says what to list.
 type UsageOpt struct {
-	// Filters select records; one must match, and none match all (WIRE.md section
-	// 5.4).
+	// Filters select records; one must match, and none match all (BuildKit's
+	// client/diskusage.go).
 	Filters []string
 	// AgeLimit leaves out what was used in this time.
 	AgeLimit time.Duration

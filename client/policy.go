@@ -15,7 +15,8 @@ import (
 	"github.com/kiln-build/kiln/internal/api/sourcepolicy"
 )
 
-// The rules about sources that a client may give to a build (WIRE.md section 16).
+// The rules about sources that a client may give to a build (BuildKit's
+// sourcepolicy).
 type (
 	// SourcePolicy is a list of rules.
 	SourcePolicy = sourcepolicy.Policy

@@ -63,7 +63,8 @@ type CacheEntry struct {
 type Result struct {
 	// Ref is the build's id.
 	Ref string
-	// Response is what the exporters tell, by the keys of WIRE.md section 13.3.
+	// Response is what the exporters tell, by the keys of BuildKit's
+	// exporter/containerimage/exptypes.
 	Response map[string]string
 }
 

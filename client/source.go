@@ -14,7 +14,8 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// What can be asked of a source, and what the answer holds (WIRE.md section 6).
+// What can be asked of a source, and what the answer holds (BuildKit's
+// frontend/gateway/pb/gateway.proto).
 type (
 	// SourceMetaRequest asks what a source is at present.
 	SourceMetaRequest = gateway.ResolveSourceMetaRequest

@@ -27,9 +27,9 @@ type (
 	VertexWarning = progress.Warning
 )
 
-// emit hands a message of the status stream over (WIRE.md section 10). What the
-// message tells of a step comes before the step's end, although the message may
-// list the end first.
+// emit hands a message of the status stream over. What
+// the message tells of a step comes before the step's end, although the message
+// may list the end first.
 func emit(sink Sink, r *control.StatusResponse) {
 	if sink == nil {
 		return

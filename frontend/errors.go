@@ -44,9 +44,9 @@ func SourceErrorsIn(err error) []*SourceError {
 	return nil
 }
 
-// UnsupportedError says that a frontend does not have a capability or a
-// subrequest that the request asks for. Clients that see it may try another
-// way, so it travels as code Unimplemented with a typed detail (WIRE.md 9).
+// UnsupportedError says that a frontend does not have a capability or a subrequest
+// that the request asks for. Clients that see it may try another way, so it
+// travels as code Unimplemented with a typed detail (BuildKit's solver/errdefs).
 type UnsupportedError struct {
 	Kind string // "capability" or "subrequest"
 	Name string

@@ -22,8 +22,8 @@ type Frontend interface {
 
 // Request is what the user asked a frontend for.
 type Request struct {
-	// Opts are the frontend's options, such as "target" or "build-arg:NAME".
-	// For the Dockerfile frontend they are listed in FEATURES.md section 3.3.
+	// Opts are the frontend's options, such as "target" or "build-arg:NAME". For the
+	// Dockerfile frontend they are listed in BuildKit's frontend/dockerui.
 	Opts map[string]string
 	// Inputs are graphs handed over by name in place of named contexts.
 	Inputs map[string]*llb.Graph
@@ -70,8 +70,8 @@ type ImageQuery struct {
 	Attestations []string
 }
 
-// AttestationChain is the documents that vouch for an image (WIRE.md section 6).
-// A digest is "" if there is no such document.
+// AttestationChain is the documents that vouch for an image (BuildKit's
+// frontend/gateway/pb/gateway.proto). A digest is "" if there is no such document.
 type AttestationChain struct {
 	Root, ImageManifest, AttestationManifest digest.Digest
 	SignatureManifests                       []digest.Digest
@@ -104,8 +104,8 @@ type Warning struct {
 	Ranges []llb.Range
 }
 
-// Result is what a frontend made: for each platform a graph and, in Meta, an
-// image config and the like by the keys of WIRE.md section 13.4.
+// Result is what a frontend made: for each platform a graph and, in Meta, an image
+// config and the like by the keys of BuildKit's exporter/containerimage/exptypes.
 type Result struct {
 	Platforms []PlatformResult // one without ID if the build has but one platform
 	Meta      map[string][]byte
@@ -121,8 +121,8 @@ type PlatformResult struct {
 	Attestations []Attestation
 }
 
-// Attestation is a statement about a result, as a frontend made it (WIRE.md
-// section 14).
+// Attestation is a statement about a result, as a frontend made it (BuildKit's
+// docs/attestations).
 type Attestation struct {
 	Bundle        bool              // Graph holds a folder of statements at Path, else one predicate
 	Meta          map[string][]byte // what the frontend adds

@@ -59,7 +59,8 @@ func SBOMOptions(opts map[string]string) (*SBOMRequest, error) {
 	return r, nil
 }
 
-// Where a scanner finds what it is to scan, and where it writes (WIRE.md section 14).
+// Where a scanner finds what it is to scan, and where it writes (BuildKit's
+// docs/attestations).
 const (
 	scanCore   = "/run/src/core/sbom"
 	scanExtras = "/run/src/extras"

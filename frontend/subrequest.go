@@ -1,7 +1,8 @@
 package frontend
 
 // Subrequest tells of a question that a frontend answers in place of a build, as
-// frontend.subrequests.describe lists it in JSON (WIRE.md section 15).
+// frontend.subrequests.describe lists it in JSON (BuildKit's
+// frontend/subrequests).
 type Subrequest struct {
 	Name        string            `json:"name"`
 	Version     string            `json:"version"`

@@ -1,7 +1,7 @@
 package llb
 
-// Names of source attributes (WIRE.md section 3.1) and of the build operation's
-// one. Booleans are the string "true", lists are JSON arrays.
+// Names of source attributes (BuildKit's solver/pb/attr.go) and of the build
+// operation's one. Booleans are the string "true", lists are JSON arrays.
 const (
 	AttrImageResolveMode             = "image.resolvemode"
 	AttrImageRecordType              = "image.recordtype"

@@ -1,7 +1,7 @@
 package llb
 
-// Capabilities that a definition may need (WIRE.md section 4). A daemon that
-// does not know one of them must reject the definition.
+// Capabilities that a definition may need (BuildKit's solver/pb/caps.go). A daemon
+// that does not know one of them must reject the definition.
 const (
 	CapSourceImage                            = "source.image"
 	CapSourceImageResolveMode                 = "source.image.resolvemode"

@@ -12,9 +12,9 @@ import (
 // FileOp changes files without running a process. Its actions run in order.
 type FileOp struct{ Actions []FileStep }
 
-// FileStep is one step of a FileOp. Numbers below the count of the vertex's
-// inputs name inputs, numbers from there on name the results of earlier
-// actions, and None is the empty file system (WIRE.md section 3.3).
+// FileStep is one step of a FileOp. Numbers below the count of the vertex's inputs
+// name inputs, numbers from there on name the results of earlier actions, and None
+// is the empty file system (BuildKit's solver/pb/ops.proto).
 type FileStep struct {
 	Input     int
 	Secondary int // what a copy reads from

@@ -1,9 +1,9 @@
 // Package llb is the low-level build language: a build as a value.
 //
-// A [Graph] is a DAG of operations. It has a text form for people ([Graph.Text]),
-// a verifier ([Graph.Verify]) and a wire form ([Graph.Marshal], [Unmarshal])
-// whose bytes and digests are those of BuildKit's definitions, so that either
-// side can read the other's (WIRE.md section 2).
+// A [Graph] is a DAG of operations. It has a text form for people ([Graph.Text]), a
+// verifier ([Graph.Verify]) and a wire form ([Graph.Marshal], [Unmarshal]) whose bytes
+// and digests are those of BuildKit's definitions (client/llb/marshal.go there), so
+// that either side can read the other's.
 //
 // Frontends make graphs, most easily with the [State] DSL; package pass
 // rewrites them; package op gives them a meaning. This package does no I/O and
@@ -76,8 +76,8 @@ type Metadata struct {
 	Description map[string]string // "llb.customname" is the name to show
 	NoExport    bool              // keep the result out of exported caches
 	ForceExport bool              // say on the wire that the result may be exported, which is the default
-	// Caps are the capabilities needed (WIRE.md section 4). Where it is nil they
-	// follow from the operation; see [Vertex.Caps].
+	// Caps are the capabilities needed (BuildKit's solver/pb/caps.go). Where it is nil
+	// they follow from the operation; see [Vertex.Caps].
 	Caps      map[string]bool
 	Group     *Group
 	Resources *LinuxResources

@@ -14,8 +14,8 @@ import (
 
 // SourceOp brings files in from outside: an image, a local directory, a URL.
 type SourceOp struct {
-	Identifier string            // "scheme://...", see WIRE.md section 3.1
-	Attrs      map[string]string // by the names of WIRE.md section 3.1
+	Identifier string            // "scheme://...", see BuildKit's solver/pb/attr.go
+	Attrs      map[string]string // by the names of BuildKit's solver/pb/attr.go
 }
 
 // Kind returns "source".

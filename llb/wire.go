@@ -19,7 +19,8 @@ import (
 // can come with the definition of where it is from.
 const maxSourceDepth = 4
 
-// deterministic is the encoding whose digests name operations (WIRE.md section 2).
+// deterministic is the encoding whose digests name operations (BuildKit's
+// client/llb/marshal.go).
 func deterministic() proto.MarshalOptions { return proto.MarshalOptions{Deterministic: true} }
 
 // Digest names the vertex: the sha256 of its Op message. It covers inputs and

@@ -360,7 +360,7 @@ func workerID(root string) (string, error) {
 	return id, nil
 }
 
-// workerLabels are by the keys of WIRE.md section 18.
+// workerLabels are by the keys of BuildKit's worker/label.
 func workerLabels(snapshotter string, s settings, ns namespace.Info) map[string]string {
 	const prefix = "org.mobyproject.buildkit.worker."
 	network := "cni"

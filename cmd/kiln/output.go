@@ -148,7 +148,8 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 	return x, nil
 }
 
-// imageAttrs and filesAttrs are what outputs can be told (WIRE.md section 13.2).
+// imageAttrs and filesAttrs are what outputs can be told (BuildKit's
+// exporter/containerimage/exptypes).
 const (
 	imageAttrs = "name push push-by-digest registry.insecure unpack dangling-name-prefix danging-name-empty-only " +
 		"name-canonical store oci-mediatypes oci-artifact attestation-inline prefer-nondist-layers source-date-epoch " +

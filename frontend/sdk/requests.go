@@ -13,7 +13,7 @@ import (
 )
 
 // Subrequests ask about a build file instead of building it: the option
-// "requestid" has one of these names (FEATURES.md section 3.5).
+// "requestid" has one of these names (BuildKit's frontend/subrequests).
 const (
 	optRequest      = "requestid"
 	requestDescribe = "frontend.subrequests.describe"

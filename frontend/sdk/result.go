@@ -16,7 +16,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Keys of a result's metadata (WIRE.md section 13.4).
+// Keys of a result's metadata (BuildKit's exporter/containerimage/exptypes).
 const (
 	metaConfig    = "containerimage.config"
 	metaBase      = "containerimage.base.config"

@@ -105,7 +105,7 @@ func BuildFunc(f frontend.Frontend) client.BuildFunc {
 	}
 }
 
-// What a daemon's environment says (WIRE.md section 15.1).
+// What a daemon's environment says (BuildKit's frontend/gateway).
 const (
 	envOpt     = "BUILDKIT_FRONTEND_OPT_"
 	envSession = "BUILDKIT_SESSION_ID"

@@ -43,7 +43,7 @@ type Builder struct {
 	Entitlements []string
 	// ProxyNetwork has all builds use the proxy network.
 	ProxyNetwork bool
-	Caps         []string // what graphs may need (WIRE.md section 4)
+	Caps         []string // what graphs may need (BuildKit's solver/pb/caps.go)
 	// ProvenanceEnv is what the daemon's owner adds to all provenance.
 	ProvenanceEnv map[string]any
 	// DockerfileVersion is that of the language which the frontend "dockerfile.v0" reads.
@@ -108,11 +108,11 @@ type Key = solver.Key
 // Export is one thing to make of the result.
 type Export struct {
 	Type  string
-	Attrs map[string]string // by the keys of WIRE.md section 13.2
+	Attrs map[string]string // by the keys of BuildKit's exporter/containerimage/exptypes
 }
 
 // Chooser says how to bring out a result once it is known, such as a client over
-// its session (WIRE.md section 7.8).
+// its session (BuildKit's session/exporter).
 type Chooser interface {
 	// Choose returns further exports. refs are the results, without empty ones.
 	Choose(ctx context.Context, meta map[string][]byte, refs []frontend.Ref) ([]Export, error)
@@ -151,8 +151,8 @@ func (e *Error) Error() string {
 // Unwrap returns what went wrong.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Build does what req says and returns what the exporters have to tell, by
-// the keys of WIRE.md section 13.3.
+// Build does what req says and returns what the exporters have to tell, by the
+// keys of BuildKit's exporter/containerimage/exptypes.
 func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, error) {
 	if req.Sink == nil {
 		req.Sink = progress.Discard()

@@ -39,7 +39,7 @@ type Caches struct {
 	Volatile func(origin string) bool
 }
 
-// CacheOption names a cache for others (FEATURES.md section 5).
+// CacheOption names a cache for others (BuildKit's README, Cache).
 type CacheOption struct {
 	Type  string
 	Attrs map[string]string

@@ -34,8 +34,8 @@ type (
 // PolicyDeny is the action that forbids a source.
 const PolicyDeny = pass.PolicyDeny
 
-// SourcePolicy decides on sources beyond the rules of a request, such as a
-// client over its session (WIRE.md section 16.2).
+// SourcePolicy decides on sources beyond the rules of a request, such as a client
+// over its session (BuildKit's sourcepolicy/policysession).
 type SourcePolicy interface {
 	// Check decides on a source, or asks for something to be found out first.
 	Check(ctx context.Context, q PolicyQuestion) (PolicyAnswer, error)

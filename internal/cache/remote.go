@@ -116,7 +116,7 @@ type Writer interface {
 	Write(ctx context.Context, d *Document, open func(context.Context, layer.Blob) (io.ReadCloser, error)) error
 }
 
-// ExportOptions are the attributes that all exports have (FEATURES.md section 5).
+// ExportOptions are the attributes that all exports have (BuildKit's README, Cache).
 type ExportOptions struct {
 	Max           bool // every step's layers, not only those of the result
 	IgnoreError   bool // a failure to export is no failure of the build

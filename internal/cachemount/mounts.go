@@ -31,7 +31,7 @@ import (
 // Sharing is what steps do that use one cache mount at the same time.
 type Sharing int
 
-// The ways to share (WIRE.md, CacheSharingOpt).
+// The ways to share (CacheSharingOpt of ops.proto).
 const (
 	Shared  Sharing = iota // work in it side by side
 	Private                // each has a fork of its own

@@ -1,5 +1,5 @@
-// Package config reads buildkitd.toml, the configuration of a daemon in
-// BuildKit's form (FEATURES.md section 6.1), into structs.
+// Package config reads buildkitd.toml, the configuration of a daemon in the
+// form of BuildKit's docs/buildkitd.toml.md, into structs.
 //
 // [Load] promises that each value it returns is one that the daemon can work
 // with: an error names the file, the line and the key, what was found there and

@@ -1,9 +1,9 @@
 // Package contenthash names the content of file trees: what a step reads, and
 // no more, becomes part of its cache key.
 //
-// The digests are BuildKit's (WIRE.md section 11.3), so that caches can be
-// exchanged. Times are no part of them; modes, owners, links and the xattrs
-// that matter are.
+// The digests are those of BuildKit's cache/contenthash, so that caches can be
+// exchanged. Times are no part of them; modes, owners, links and the xattrs that
+// matter are.
 //
 // A [Tree] is the memo of one immutable directory tree. It reads from the disk
 // only what a selector asks for and is not yet known; what receives files can

@@ -37,7 +37,7 @@ func (s *Server) attesting(run *running, r *control.SolveRequest, req *build.Req
 }
 
 // attestDetails are the details of errors about attestations and older behaviour
-// (WIRE.md section 9).
+// (BuildKit's solver/errdefs).
 func attestDetails(st *status.Status, err error) {
 	if f, ok := errors.AsType[*build.FeatureError](err); ok {
 		st.Details = appendDetail(st.Details, "errdefs.CompatibilityFeature",

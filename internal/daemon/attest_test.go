@@ -9,7 +9,8 @@ import (
 	"github.com/kiln-build/kiln/internal/build"
 )
 
-// TestErrorsOfExportsAreTyped checks the details that clients read (WIRE.md section 9).
+// TestErrorsOfExportsAreTyped checks the details that clients read (BuildKit's
+// solver/errdefs).
 func TestErrorsOfExportsAreTyped(t *testing.T) {
 	for _, c := range []struct {
 		err   error

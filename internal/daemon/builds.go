@@ -128,8 +128,8 @@ func (b *builds) now(ref string) *running {
 	return b.byRef[ref]
 }
 
-// get returns a build, waiting for a while until it begins: clients ask for
-// its progress before they start it (WIRE.md section 1.1).
+// get returns a build, waiting for a while until it begins: clients ask for its
+// progress before they start it (BuildKit's client/solve.go).
 func (b *builds) get(ctx context.Context, ref string, wait time.Duration) (*running, error) {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

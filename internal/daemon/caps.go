@@ -7,7 +7,8 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// frontendCaps are the parts of the gateway API that work (WIRE.md section 4).
+// frontendCaps are the parts of the gateway API that work (BuildKit's
+// solver/pb/caps.go).
 var frontendCaps = []string{
 	"solve.base", "solve.inlinereturn", "resolveimage", "resolveimage.resolvemode", "readfile", "return", "returnmap",
 	"readdir", "statfile", "proto.refarray", "frontend.inputs", "gateway.solve.metadata", "gateway.solve.evaluate",

@@ -16,7 +16,8 @@ import (
 )
 
 // contentService is containerd.services.content.v1.Content, to read what the
-// history names and nothing else (WIRE.md section 17). Writing is Unimplemented.
+// history names and nothing else (BuildKit's api/services/control). Writing is
+// Unimplemented.
 type contentService struct {
 	contentpb.UnimplementedContentServer
 	*Server

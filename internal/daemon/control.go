@@ -18,7 +18,8 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Times that the daemon waits for what clients send out of order (WIRE.md section 1.1).
+// Times that the daemon waits for what clients send out of order (BuildKit's
+// client/solve.go).
 const (
 	waitStatus  = 6 * time.Second
 	waitGateway = 3 * time.Second

@@ -1,7 +1,7 @@
-// Package daemon serves Kiln's API, which is BuildKit's (WIRE.md sections 0,
-// 1, 5 and 6): it decodes requests into values, hands them to package build,
-// and makes its events and errors messages again. What frontends ask of a build
-// is package gateway's. Wire types go no further than these two.
+// Package daemon serves Kiln's API, which is BuildKit's: it decodes requests into
+// values, hands them to package build, and makes its events and errors messages again.
+// What frontends ask of a build is package gateway's. Wire types go no further than
+// these two.
 package daemon
 
 import (
@@ -53,7 +53,7 @@ type Config struct {
 	Detected func() []ocispecs.Platform
 	Devices  Devices // for containers; nil for none
 	WorkerID string
-	Labels   map[string]string // of the worker (WIRE.md section 18)
+	Labels   map[string]string // of the worker (BuildKit's worker/label)
 	Version  string
 	// IdleTimeout has the daemon leave after so long without a build or a
 	// client; 0 keeps it.

@@ -206,7 +206,7 @@ func TestEventLogEndsVertices(t *testing.T) {
 	b.Release()
 }
 
-// Clients ask for a build before they start it (WIRE.md section 1.1).
+// Clients ask for a build before they start it (BuildKit's client/solve.go).
 func TestGetWaitsForBuild(t *testing.T) {
 	past := openHistory(t)
 	open := func() (*history.Build, error) { return past.Begin(history.Record{Ref: "early"}, true) }

@@ -22,7 +22,7 @@ import (
 )
 
 // typePrefix and typeSuffix frame the name of a detail's message: its value is
-// JSON, not protobuf (WIRE.md section 9).
+// JSON, not protobuf (BuildKit's solver/errdefs).
 const (
 	typePrefix = "github.com/moby/buildkit/"
 	typeSuffix = "+json"
@@ -97,8 +97,8 @@ func errorCode(err error) codes.Code {
 	case errors.As(err, &st) && st.GRPCStatus().Code() != codes.OK:
 		return st.GRPCStatus().Code()
 	}
-	// A missing file, too: clients show every other code before the message,
-	// and go by the text (WIRE.md section 9).
+	// A missing file, too: clients show every other code before the message, and go by
+	// the text (BuildKit's solver/errdefs).
 	return codes.Unknown
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 )
 
-// Limits of messages (WIRE.md sections 0 and 10): one must stay below 16 MiB.
+// Limits of messages: one must stay below 16 MiB.
 const (
 	mostLog     = 1 << 20 // bytes of output in one message
 	mostMessage = 1 << 20 // bytes, unless one event alone is larger

@@ -11,7 +11,7 @@ import (
 )
 
 // frontendWorker is a worker as frontends read it from their environment
-// (WIRE.md section 15.1).
+// (BuildKit's frontend/gateway).
 type frontendWorker struct {
 	ID              string              `json:"id"`
 	Labels          map[string]string   `json:"labels"`

@@ -9,8 +9,8 @@ var login = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s@:]*:[^/?#\s]
 // has a token for it.
 var token = regexp.MustCompile(`(https?://)[^/?#\s@:]+@`)
 
-// credential is a value of the attributes by which caches are reached
-// (FEATURES.md section 5), as KEY=VALUE or in JSON.
+// credential is a value of the attributes by which caches are reached (BuildKit's
+// README.md), as KEY=VALUE or in JSON.
 var credential = regexp.MustCompile(`((?:^|[,;\s"'{?&])(?:secret_access_key|session_token|ghtoken|token|password)"?\s*[:=]\s*"?)[^"',;\s&}]+`)
 
 // withoutPasswords takes the passwords of URLs and the credentials of caches out

@@ -160,7 +160,7 @@ func typed(err error) bool {
 	return status.Code(err) != codes.Internal || strings.Contains(err.Error(), "error unmarshalling request")
 }
 
-// No unary call of the API is hurt by what it is sent (SECURITY.md, the rows of
+// No unary call of the API is hurt by what it is sent (docs/security.md, the rows of
 // nil messages, indices and unknown enumerations).
 func TestNonsenseToEveryCall(t *testing.T) {
 	g := serveGateway(t)

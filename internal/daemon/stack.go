@@ -7,8 +7,8 @@ import (
 	"github.com/kiln-build/kiln/internal/api/stack"
 )
 
-// wireStack is where in this process an error came to light, which clients
-// show to those who debug (WIRE.md section 9).
+// wireStack is where in this process an error came to light, which clients show to
+// those who debug (BuildKit's solver/errdefs).
 func wireStack(callers []uintptr) *stack.Stack {
 	s := &stack.Stack{Cmdline: os.Args, Pid: int32(os.Getpid())}
 	for frames := runtime.CallersFrames(callers); ; {

@@ -11,7 +11,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// gitRef is a git repository as a user names it (FEATURES.md appendix A.2):
+// gitRef is a git repository as a user names it (as BuildKit's util/gitutil reads it):
 // <url>?<query>#<ref>:<subdir>.
 type gitRef struct {
 	remote        string // without query and fragment

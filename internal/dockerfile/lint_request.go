@@ -12,8 +12,8 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// The JSON of frontend.lint's answer (FEATURES.md section 3.5). Field fix is
-// ours: a text to put in the place of what stands at the location.
+// The JSON of frontend.lint's answer (BuildKit's frontend/subrequests). Field fix
+// is ours: a text to put in the place of what stands at the location.
 type (
 	lintWarning struct {
 		Rule     string        `json:"ruleName"`

@@ -13,7 +13,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// mount is a RUN --mount (FEATURES.md A.1).
+// mount is a RUN --mount (Docker's Dockerfile reference).
 type mount struct {
 	kind     string
 	from     string

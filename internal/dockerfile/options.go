@@ -17,7 +17,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// options are a request's options, decoded (FEATURES.md section 3.3).
+// options are a request's options, decoded (BuildKit's frontend/dockerui).
 type options struct {
 	target         string
 	filename       string
@@ -112,7 +112,8 @@ func withPrefix(opts map[string]string, prefix string) map[string]string {
 	return out
 }
 
-// supportedCaps are the frontend capabilities of WIRE.md section 4 that are here.
+// supportedCaps are the frontend capabilities of BuildKit's solver/pb/caps.go that
+// are here.
 func supportedCaps() []string {
 	return []string{"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.subrequests", "moby.buildkit.frontend.gitquerystring", "moby.buildkit.frontend.contexts.zstd"}
 }

@@ -15,8 +15,8 @@ import (
 )
 
 // Subrequests ask about a Dockerfile instead of building it: the option
-// "requestid" has one of these names. Their answers are in the result's
-// metadata, as result.json, result.txt and version (FEATURES.md section 3.5).
+// "requestid" has one of these names. Their answers are in the result's metadata,
+// as result.json, result.txt and version (BuildKit's frontend/subrequests).
 const (
 	requestDescribe = "frontend.subrequests.describe"
 	requestOutline  = "frontend.outline"

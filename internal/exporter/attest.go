@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The marks of attestations in an image (WIRE.md section 14).
+// The marks of attestations in an image (BuildKit's docs/attestations).
 const (
 	attestationArtifact  = "application/vnd.docker.attestation.manifest.v1+json"
 	attestationStatement = "application/vnd.in-toto+json"

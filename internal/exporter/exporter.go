@@ -19,8 +19,8 @@ import (
 
 // Exporter makes something of a result.
 type Exporter interface {
-	// Export does it and returns what is to be told to the client, by the keys
-	// of WIRE.md section 13.3.
+	// Export does it and returns what is to be told to the client, by the keys of
+	// BuildKit's exporter/containerimage/exptypes.
 	Export(ctx context.Context, in Input, to Target) (map[string]string, error)
 }
 
@@ -32,7 +32,7 @@ type Checker interface {
 // Input is the result of a build.
 type Input struct {
 	Platforms []Platform        // at least one
-	Meta      map[string][]byte // by the keys of WIRE.md section 13.4
+	Meta      map[string][]byte // by the keys of BuildKit's exporter/containerimage/exptypes
 	// Epoch is SOURCE_DATE_EPOCH: no time in the output is later. Nil sets no bound.
 	Epoch *time.Time
 	// CompatibilityVersion is the version of behaviour that the client asks
@@ -83,7 +83,7 @@ type Subject struct {
 
 // Target is where a result goes.
 type Target struct {
-	Attrs   map[string]string // by the keys of WIRE.md section 13.2
+	Attrs   map[string]string // by the keys of BuildKit's exporter/containerimage/exptypes
 	ID      int               // the exporter's number in the request
 	Session *session.Caller   // the client to send files to; nil if there is none
 	// Later takes what is to be done once every exporter of the build has

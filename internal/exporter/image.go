@@ -313,7 +313,8 @@ func (img *Image) addIndex(ctx context.Context, in Input, parts []part, o ImageO
 	return img.tellCreation(parts[0].config.Data)
 }
 
-// respond fills in what the client is told (WIRE.md section 13.3).
+// respond fills in what the client is told (BuildKit's
+// exporter/containerimage/exptypes).
 func (img *Image) respond() error {
 	desc, err := json.Marshal(img.Root)
 	if err != nil {

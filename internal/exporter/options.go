@@ -22,7 +22,7 @@ const (
 )
 
 // ImageOptions is how an image is to be made, decoded from the attributes of
-// WIRE.md section 13.2.
+// BuildKit's exporter/containerimage/exptypes.
 type ImageOptions struct {
 	Kind          string   // one of the kinds above
 	Names         []string // as given

@@ -22,9 +22,9 @@ import (
 // never started, or was killed because nobody wanted it any more.
 const unknownExit = 255
 
-// execStream carries the processes of one client (WIRE.md section 6). What
-// happens to a process is told in this order: Started, what it writes, the end
-// of each file, Exit, Done.
+// execStream carries the processes of one client (BuildKit's
+// frontend/gateway/pb/gateway.proto). What happens to a process is told in this
+// order: Started, what it writes, the end of each file, Exit, Done.
 type execStream struct {
 	stream grpc.BidiStreamingServer[gateway.ExecMessage, gateway.ExecMessage]
 	run    *Phase

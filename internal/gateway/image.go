@@ -21,7 +21,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// ImageFrontend runs images as frontends (WIRE.md section 15.1).
+// ImageFrontend runs images as frontends (BuildKit's frontend/gateway).
 type ImageFrontend struct {
 	allowed []string // repositories; empty is all
 	builtin map[string]frontend.Frontend

@@ -142,7 +142,7 @@ func (r *Phase) ended() error {
 }
 
 // StepError says of a failure what a debugger needs to look into the step
-// (WIRE.md section 6).
+// (BuildKit's frontend/gateway/pb/gateway.proto).
 type StepError struct {
 	error
 	detail *errdefs.Solve

@@ -129,7 +129,8 @@ func platformID(p frontend.PlatformResult) string {
 	return platforms.FormatAll(platforms.Normalize(p.Platform))
 }
 
-// platformList is the metadata refs.platforms (WIRE.md section 13.4).
+// platformList is the metadata refs.platforms (BuildKit's
+// exporter/containerimage/exptypes).
 type platformList struct {
 	Platforms []platformEntry
 }

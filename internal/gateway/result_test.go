@@ -9,7 +9,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/gateway"
 )
 
-// What a client returns may be anything (SECURITY.md, CVE-2024-23650).
+// What a client returns may be anything (CVE-2024-23650).
 func TestHostileResults(t *testing.T) {
 	r := NewPhase("b", nil)
 	native := ocispecs.Platform{OS: "linux", Architecture: "amd64"}

@@ -1,8 +1,9 @@
 // Package gateway serves what frontends ask of a build: the LLBBridge service
-// (WIRE.md section 6), and the images that are frontends (section 15.1). A client
-// that acts as the frontend of its build, and a program in a container, have the
-// same API, each bound to a [Phase] of its own: its results, containers and limits,
-// of which nothing is left when it ends, and nothing is seen by another.
+// (BuildKit's frontend/gateway/pb/gateway.proto), and the images that are frontends
+// (BuildKit's frontend/gateway). A client that acts as the frontend of its build, and
+// a program in a container, have the same API, each bound to a [Phase] of its own: its
+// results, containers and limits, of which nothing is left when it ends, and nothing
+// is seen by another.
 //
 // It sits between package daemon, which knows the builds and what they are asked
 // for, and package build, which carries them out and runs a frontend image like
@@ -41,8 +42,8 @@ type Host interface {
 	Phase(ctx context.Context, build string) (*Phase, error)
 	// Pong is what the daemon can do.
 	Pong() *gateway.PongResponse
-	// FrontendWorkers are the workers as frontends read them from their
-	// environment, in JSON (WIRE.md section 15.1).
+	// FrontendWorkers are the workers as frontends read them from their environment,
+	// in JSON (BuildKit's frontend/gateway).
 	FrontendWorkers() ([]byte, error)
 	// Status is an error as clients are told it, with details.
 	Status(err error) *rpcstatus.Status

@@ -73,8 +73,8 @@ func (p Policy) Plan(d Disk) Plan {
 }
 
 // ParseFilters returns a function that says whether one of the filters holds;
-// without filters all holds. The syntax is containerd's, which BuildKit's
-// clients send (WIRE.md section 5.4): FIELD, FIELD==VALUE, FIELD!=VALUE or
+// without filters all holds. The syntax is containerd's, which BuildKit's clients
+// send: FIELD, FIELD==VALUE, FIELD!=VALUE or
 // FIELD~=REGEXP, with commas between those that must all hold. Fields are id,
 // parents, description, type, inuse, shared, mutable, immutable and private.
 func ParseFilters(texts []string) (func(layer.Usage) bool, error) {

@@ -16,7 +16,7 @@ import (
 //
 //	formMessage | length of the message | message | own
 //
-// The message is BuildKit's BuildHistoryRecord (WIRE.md sections 17 and 19.2), with
+// The message is BuildKit's BuildHistoryRecord (api/services/control), with
 // BuildKit's numbers of fields. Own is one in the same encoding whose numbers are
 // those that own gives them; they are never given to other fields. What is not
 // known is passed over, so programs read what later ones wrote.

@@ -22,9 +22,10 @@ const (
 
 // ParseFilters returns a function that says whether one of the filters holds;
 // without filters all holds. A filter is conditions with commas between them,
-// which must all hold (WIRE.md section 17): ref, status or repository with ==,
-// != or ~= (a regular expression); startedAt or completedAt with >, >=, < or
-// <= and a time, as RFC 3339 or as an age such as 24h; duration in the same way.
+// which must all hold (BuildKit's api/services/control): ref, status or repository
+// with ==, != or ~= (a regular expression); startedAt or completedAt with >, >=, <
+// or <= and a time, as RFC 3339 or as an age such as 24h; duration in the same
+// way.
 func ParseFilters(texts []string) (func(*Record) bool, error) {
 	return parseFilters(texts, time.Now())
 }

@@ -14,7 +14,8 @@ import (
 // Kind says what has become of a build.
 type Kind int
 
-// Kinds of events, by their numbers on the wire (WIRE.md section 19.2).
+// Kinds of events, by their numbers on the wire (BuildKit's
+// api/services/control/control.proto).
 const (
 	Started Kind = iota
 	Complete
@@ -26,8 +27,8 @@ type Event struct {
 	Kind Kind
 	Ref  string
 	// Message is the build's record as clients are sent it, a BuildHistoryRecord
-	// (WIRE.md section 19.2) that must not be changed; of a deleted one it has the
-	// ref alone.
+	// (BuildKit's api/services/control/control.proto) that must not be changed; of a
+	// deleted one it has the ref alone.
 	Message []byte
 }
 

@@ -8,7 +8,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Media types of what records name (WIRE.md section 17).
+// Media types of what records name (BuildKit's api/services/control).
 const (
 	MediaTypeLogs  = "application/vnd.buildkit.status.v0"
 	MediaTypeTrace = "application/vnd.buildkit.otlp.json.v0"

@@ -18,7 +18,8 @@ import (
 // mostNested is how deep builds may be inside each other.
 const mostNested = 16
 
-// buildOp evaluates a graph that a step wrote into a file (WIRE.md section 3.4).
+// buildOp evaluates a graph that a step wrote into a file (BuildKit's
+// solver/llbsolver/ops/build.go).
 //
 // It waits for steps of other graphs, which no other operation does while jobs
 // share it. So a build must not be inside itself: that is found out when its

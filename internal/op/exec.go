@@ -20,7 +20,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Entitlements that an operation may need (WIRE.md section 5.1).
+// Entitlements that an operation may need (BuildKit's util/entitlements).
 const (
 	EntitlementNetworkHost      = "network.host"
 	EntitlementSecurityInsecure = "security.insecure"
@@ -30,7 +30,7 @@ const (
 // counted by the kernel together.
 const mostMounts = 1_000
 
-// The PATH of a process whose image sets none (WIRE.md section 3.2).
+// The PATH of a process whose image sets none (BuildKit's util/system/path.go).
 const (
 	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	windowsPath = `PATH=c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0`
@@ -91,9 +91,9 @@ func (o *execOp) CacheMap(ctx context.Context) (solver.CacheMap, error) {
 	return cm, nil
 }
 
-// dep says how input i decides the result: by content where the process sees
-// no more of it than what is mounted, and cannot make it part of its result
-// (WIRE.md section 11.3).
+// dep says how input i decides the result: by content where the process sees no
+// more of it than what is mounted, and cannot make it part of its result
+// (BuildKit's cache/contenthash).
 func (o *execOp) dep(i int) solver.Dep {
 	var paths []string
 	byContent := true
@@ -199,8 +199,9 @@ func checkContentCache(o *llb.ExecOp) error {
 }
 
 // checksum names the content of input i, by the digest of the record that stands for
-// it in BuildKit's caches (WIRE.md section 12). So a content that only such a cache
-// tells of, and nobody can digest here, makes the same key as one that was digested.
+// it in BuildKit's caches (cache/remotecache/v1). So a content that only
+// such a cache tells of, and nobody can digest here, makes the same key as one that
+// was digested.
 func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []contenthash.Selector) (string, error) {
 	d, err := w.Layers.Checksum(withSessions(ctx), ref, sels)
 	var missing *contenthash.NotFoundError

@@ -10,9 +10,9 @@ import (
 	"github.com/kiln-build/kiln/internal/solver"
 )
 
-// Failure is why a step failed, with the file systems that it had and left,
-// for a debugger to look into (WIRE.md section 6). Its jobs keep them until
-// [Job.Close].
+// Failure is why a step failed, with the file systems that it had and left, for a
+// debugger to look into (BuildKit's frontend/gateway/pb/gateway.proto). Its jobs
+// keep them until [Job.Close].
 type Failure struct {
 	Err error
 	// Inputs are, of an exec, the file systems that its mounts began with; of a

@@ -12,8 +12,8 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// An input counts by its content only where the process can see no more of it
-// than what is mounted (WIRE.md section 11.3).
+// An input counts by its content only where the process can see no more of it than
+// what is mounted (BuildKit's cache/contenthash).
 func TestExecInputsByContent(t *testing.T) {
 	for _, c := range []struct {
 		name  string

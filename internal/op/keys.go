@@ -12,8 +12,8 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// This file holds the op digests of WIRE.md section 11.1: sha256 over compact
-// JSON whose fields stand in the order of BuildKit's messages, under their
+// This file holds the op digests of BuildKit's solver/llbsolver/ops: sha256 over
+// compact JSON whose fields stand in the order of BuildKit's messages, under their
 // declared names, zero values left out. The structs below have that order and
 // those names; nothing else may change them.
 
@@ -292,8 +292,8 @@ func fileDigest(o *llb.FileOp, inputs int) (string, error) {
 }
 
 // usualShape tells whether action i has the numbers that BuildKit leaves out of
-// the key for the sake of old caches. That it counts from the number of
-// actions, not of inputs, is BuildKit's quirk (WIRE.md section 11.1).
+// the key for the sake of old caches. That it counts from the number of actions,
+// not of inputs, is a quirk of BuildKit's solver/llbsolver/ops.
 func usualShape(as []llb.FileStep, i int) bool {
 	input, output := 0, llb.None
 	if i > 0 {
@@ -363,7 +363,7 @@ func selectorDigest(paths []string) string {
 }
 
 // linkSelector names the paths of an input that a file operation reads, as
-// BuildKit does (WIRE.md section 11.3): doubles count.
+// BuildKit does (cache/contenthash): doubles count.
 func linkSelector(paths []string) string {
 	paths = slices.Clone(paths)
 	slices.Sort(paths)

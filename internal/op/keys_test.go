@@ -8,7 +8,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// The digests were taken from BuildKit itself (WIRE.md section 20).
+// The digests were taken from BuildKit itself.
 func TestDigestsAreBuildKits(t *testing.T) {
 	amd64 := ocispecs.Platform{OS: "linux", Architecture: "amd64"}
 	root := llb.Mount{Dest: "/"}

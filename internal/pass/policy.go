@@ -15,9 +15,9 @@ import (
 // look for its text.
 var ErrSourceDenied = errors.New("source denied by policy")
 
-// Policy is a list of rules on sources (WIRE.md section 16.1). The last rule
-// that allows or denies a source wins; one that converts it has all rules
-// start again.
+// Policy is a list of rules on sources (BuildKit's sourcepolicy/pb). The last rule
+// that allows or denies a source wins; one that converts it has all rules start
+// again.
 type Policy struct{ Rules []PolicyRule }
 
 // PolicyRule does something to the sources that it selects.

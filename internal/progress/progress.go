@@ -2,8 +2,8 @@
 // their sub-tasks, logs and warnings.
 //
 // Events flow one way, from the rim (pulls, containers, exports) to sinks (a
-// client's display, the history). Losing one never changes a build. The daemon
-// and the client share these types; the wire form is WIRE.md section 10.
+// client's display, the history). Losing one never changes a build. The daemon and
+// the client share these types; the wire form is the StatusResponse of control.proto.
 package progress
 
 import (

@@ -56,7 +56,7 @@ type logWriter struct {
 }
 
 func (w logWriter) Write(p []byte) (int, error) {
-	const most = 1 << 20 // bytes in one message, WIRE.md section 10
+	const most = 1 << 20 // bytes in one message, as BuildKit's
 	for rest := p; len(rest) > 0 && w.step != nil; {
 		n := min(len(rest), most)
 		w.step.emit(Event{Log: &Log{

@@ -2,11 +2,11 @@
 // of, what was asked for, and by which steps, as a statement in SLSA's terms.
 //
 // It is pure. Package build records what a build did in a [Capture] for each
-// result, and gets a [Predicate] of it, which the exporters put beside the
-// result as an in-toto statement ([Statement]) and the history keeps. The shape
-// is BuildKit's (WIRE.md section 14), so that tools that read its provenance
-// read this. What is secret is never in a capture: secrets and ssh agents by
-// their ids only, URLs without credentials.
+// result, and gets a [Predicate] of it, which the exporters put beside the result
+// as an in-toto statement ([Statement]) and the history keeps. The shape is
+// BuildKit's (docs/attestations there), so that tools that read its
+// provenance read this. What is secret is never in a capture: secrets and ssh
+// agents by their ids only, URLs without credentials.
 package provenance
 
 import (

@@ -137,7 +137,7 @@ func (c *watchedConn) Close() error {
 
 func (c *watchedConn) end(err error) { c.once.Do(func() { c.closed(err) }) }
 
-// pace is the pace of a session's health checks (WIRE.md section 7.1).
+// pace is the pace of a session's health checks (BuildKit's session/grpc.go).
 type pace struct {
 	every, timeout time.Duration
 	failures       int // in a row that end the session

@@ -8,8 +8,8 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// Metadata of the stream that carries a session (WIRE.md section 7.1). keyChunk
-// is Kiln's own: see [Meta.Chunk].
+// Metadata of the stream that carries a session (BuildKit's session/grpc.go).
+// keyChunk is Kiln's own: see [Meta.Chunk].
 const (
 	keyID        = "x-docker-expose-session-uuid"
 	keySharedKey = "x-docker-expose-session-sharedkey"

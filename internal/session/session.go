@@ -1,6 +1,6 @@
 // Package session is the back-channel between the daemon and a client: a
-// connection that the client opens and then serves, so that the daemon can ask
-// for files, secrets and credentials and hand results over (WIRE.md section 7).
+// connection that the client opens and then serves, so that the daemon can ask for
+// files, secrets and credentials and hand results over (BuildKit's session).
 //
 // The subfolders hold one service each, both sides of it. Whatever a client
 // says over a session is foreign: each reader checks and caps it.
@@ -22,7 +22,7 @@ import (
 // ErrNoSession says that no session could serve a request.
 var ErrNoSession = errors.New("no client session")
 
-// Meta is what a client says of its session (WIRE.md section 7.1).
+// Meta is what a client says of its session (BuildKit's session/grpc.go).
 type Meta struct {
 	ID, SharedKey string
 	Methods       []string // such as "/moby.filesync.v1.FileSync/DiffCopy"

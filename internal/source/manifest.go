@@ -173,8 +173,8 @@ func (img *Image) LazyBlobs(config []byte, limit int, origin, system string) ([]
 	return blobs, nil
 }
 
-// ImageKey is the cache key of an image (WIRE.md section 11.2): fields and
-// order are the protocol's.
+// ImageKey is the cache key of an image (BuildKit's source/containerimage): fields
+// and order are the protocol's.
 func ImageKey(root digest.Digest, p ocispecs.Platform, limit int) (string, error) {
 	b, err := json.Marshal(struct {
 		Digest     digest.Digest

@@ -121,7 +121,7 @@ func TestHostileManifests(t *testing.T) {
 }
 
 func TestImageKey(t *testing.T) {
-	// The JSON is the protocol's: see WIRE.md section 11.2.
+	// The JSON is the protocol's: see BuildKit's source/containerimage.
 	got, err := source.ImageKey("sha256:abc", ocispecs.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}, 2)
 	want := digest.FromString(`{"Digest":"sha256:abc","OS":"linux","Arch":"arm","Variant":"v7","Limit":2}`).String()
 	if err != nil || got != want {

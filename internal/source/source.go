@@ -75,8 +75,8 @@ func UnknownAttr(key string) error {
 type Pin struct {
 	Op       *llb.SourceOp
 	Platform ocispecs.Platform
-	// Key is the text that the cache key is made of (WIRE.md section 11.2). One
-	// that begins with "session:" holds for one session only and counts by content.
+	// Key is the text that the cache key is made of (by BuildKit's source packages). One that
+	// begins with "session:" holds for one session only and counts by content.
 	Key          string
 	Digest       digest.Digest     // of the manifest, the file or the commit
 	Config       []byte            // image config JSON, if asked for

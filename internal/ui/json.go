@@ -9,8 +9,8 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 )
 
-// rawJSON writes one line of JSON for each event, in the form of WIRE.md
-// section 10.
+// rawJSON writes one line of JSON for each event, in the form of BuildKit's
+// util/progress/progressui.
 type rawJSON struct {
 	mu  sync.Mutex
 	out io.Writer

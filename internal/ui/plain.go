@@ -17,8 +17,8 @@ const (
 	taskPause = 5 * time.Second
 )
 
-// plain writes lines, in blocks: one step's news, then the next one's (WIRE.md
-// section 10).
+// plain writes lines, in blocks: one step's news, then the next one's (BuildKit's
+// util/progress/progressui).
 type plain struct {
 	mu       sync.Mutex
 	out      io.Writer

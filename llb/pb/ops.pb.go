@@ -281,8 +281,8 @@ func (CacheSharingOpt) EnumDescriptor() ([]byte, []int) {
 	return file_llb_pb_ops_proto_rawDescGZIP(), []int{4}
 }
 
-// Op is one operation: what it does, to which results of others. Encoders
-// write the members of the oneof last, see WIRE.md section 2.
+// Op is one operation: what it does, to which results of others. Encoders write
+// the members of the oneof last, see BuildKit's client/llb/marshal.go.
 type Op struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Inputs []*Input               `protobuf:"bytes,1,rep,name=inputs,proto3" json:"inputs,omitempty"`

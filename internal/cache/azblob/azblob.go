@@ -1,5 +1,5 @@
-// Package azblob keeps caches in containers of Azure Blob Storage (FEATURES.md
-// section 5). It is a [cache.Place], with BuildKit's attributes and names of blobs.
+// Package azblob keeps caches in containers of Azure Blob Storage (BuildKit's
+// README.md). It is a [cache.Place], with BuildKit's attributes and names of blobs.
 package azblob
 
 import (

@@ -1,5 +1,5 @@
 // Package gha keeps caches in the cache service of GitHub Actions, and of servers
-// that speak its protocol, in both versions (FEATURES.md section 5). It is a
+// that speak its protocol, in both versions (BuildKit's README, Cache). It is a
 // [cache.Place], with BuildKit's attributes and keys.
 //
 // An entry of the service never changes. What does is an entry "KEY#1", then

@@ -1,5 +1,5 @@
 // Package local keeps caches in folders of clients, which offer them over their
-// sessions as content stores (WIRE.md section 7.9). The client writes the
+// sessions as content stores (BuildKit's session/content). The client writes the
 // folder's index.json itself. It is a [cache.Place].
 package local
 

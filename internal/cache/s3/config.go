@@ -10,7 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 )
 
-// config is the attributes of a cache (FEATURES.md section 5).
+// config is the attributes of a cache (BuildKit's README, Cache).
 type config struct {
 	bucket, region, endpoint         string
 	prefix, manifests, blobs         string

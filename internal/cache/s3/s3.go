@@ -1,5 +1,5 @@
 // Package s3 keeps caches in buckets of Amazon S3, and of servers that speak its
-// protocol (FEATURES.md section 5). It is a [cache.Place], with BuildKit's
+// protocol (BuildKit's README, Cache). It is a [cache.Place], with BuildKit's
 // attributes and names of objects.
 package s3
 

@@ -1,7 +1,7 @@
-// Package v0 writes and reads caches in BuildKit's format (WIRE.md section 12):
-// a JSON config of records, which are steps by the digests of their operations
-// and inputs, and layers, which are blobs by digest; and a manifest that names
-// the config and the blobs.
+// Package v0 writes and reads caches in the format of BuildKit's
+// cache/remotecache/v1: a JSON config of records, which are steps by the digests
+// of their operations and inputs, and layers, which are blobs by digest; and a
+// manifest that names the config and the blobs.
 //
 // BuildKit gives a step many keys, Kiln one. A record therefore says how a step
 // is found from each of its inputs: by what the input is made of, and, where an

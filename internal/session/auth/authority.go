@@ -26,7 +26,7 @@ import (
 
 // A token authority is a key pair by which sessions prove to the daemon that they
 // have the same credentials for a host, so that they may share its token without
-// showing them (WIRE.md section 7.4). It is made of the daemon's salt and a seed
+// showing them (BuildKit's session/auth). It is made of the daemon's salt and a seed
 // that never leaves this machine: the daemon, which chooses the salt, learns nothing
 // of the credentials. Those who have none all have the same authority.
 

@@ -1,6 +1,6 @@
-// Package content lets the daemon use content stores of a client: OCI layouts
-// to build from, and places for archives and caches that are written blob by
-// blob (WIRE.md section 7.9). Both sides are here.
+// Package content lets the daemon use content stores of a client: OCI layouts to
+// build from, and places for archives and caches that are written blob by blob
+// (BuildKit's session/content). Both sides are here.
 package content
 
 import (

@@ -25,7 +25,7 @@ import (
 )
 
 // ExportStore is the id under which a client offers the store that an image is
-// written to as a layout, not as an archive (WIRE.md section 7.9).
+// written to as a layout, not as an archive (BuildKit's session/content).
 const ExportStore = "export"
 
 // Output is a directory that an image is written to as an OCI layout. It is

@@ -20,7 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 )
 
-// Request metadata of FileSend.DiffCopy (WIRE.md section 7.3).
+// Request metadata of FileSend.DiffCopy (BuildKit's session/filesync).
 const (
 	keyExporterID    = "buildkit-attachable-exporter-id"
 	prefixExporterMD = "exporter-md-"

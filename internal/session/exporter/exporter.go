@@ -1,6 +1,6 @@
 // Package exporter lets a client say how a result is to be brought out once it
-// knows what the result is (WIRE.md section 7.8). Both sides are here. A client
-// without this service wants nothing further.
+// knows what the result is (BuildKit's session/exporter). Both sides are here. A
+// client without this service wants nothing further.
 package exporter
 
 import (

@@ -17,7 +17,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 )
 
-// Request metadata of FileSend.DiffCopy (WIRE.md section 7.3).
+// Request metadata of FileSend.DiffCopy (BuildKit's session/filesync).
 const (
 	keyExporterID    = "buildkit-attachable-exporter-id"
 	keyMultiPlatform = "buildkit-exporter-multi-platform"

@@ -10,7 +10,7 @@ import (
 	"github.com/moby/patternmatcher"
 )
 
-// Filter says which of a tree's files are wanted (WIRE.md section 8).
+// Filter says which of a tree's files are wanted (as in tonistiigi/fsutil).
 type Filter struct {
 	// Include are patterns, in patternmatcher's syntax; without any, and without
 	// FollowPaths, all is included.

@@ -2,7 +2,7 @@
 // directions: the daemon reads a build's context (FileSync), and writes the
 // result of `type=local` into a directory of the client (FileSend).
 //
-// Both speak the same protocol of packets (WIRE.md section 8), in which the
+// Both speak the same protocol of packets (as in tonistiigi/fsutil), in which the
 // sender lists a tree and the receiver asks for the files it lacks. Neither side
 // here can be made to wait for the other's requests, so a transfer of any number
 // of files cannot stall; nothing that the peer says is trusted.
@@ -17,7 +17,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/fsutil"
 )
 
-// Request metadata of FileSync.DiffCopy (WIRE.md section 7.2). keyChunk is
+// Request metadata of FileSync.DiffCopy (BuildKit's session/filesync). keyChunk is
 // Kiln's own: the largest content in bytes of a DATA packet that the receiver
 // would like; BuildKit's clients ignore it.
 const (

@@ -48,7 +48,7 @@ type Content interface {
 	Abort()
 }
 
-// ReceiveOptions say what to ask a client for (WIRE.md section 7.2).
+// ReceiveOptions say what to ask a client for (BuildKit's session/filesync).
 type ReceiveOptions struct {
 	Name        string   // of the directory, such as "context"
 	Include     []string // patterns; none includes all
@@ -148,9 +148,9 @@ type receiver struct {
 	over bool       // take no more
 }
 
-// receive is the receiving side of the protocol (WIRE.md section 8). Requests
-// leave on a goroutine of their own, so that reading never waits for the peer
-// to take them: otherwise both sides could wait for each other.
+// receive is the receiving side of the protocol (as in tonistiigi/fsutil).
+// Requests leave on a goroutine of their own, so that reading never waits for the
+// peer to take them: otherwise both sides could wait for each other.
 func receive(stream packetStream, dst Destination) error {
 	r := &receiver{
 		stream: stream, dst: dst, shifts: newShifts(),

@@ -44,7 +44,7 @@ type sender struct {
 	done   chan struct{}
 }
 
-// send is the sending side of the protocol (WIRE.md section 8).
+// send is the sending side of the protocol (as in tonistiigi/fsutil).
 func send(ctx context.Context, stream packetStream, tree Tree, chunk int, sent func(int64)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

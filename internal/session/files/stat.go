@@ -13,8 +13,8 @@ import (
 // see the wire's packages.
 type Stat = fsutil.Stat
 
-// AppendRecord appends an entry as the file of a metadata-only transfer has it
-// (WIRE.md section 8): its size in 4 bytes, little end first, and its message.
+// AppendRecord appends an entry as the file of a metadata-only transfer has it (as
+// in tonistiigi/fsutil): its size in 4 bytes, little end first, and its message.
 func AppendRecord(b []byte, st *Stat) ([]byte, error) {
 	at := len(b)
 	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(append(b, 0, 0, 0, 0), st)

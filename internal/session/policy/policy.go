@@ -1,7 +1,7 @@
-// Package policy lets a client decide on each source of its build: the daemon
-// asks it over its session and does nothing with a source before it has
-// answered (WIRE.md section 16.2). Both sides are here. A client that is gone
-// or does not answer has not allowed anything.
+// Package policy lets a client decide on each source of its build: the daemon asks
+// it over its session and does nothing with a source before it has answered
+// (BuildKit's sourcepolicy/policysession). Both sides are here. A client that is
+// gone or does not answer has not allowed anything.
 package policy
 
 import (

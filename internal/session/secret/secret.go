@@ -19,7 +19,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 )
 
-// MaxSize is the size of the largest secret, bytes (WIRE.md section 7.5).
+// MaxSize is the size of the largest secret, bytes (BuildKit's session/secrets).
 const MaxSize = 500 << 10
 
 // Source says where a client has a secret: in a file, or in a variable of its

@@ -20,7 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 )
 
-// keyID is the metadata of ForwardAgent (WIRE.md section 7.7).
+// keyID is the metadata of ForwardAgent (BuildKit's session/sshforward).
 const keyID = "buildkit.ssh.id"
 
 // DefaultID is the id of the agent of those who name none.

@@ -23,7 +23,7 @@ import (
 // Host is the host of URLs whose files come over the session.
 const Host = "buildkit-session"
 
-// Metadata of Upload/Pull (WIRE.md section 7.6).
+// Metadata of Upload/Pull (BuildKit's session/upload).
 const (
 	keyPath = "urlpath"
 	keyHost = "urlhost"

@@ -1,5 +1,5 @@
 // Package blob brings in one blob of a registry or of a client's OCI layout as a
-// file (WIRE.md section 3.1): the only file of a file system of its own.
+// file (BuildKit's solver/pb/attr.go): the only file of a file system of its own.
 //
 // A blob is named by its digest, so it is pinned as it is, and what is brought
 // in has that digest or is not brought in. It is downloaded when somebody reads
@@ -166,7 +166,8 @@ func (r *request) name() string {
 	return r.digest.Encoded()
 }
 
-// key is the cache key of WIRE.md section 11.2. Fields and order are the protocol's.
+// key is the cache key of BuildKit's source/containerblob. Fields and order are the
+// protocol's.
 func (r *request) key() (string, error) {
 	b, err := json.Marshal(struct {
 		Version        string

@@ -1,5 +1,5 @@
-// Package git brings in the files of git repositories (WIRE.md sections 3.1 and
-// 11.2).
+// Package git brings in the files of git repositories, by the attributes
+// and with the cache keys of BuildKit's source/git.
 //
 // A reference is pinned by the commit that it names: Resolve asks the remote,
 // once for a build, and Fetch checks the commit out. What comes over the network
@@ -111,7 +111,7 @@ func objectDigest(sum string) digest.Digest {
 	return digest.NewDigestFromEncoded("sha1", sum)
 }
 
-// key is the cache key of WIRE.md section 11.2.
+// key is the cache key of BuildKit's source/git.
 func (r *request) key(p source.Git) string {
 	key := p.Checksum
 	if p.CommitChecksum != "" && !r.keepGitDir {

@@ -1,4 +1,5 @@
-// Package http brings in single files by http and https (WIRE.md section 3.1).
+// Package http brings in single files by http and https (BuildKit's
+// solver/pb/attr.go).
 //
 // A URL is pinned by what it serves: Resolve asks the server, once for a build,
 // whether the file that was downloaded last is still the one, and downloads it if
@@ -218,7 +219,8 @@ func (r *request) fileName(header http.Header) (string, error) {
 	return name, checkName(name)
 }
 
-// key is the cache key of WIRE.md section 11.2. Fields and order are the protocol's.
+// key is the cache key of BuildKit's source/http. Fields and order are the
+// protocol's.
 func (r *request) key(filename string, dgst digest.Digest, lastModified string) (string, error) {
 	if t, err := http.ParseTime(lastModified); err == nil {
 		lastModified = t.Format(http.TimeFormat)

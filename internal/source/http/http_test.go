@@ -83,7 +83,7 @@ func TestKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := r.key("x", "sha256:abc", "Mon Jan  2 15:04:05 2006")
-	// The JSON is the protocol's: see WIRE.md section 11.2.
+	// The JSON is the protocol's: see BuildKit's source/http.
 	want := digest.FromString(`{"Filename":"x","Perm":493,"UID":1,"GID":2,"Checksum":"sha256:abc","LastModTime":"Mon, 02 Jan 2006 15:04:05 GMT",` +
 		`"Header":[{"Name":"Accept","Value":"a/b"}]}`).String()
 	if err != nil || got != want {

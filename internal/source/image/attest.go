@@ -12,7 +12,7 @@ import (
 	"github.com/kiln-build/kiln/internal/source"
 )
 
-// What marks the documents that vouch for an image (WIRE.md section 14, and
+// What marks the documents that vouch for an image (BuildKit's docs/attestations, and
 // sigstore's and cosign's formats).
 const (
 	refersType    = "vnd.docker.reference.type"

@@ -1,5 +1,5 @@
 // Package layout brings in images from OCI layouts on a client's machine, over
-// its session (WIRE.md sections 3.1 and 7.9).
+// its session.
 //
 // Such an image is named by its digest, so it is pinned as it is. Its layers
 // are lazy like a registry's: [Fetcher] gets their blobs from any client of the

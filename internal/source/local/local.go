@@ -1,5 +1,4 @@
-// Package local brings in a directory of a client (WIRE.md sections 3.1, 7.2
-// and 11.5).
+// Package local brings in a directory of a client, over its session.
 //
 // What a client sent last is kept under its shared key: the files as an
 // immutable layer, and a list of them. The next time, the client's listing is
