@@ -338,6 +338,28 @@ func TestArchitecture(t *testing.T) {
 	}
 }
 
+// TestNamedDocuments has a reader of this repository find the documents that
+// comments name, unless these are BuildKit's.
+func TestNamedDocuments(t *testing.T) {
+	named := regexp.MustCompile(`(BuildKit's )?((?:docs/[a-z-]+|\b[A-Z]{2,})\.md)\b`)
+	for _, s := range sources(t) {
+		for _, c := range s.tree.Comments {
+			for _, m := range named.FindAllStringSubmatch(commentText(c), -1) {
+				if m[1] == "" && !someFile(filepath.Join(top, m[2]), filepath.Join(top, filepath.Dir(s.path), m[2])) {
+					t.Errorf("%s: there is no %s", s.at(c.Pos()), m[2])
+				}
+			}
+		}
+	}
+}
+
+func someFile(paths ...string) bool {
+	return slices.ContainsFunc(paths, func(path string) bool {
+		_, err := os.Stat(path)
+		return err == nil
+	})
+}
+
 // TestCommandFiles holds cmd/kiln to one file a command, named after it.
 func TestCommandFiles(t *testing.T) {
 	files := map[string]string{} // by function
