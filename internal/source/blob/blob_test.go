@@ -16,13 +16,12 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/layer/layertest"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/session"
 	sessioncontent "github.com/kiln-build/kiln/internal/session/content"
 	"github.com/kiln-build/kiln/internal/session/sessiontest"
-	"github.com/kiln-build/kiln/internal/snapshot"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/blob"
 	"github.com/kiln-build/kiln/internal/source/sourcetest"
@@ -33,27 +32,13 @@ import (
 // newLayers returns an empty layer store.
 func newLayers(t *testing.T) *layer.Store {
 	t.Helper()
-	dir := t.TempDir()
-	db, err := store.Open(dir)
+	root := t.TempDir()
+	db, err := store.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = db.Close() })
-	snapshots, err := snapshot.Open(filepath.Join(dir, "snapshots"), "native")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = snapshots.Close() })
-	blobs, err := content.Open(t.Context(), filepath.Join(dir, "content"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	layers, err := layer.NewStore(t.Context(), layer.Config{Dir: filepath.Join(dir, "layers"), Snapshots: snapshots, Content: blobs, Records: db})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = layers.Close() })
-	return layers
+	layertest.Closing(t, db.Close)
+	return layertest.Open(t, root, db)
 }
 
 // fromRegistry returns a blob in a registry on loopback.

@@ -13,9 +13,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/snapshot"
+	"github.com/kiln-build/kiln/internal/layer/layertest"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/git"
 	"github.com/kiln-build/kiln/internal/source/sourcetest"
@@ -35,31 +34,12 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	root := t.TempDir()
-	snapshots, err := snapshot.Open(filepath.Join(root, "snapshots"), snapshot.Auto)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blobs, err := content.Open(t.Context(), filepath.Join(root, "content"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	db, err := store.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	layers, err := layer.NewStore(t.Context(), layer.Config{
-		Dir: filepath.Join(root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for _, err := range []error{layers.Close(), db.Close(), snapshots.Close()} {
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
+	layertest.Closing(t, db.Close)
+	layers := layertest.Open(t, root, db)
 	repos, err := git.OpenRepos(filepath.Join(root, "git"))
 	if err != nil {
 		t.Fatal(err)

@@ -15,12 +15,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/layer/layertest"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/sessiontest"
 	"github.com/kiln-build/kiln/internal/session/upload"
-	"github.com/kiln-build/kiln/internal/snapshot"
 	"github.com/kiln-build/kiln/internal/source"
 	httpsource "github.com/kiln-build/kiln/internal/source/http"
 	"github.com/kiln-build/kiln/internal/source/sourcetest"
@@ -32,32 +31,12 @@ import (
 func newLayers(t *testing.T) (*layer.Store, *store.Store) {
 	t.Helper()
 	root := t.TempDir()
-	snapshots, err := snapshot.Open(filepath.Join(root, "snapshots"), snapshot.Auto)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blobs, err := content.Open(t.Context(), filepath.Join(root, "content"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	db, err := store.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	layers, err := layer.NewStore(t.Context(), layer.Config{
-		Dir: filepath.Join(root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for _, err := range []error{layers.Close(), db.Close(), snapshots.Close()} {
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	return layers, db
+	layertest.Closing(t, db.Close)
+	return layertest.Open(t, root, db), db
 }
 
 // site serves one file, with a validator, unless told otherwise.

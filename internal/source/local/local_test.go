@@ -15,14 +15,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/contenthash"
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/layer/layertest"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/session/files"
 	"github.com/kiln-build/kiln/internal/session/sessiontest"
-	"github.com/kiln-build/kiln/internal/snapshot"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/local"
 	"github.com/kiln-build/kiln/internal/source/sourcetest"
@@ -34,32 +33,12 @@ import (
 func newLayers(t testing.TB) (*layer.Store, *store.Store) {
 	t.Helper()
 	root := t.TempDir()
-	snapshots, err := snapshot.Open(filepath.Join(root, "snapshots"), snapshot.Auto)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blobs, err := content.Open(t.Context(), filepath.Join(root, "content"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	db, err := store.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	layers, err := layer.NewStore(t.Context(), layer.Config{
-		Dir: filepath.Join(root, "layers"), Snapshots: snapshots, Content: blobs, Records: db,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for _, err := range []error{layers.Close(), db.Close(), snapshots.Close()} {
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	return layers, db
+	layertest.Closing(t, db.Close)
+	return layertest.Open(t, root, db), db
 }
 
 // rig is a source, and a client with a directory.
