@@ -74,3 +74,25 @@ func TestNoDaemon(t *testing.T) {
 		}
 	}
 }
+
+// kiln help knows each command, and suggests one for a word that it does not know.
+func TestHelpCommand(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"help"}, exitOK, "build container images"},
+		{[]string{"help", "build"}, exitOK, "kiln build [options] PATH"},
+		{[]string{"help", "history", "ls"}, exitOK, "kiln history ls"},
+		{[]string{"help", "bulid"}, exitUsage, `Did you mean "build"?`},
+		{[]string{"help", "history", "lz"}, exitUsage, `Did you mean "ls"?`},
+		{[]string{"build", "help"}, exitUsage, "stat help: no such file"},
+		{[]string{"completion", "tcsh"}, exitUsage, "unknown command"},
+	} {
+		code, stdout, stderr := kilnIn(t, t.TempDir(), "", nil, tt.args...)
+		if code != tt.code || !strings.Contains(stdout+stderr, tt.want) {
+			t.Errorf("kiln %q: exit code %d, %s%s, want %d and %q", tt.args, code, stdout, stderr, tt.code, tt.want)
+		}
+	}
+}

@@ -238,6 +238,9 @@ func commands(e *env) []*cli.Command {
 		debugCommand(e),
 		dialStdioCommand(e),
 		versionCommand(e),
+		helpCommand(e),
+		completionCommand(e),
+		completeCommand(e),
 	}
 }
 
@@ -258,11 +261,6 @@ func rootCommand(e *env) *cli.Command {
 				Usage: "`FOLDER` of ca.pem, cert.pem and key.pem (or ca.crt, tls.crt and tls.key) for a daemon with TLS",
 			},
 		},
-		EnableShellCompletion: true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) {
-			c.Hidden = false
-			c.Usage = "print a completion script for bash, zsh, fish or pwsh"
-		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run does it
 	}
 	prepare(root)
@@ -272,6 +270,7 @@ func rootCommand(e *env) *cli.Command {
 // prepare gives a command and those below it our habits.
 func prepare(cmd *cli.Command) {
 	cmd.DisableSliceFlagSeparator = true
+	cmd.HideHelpCommand = true // helpCommand is it, and a PATH may be called help
 	for _, f := range cmd.Flags {
 		if s, ok := f.(cli.StringerSetter); ok {
 			s.SetStringer(flagHelp)
@@ -390,6 +389,11 @@ func unknownCommand(_ context.Context, cmd *cli.Command) error {
 	if name == "" {
 		return cli.ShowSubcommandHelp(cmd)
 	}
+	return noSuchCommand(cmd, name)
+}
+
+// noSuchCommand says that a command has no such command, and which could be meant.
+func noSuchCommand(cmd *cli.Command, name string) error {
 	best, bestDistance := "", len(name)/3+1
 	for _, c := range cmd.Commands {
 		if d := distance(name, c.Name); d <= bestDistance && !c.Hidden {
