@@ -1,6 +1,6 @@
 // Package client talks to a Kiln daemon, or to any daemon that speaks BuildKit's
 // protocol: it starts builds, serves them what they need of this machine (files,
-// secrets, credentials), and hands over what they have to tell.
+// secrets, credentials), and passes on their progress and results.
 //
 // It is the second hop of a build, between the command line and the daemon.
 package client

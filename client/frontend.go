@@ -22,9 +22,9 @@ import (
 )
 
 // ServeFrontend has f drive the build that the daemon at the other end of conn has
-// asked this program to be the frontend of (BuildKit's frontend/gateway). What f
-// fails with, the daemon is told; the error is that it could not be. opts are what
-// the program's environment says, without the capabilities.
+// asked this program to be the frontend of (BuildKit's frontend/gateway). The
+// daemon is told what f fails with; the error returned is that it could not be
+// told. opts are what the program's environment says, without the capabilities.
 func ServeFrontend(ctx context.Context, conn net.Conn, opts BuildOpts, f BuildFunc) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -126,7 +126,7 @@ type WarnOpts struct {
 	Range      []*pb.Range
 }
 
-// Warn tells the user of something about a step that stops nothing.
+// Warn shows the user a warning about a step; the build goes on.
 func (g *Gateway) Warn(ctx context.Context, vertex digest.Digest, msg string, opts WarnOpts) error {
 	_, err := g.api.Warn(ctx, &gateway.WarnRequest{
 		Digest: string(vertex), Level: int64(opts.Level), Short: []byte(msg), Detail: opts.Detail,

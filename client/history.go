@@ -124,8 +124,8 @@ func (c *Client) OpenBlob(ctx context.Context, desc ocispecs.Descriptor) (conten
 	return r, nil
 }
 
-// Status tells sink of a build: from its start to its end, whether it is under way
-// or a record.
+// Status sends a build's progress to sink, from start to end, whether it is under
+// way or has ended.
 func (c *Client) Status(ctx context.Context, ref string, sink Sink) error {
 	return c.wrap(c.follow(ctx, ref, sink, make(chan struct{}, 1)))
 }

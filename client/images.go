@@ -6,7 +6,7 @@ import (
 	"github.com/kiln-build/kiln/internal/api/kiln"
 )
 
-// RootUsage is what all of a daemon's folder takes.
+// RootUsage is how much of the disk a daemon's whole folder takes.
 type RootUsage struct {
 	Records int64   `json:"records"` // bytes of what [Client.DiskUsage] lists
 	Places  []Place `json:"places"`  // what else there is
@@ -21,7 +21,7 @@ type Place struct {
 	Size        int64  `json:"size"` // bytes on disk
 }
 
-// RootUsage tells what all of the daemon's folder takes.
+// RootUsage tells how much of the disk the daemon's whole folder takes.
 func (c *Client) RootUsage(ctx context.Context) (*RootUsage, error) {
 	r, err := kiln.NewKilnClient(c.conn).DiskUsage(ctx, &kiln.DiskUsageRequest{})
 	if err != nil {

@@ -40,8 +40,8 @@ func (c *Client) CacheMounts(ctx context.Context) ([]CacheMount, error) {
 	return cacheMounts(r.GetMounts()), nil
 }
 
-// RemoveCacheMounts removes the cache mounts of ids, or all, but for those that
-// steps use. An id without one is an error.
+// RemoveCacheMounts removes the cache mounts of ids, or all, except those that
+// steps use. An id without a mount is an error.
 func (c *Client) RemoveCacheMounts(ctx context.Context, all bool, ids ...string) (removed, inUse []CacheMount, err error) {
 	r, err := kiln.NewCacheMountsClient(c.conn).RemoveCacheMounts(ctx, &kiln.RemoveCacheMountsRequest{Ids: ids, All: all})
 	if err != nil {

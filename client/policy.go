@@ -29,7 +29,7 @@ type (
 
 	// PolicyQuestion is a source, and what is known of it.
 	PolicyQuestion = policysession.CheckPolicyRequest
-	// PolicyDecision is what is to become of it.
+	// PolicyDecision says what to do with the source.
 	PolicyDecision = policysession.DecisionResponse
 	// PolicyMessage is a reason to deny.
 	PolicyMessage = policysession.DenyMessage

@@ -203,7 +203,7 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
-// Resize tells of the size of the terminal.
+// Resize sets the size of the terminal.
 func (p *Process) Resize(rows, cols uint32) error {
 	return p.send(&gateway.ExecMessage{Input: &gateway.ExecMessage_Resize{Resize: &gateway.ResizeMessage{Rows: rows, Cols: cols}}})
 }

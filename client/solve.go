@@ -21,7 +21,7 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// SolveOpt says what to build, of what, and what for.
+// SolveOpt says what to build, from what, and what to make of it.
 type SolveOpt struct {
 	// Definition is LLB to build. Else Frontend, such as "dockerfile.v0", makes it;
 	// [Client.Build] needs neither.
@@ -59,7 +59,7 @@ type CacheEntry struct {
 	Attrs map[string]string
 }
 
-// Result is what a build has to tell in the end.
+// Result is what a build returns.
 type Result struct {
 	// Ref is the build's id.
 	Ref string

@@ -19,7 +19,7 @@ import (
 type (
 	// SourceMetaRequest asks what a source is at present.
 	SourceMetaRequest = gateway.ResolveSourceMetaRequest
-	// SourceMeta is what it is; Source may have been changed by a policy.
+	// SourceMeta is the answer; a policy may have changed its Source.
 	SourceMeta = gateway.ResolveSourceMetaResponse
 	// SourceImageRequest says what to find out about an image.
 	SourceImageRequest = gateway.ResolveSourceImageRequest

@@ -214,7 +214,7 @@ func (c *Client) ShowCache(ctx context.Context, key string) (CacheRecord, error)
 	return cacheRecord(r), nil
 }
 
-// CacheDiff is in what two steps differ.
+// CacheDiff tells how two steps differ.
 type CacheDiff struct {
 	A           CacheRecord  `json:"a"`
 	B           CacheRecord  `json:"b"`

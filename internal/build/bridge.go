@@ -230,8 +230,8 @@ func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt fronte
 	return tellMore(&frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config, Chain: attestationChain(pin.Chain)}, pin, so), nil
 }
 
-// Warn tells the user of something that stops nothing. The progress knows the
-// last step of a graph by what passes made of it.
+// Warn shows the user a warning; the build goes on. The progress knows the last
+// step of a graph by what passes made of it.
 func (br *Bridge) Warn(_ context.Context, vertex digest.Digest, w frontend.Warning) {
 	br.mu.Lock()
 	if solved, ok := br.solved[vertex]; ok {

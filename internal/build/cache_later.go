@@ -25,7 +25,7 @@ const (
 	laterKept      = 50 // exports that are remembered
 )
 
-// ExportState is how far an export is that no build waits for.
+// ExportState is how far an export has come that no build waits for.
 type ExportState string
 
 // States of exports. Interrupted are those whose daemon ended before.

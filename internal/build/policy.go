@@ -95,8 +95,9 @@ func (br *Bridge) hasPolicy(more []pass.Policy) bool {
 	return len(br.req.Policies)+len(more) > 0 || br.req.Policy != nil
 }
 
-// ApplyPolicies holds the sources of a graph against the policies of the build
-// and against more, and returns the graph with what became of them.
+// ApplyPolicies checks the sources of a graph by the policies of the build and
+// by more, and returns the graph with the sources that the policies put in their
+// place.
 func (br *Bridge) ApplyPolicies(ctx context.Context, g *llb.Graph, more []pass.Policy) (*llb.Graph, error) {
 	if g == nil || g.Root.Vertex == nil || !br.hasPolicy(more) {
 		return g, nil

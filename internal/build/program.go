@@ -10,9 +10,9 @@ import (
 	"github.com/kiln-build/kiln/internal/solver"
 )
 
-// Program is a process in a container that one build after the other may want in
-// the same way, but for a part of its environment: a frontend of an image. Starting
-// its container takes longer than it does itself, so one may be started ahead.
+// Program is a process that many builds start alike, but for a part of its
+// environment: the frontend of an image. Its container takes longer to start than
+// it takes to run, so one may be started ahead.
 type Program struct {
 	br   *Bridge
 	key  string
@@ -20,7 +20,8 @@ type Program struct {
 	p    Process
 }
 
-// NewProgram describes a program. Two of the same key are the same; "" is like none.
+// NewProgram describes a program. Programs of one key are the same; one with the key
+// "" is like no other.
 func (br *Bridge) NewProgram(ctx context.Context, key string, spec ContainerSpec, p Process) (*Program, error) {
 	inner, err := containerSpec(ctx, spec)
 	if err != nil {

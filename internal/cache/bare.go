@@ -128,7 +128,7 @@ func (w *bareWriter) upload(ctx context.Context, d ocispecs.Descriptor, l layer.
 }
 
 // Resuming reads a blob whose download may break off: open begins at an offset,
-// in bytes, and is called again, times at most, where the bytes have ended.
+// in bytes, and is called again where the bytes have ended, not more than times times.
 func Resuming(ctx context.Context, size int64, times int, open func(ctx context.Context, offset int64) (io.ReadCloser, error)) (io.ReadCloser, error) {
 	r := &resuming{ctx: ctx, size: size, left: times, open: open}
 	var err error

@@ -37,8 +37,8 @@ const (
 	lookUpsAtOnce  = 4
 )
 
-// Finder looks into a cache by key for one build. What is not there, not whole,
-// not trusted or not to be had in time is a miss. Its methods may be called at once.
+// Finder looks into a cache by key for one build. What is missing, not whole, not
+// trusted or not found in time is a miss. Its methods may be called concurrently.
 type Finder struct {
 	c       FinderConfig
 	records batch[[]byte]

@@ -11,7 +11,7 @@ import (
 // does not ask for what was put there or seen there a moment ago. What it says of a
 // place holds as long as the record about the place is the same: a place that was
 // emptied is known by that. A reader who finds something lost makes it forget. A nil
-// Memory remembers nothing. Its methods may be called at once.
+// Memory remembers nothing. Its methods may be called concurrently.
 type Memory struct {
 	life time.Duration
 

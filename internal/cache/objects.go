@@ -14,7 +14,7 @@ import (
 )
 
 // Objects is a store of bytes by key, as clouds have it. All methods may be
-// called at once.
+// called concurrently.
 type Objects interface {
 	// Get returns a document, or nil if there is none; one of more than limit
 	// bytes is an error.

@@ -115,7 +115,7 @@ func (v *verified) Read(p []byte) (int, error) {
 func (v *verified) Close() error { return v.rc.Close() }
 
 // Locks keeps those who change the same thing apart, within this process. The
-// zero value is of use.
+// zero value is ready for use.
 type Locks struct {
 	mu   sync.Mutex
 	held map[string]*lock
@@ -126,7 +126,7 @@ type lock struct {
 	users int
 }
 
-// Lock waits for its turn at what name names. The function returned ends it.
+// Lock waits for its turn at name; unlock ends the turn.
 func (l *Locks) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	l.mu.Lock()
 	if l.held == nil {

@@ -19,7 +19,8 @@ type Refusal struct {
 	Err       error
 }
 
-// Refused returns err with words around it, or err itself if it needs none.
+// Refused makes err a [Refusal] like r. One that is a Refusal already, nil, and the
+// end of a context stay as they are.
 func Refused(r Refusal, err error) error {
 	if known := (*Refusal)(nil); err == nil || errors.Is(err, context.Canceled) || errors.As(err, &known) {
 		return err

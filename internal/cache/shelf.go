@@ -7,9 +7,9 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Shelf keeps caches by key: small records by name, and blobs by digest. Each
-// is there whole or not at all, writers never disturb each other's, and what
-// was lost is missing, which is no error. All methods may be called at once.
+// Shelf keeps caches by key: small records by name, and blobs by digest. Each is
+// there whole or not at all, writers never disturb each other's, and what was
+// lost is missing, which is no error. All methods may be called concurrently.
 type Shelf interface {
 	// Records returns what is kept under names. Names that nothing is kept
 	// under are missing in the answer.

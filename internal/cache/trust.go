@@ -29,7 +29,7 @@ type TrustedWriter struct {
 	Scopes []string // patterns of the scopes that it may write; nil is all
 }
 
-// Check holds the policy against what a policy can be.
+// Check finds keys and patterns of the policy that are malformed.
 func (t Trust) Check() error {
 	for _, w := range t.Writers {
 		if _, err := parsePublic(w.Key); err != nil {

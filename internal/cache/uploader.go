@@ -46,8 +46,8 @@ const (
 	uploadsAtOnce = 8
 )
 
-// Uploader writes a cache by key while a build goes on. What is there already
-// is left alone. Its methods may be called at once.
+// Uploader writes a cache by key while a build goes on. What is there already is
+// left alone. Its methods may be called concurrently.
 type Uploader struct {
 	c       UploaderConfig
 	ctx     context.Context
@@ -162,7 +162,7 @@ func (u *Uploader) Mount(id string, snapshot json.RawMessage, needs []ocispecs.D
 // Shelf is where the cache is.
 func (u *Uploader) Shelf() Shelf { return u.c.Shelf }
 
-// Wait returns when all is written that was to be.
+// Wait waits until all that was to be written has been.
 func (u *Uploader) Wait() error {
 	_ = u.work.Wait() // failed has it
 	u.mu.Lock()

@@ -1,4 +1,4 @@
-// Package executor says what it is to run a process in a container.
+// Package executor defines what runs a process in a container.
 //
 // One value, [Spec], says everything about a run, so an executor needs to know
 // neither graphs nor caches nor who asks. Implementations live below this

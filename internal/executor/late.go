@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// LateProgram is where a container has the program that waits in the place of its
-// own, and by whose name that knows itself. See [RunLate].
+// LateProgram is the path in a container of the program that waits in place of
+// the real one. Kiln, called by this name, calls [RunLate].
 const LateProgram = "/dev/kiln-late"
 
 // LateReady is what RunLate writes to its standard output when it waits. Nothing else
@@ -38,10 +38,10 @@ func LateEnv(env []string) ([]byte, error) {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(list))), list...), nil
 }
 
-// RunLate is a container's first process while it is not known yet what for: it
+// RunLate is a container's first process while nobody knows yet what for: it
 // waits on its standard input for the last of its environment, see [LateEnv], and
 // then becomes the program of args, with what is left of that input. It returns
-// only if that could not be.
+// only if that fails.
 func RunLate(stdin io.Reader, stdout io.Writer, args []string) error {
 	if len(args) == 0 {
 		return errors.New("start late: no program to become")

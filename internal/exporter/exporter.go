@@ -1,5 +1,5 @@
-// Package exporter says what it is to turn a build's result into something
-// outside: an image, an archive, a directory.
+// Package exporter defines how a build's result becomes something outside: an
+// image, an archive, a directory.
 //
 // Implementations live below this folder and pass the suite in exportertest.
 package exporter

@@ -85,7 +85,7 @@ func (c *treeCache) putLocked(id string, tree *contenthash.Tree) {
 }
 
 // List tells what sels select of r. It costs little after [Store.Checksum] of
-// the same.
+// the same selectors.
 func (s *Store) List(ctx context.Context, r *Ref, sels []contenthash.Selector) ([]contenthash.Listed, error) {
 	tree := s.trees.get(r.ID())
 	dir, release, err := s.View(ctx, r)

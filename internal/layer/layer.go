@@ -7,8 +7,8 @@
 // is compressed when somebody exports it. Neither is ever done twice.
 //
 // It sits between snapshot and content below and sources, operations and
-// exporters above. What it knows is kept as [Record]s in the metadata
-// database; a snapshot or blob that no record names is swept.
+// exporters above. Its knowledge is kept as [Record]s in the metadata database;
+// a snapshot or blob that no record names is swept.
 package layer
 
 import (

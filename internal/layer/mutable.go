@@ -148,7 +148,7 @@ func (m *Mutable) Mounts(context.Context) ([]mount.Mount, error) {
 	return []mount.Mount{m.overlay()}, nil
 }
 
-// Commit freezes the state and keeps it. The Mutable is of no more use.
+// Commit freezes the state and keeps it. The Mutable cannot be used afterwards.
 func (m *Mutable) Commit(ctx context.Context) (*Ref, error) {
 	kind := m.opt.Type
 	if kind == "" {

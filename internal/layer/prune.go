@@ -262,8 +262,8 @@ func (s *Store) references(ctx context.Context) (map[digest.Digest]bool, error) 
 	return others, nil
 }
 
-// Folders are those on disk of what [Store.DiskUsage] counts, and those of
-// files that are hard links of what it counts.
+// Folders lists the folders on disk that [Store.DiskUsage] counts, and those
+// whose files are hard links to what it counts.
 func (s *Store) Folders() (counted, linked []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -255,8 +255,8 @@ func (s *Store) work() []*flights {
 	return []*flights{&s.merges, &s.flats, &s.makes, &s.unpacks, &s.pulls}
 }
 
-// Settle returns when all has ended that nobody waits for any more, such as the
-// compression of a layer whose export was canceled: it holds layers until then.
+// Settle waits for work that nobody waits for any more, such as the compression
+// of a layer whose export was canceled: until it ends it holds layers.
 func (s *Store) Settle(ctx context.Context) error {
 	for _, g := range s.work() {
 		if err := g.settle(ctx); err != nil {
@@ -392,8 +392,8 @@ func (r *Ref) Parent() *Ref {
 	return r.parent
 }
 
-// Record is what is kept of the layer. Its maps are not to be changed: nobody does,
-// so that asking costs no copy.
+// Record is what is kept of the layer. Its maps are shared, not copied, and must
+// not be changed.
 func (r *Ref) Record() Record {
 	if r == nil {
 		return Record{}

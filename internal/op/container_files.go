@@ -8,7 +8,7 @@ import (
 	"github.com/kiln-build/kiln/internal/executor"
 )
 
-// GivenFolder is a folder of files that no graph makes.
+// GivenFolder is a folder of files that come from outside the graph.
 type GivenFolder struct {
 	Dest  string            // where it is mounted: absolute, not the root
 	Files map[string][]byte // by names without a slash

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TimeoutError says that a step's process was ended because it ran for too long.
+// TimeoutError says that a step's process was stopped because it ran too long.
 type TimeoutError struct {
 	Args  []string
 	After time.Duration

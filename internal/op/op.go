@@ -28,7 +28,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Worker is all that operations are carried out with.
+// Worker has everything that operations need to be carried out.
 type Worker struct {
 	Platforms   []ocispecs.Platform // what containers can run here, the native one first
 	Sources     []source.Source
@@ -143,9 +143,9 @@ func withSessions(ctx context.Context) context.Context {
 	return session.WithGroup(ctx, sessions{ctx})
 }
 
-// Edge makes what a graph is to produce known to the solver. Entitlements that
-// the graph needs and job lacks are an error.
-// If the graph was found in builds, they are above.
+// Edge turns a graph into what the solver evaluates. Entitlements that the graph
+// needs and job lacks are an error. If the graph was found in builds, they are
+// above.
 func (w *Worker) Edge(g *llb.Graph, job *Job, above ...digest.Digest) (solver.Edge, error) {
 	b := binder{worker: w, job: job, above: above, done: map[*llb.Vertex]*vertex{}}
 	v, err := b.bind(g.Root.Vertex)

@@ -15,9 +15,9 @@ import (
 	"github.com/kiln-build/kiln/llb"
 )
 
-// Standby is a container that was started before it was known what for: its
-// process waits for the last of its environment, and only then becomes the program.
-// It is confined like any other container, from its first moment on, and serves once.
+// Standby is a container that was started before anybody knew what for: its process
+// waits for the last of its environment, and only then becomes the program. It is
+// confined like any other container, from its first moment on, and serves once.
 type Standby struct {
 	*Container
 	io     *lateIO

@@ -5,8 +5,8 @@ import (
 	"errors"
 )
 
-// Recipe is what a key was made of. Caches that are exchanged with others are
-// written in terms of it, for a key says nothing to those who make theirs otherwise.
+// Recipe is what a key was made of. Caches for others are written in terms of it,
+// since a key says nothing to programs that make theirs in another way.
 type Recipe struct {
 	Digest  string // the operation's, CacheMap.Digest
 	Inputs  []Ingredient
@@ -74,7 +74,7 @@ func (n *node) lacks(out []Result) bool {
 	return false
 }
 
-// Described is an operation that says more of its results.
+// Described is an operation that tells more about its results.
 type Described interface {
 	// Outputs is how many results there are.
 	Outputs() int

@@ -79,8 +79,8 @@ func (n *node) shareAgain(ctx context.Context, id identity, own bool, why error)
 	return out, id, err
 }
 
-// Remake makes the result of an edge anew that turned out to have lost its
-// files; err says so. It returns err where that is not so.
+// Remake makes an edge's result anew if err says that its files are lost;
+// otherwise it returns err.
 func (j *Job) Remake(ctx context.Context, e Edge, err error) (Result, error) {
 	n := j.node(e.Vertex)
 	if !isLoss(err) || !n.lose() {

@@ -97,7 +97,7 @@ func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	return j
 }
 
-// Close abandons whatever the job still has under way, and tells the sink so.
+// Close abandons what the job still has under way, and tells the sink so.
 func (j *Job) Close() {
 	j.cancel()
 	j.settle()
@@ -109,8 +109,8 @@ func (j *Job) Close() {
 // Working tells whether anything that the job began has not come to its end.
 func (j *Job) Working() bool { return !j.work.Idle() || !j.solver.execs.Abandoned().Idle() }
 
-// Wait returns when what a closed job has abandoned has come to its end, or ctx
-// ends: until then, a step may still hold files, or even complete.
+// Wait waits until what a closed job has abandoned has ended, or ctx ends: until
+// then a step may still hold files, or even complete.
 func (j *Job) Wait(ctx context.Context) {
 	if j.work.Wait(ctx) == nil {
 		_ = j.solver.execs.Abandoned().Wait(ctx) // ctx alone can end it

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Verifier has remembered results made a second time, and compares.
+// Verifier chooses remembered results to be made a second time, and compares.
 type Verifier interface {
 	// Wants tells whether to make a result again.
 	Wants(k Key) bool
@@ -20,7 +20,7 @@ type verifying struct {
 	work sync.WaitGroup
 }
 
-// Verified returns when all is compared that was to be.
+// Verified waits until all that was to be compared has been.
 func (j *Job) Verified() { j.verify.work.Wait() }
 
 // verify runs the operation beside what goes on, for its result to be compared

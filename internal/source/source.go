@@ -1,4 +1,4 @@
-// Package source says what it is to bring files in from outside.
+// Package source defines how files are brought in from outside.
 //
 // A source is used in two steps: Resolve pins what an identifier means now (a
 // tag becomes a digest), which is all that the cache needs; Fetch makes the

@@ -19,7 +19,7 @@ import (
 	"github.com/kiln-build/kiln/internal/registry"
 )
 
-// Config says how to talk to servers. The zero value is of use.
+// Config says how to talk to servers. The zero value is ready for use.
 type Config struct {
 	// Stall is how long a server may be silent; 0 is 30 seconds.
 	Stall time.Duration
