@@ -75,14 +75,20 @@ func main() {
 	if err := log.SetLevel("error"); err != nil { // containerd's packages: what matters comes as errors
 		fmt.Fprintln(e.stderr, err)
 	}
-	patience := 1
-	if calledAs(os.Args) == "buildctl" {
-		patience = 2 // as buildctl has
-	}
-	ctx, stop := interruptible(context.Background(), patience, os.Exit)
+	ctx, stop := interruptible(context.Background(), patienceOf(os.Args), os.Exit)
 	code := runAs(calledAs(os.Args))(ctx, e, os.Args)
 	stop()
 	os.Exit(code)
+}
+
+// patienceOf is how many interrupts a program takes in good order; BuildKit's take
+// two. A daemon must: who stops a service signals all of its processes, and the
+// outer one passes its signal on to the inner one.
+func patienceOf(args []string) int {
+	if calledAs(args) == "buildctl" || isDaemon(args) {
+		return 2
+	}
+	return 1
 }
 
 // runAs returns what the program is under a name: BuildKit's programs by
