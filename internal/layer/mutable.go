@@ -191,10 +191,7 @@ func (m *Mutable) commit(ctx context.Context, id string, rec Record) (*Ref, erro
 // freeze commits the snapshot begun as key.
 func (s *Store) freeze(ctx context.Context, key, dir string) (name string, size int64, err error) {
 	name = newID()
-	if err := s.c.Snapshots.Freeze(ctx, name, key, dir); err != nil {
-		return "", 0, err
-	}
-	usage, err := s.c.Snapshots.Usage(ctx, name)
+	usage, err := s.c.Snapshots.Freeze(ctx, name, key, dir)
 	return name, usage.Size, err
 }
 

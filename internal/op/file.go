@@ -347,7 +347,12 @@ func (s *fileState) unmount() error {
 	return release()
 }
 
-func (r *fileRun) results() ([]solver.Result, error) {
+// results commits what the actions made. Meanwhile what they read is let go of,
+// for which the kernel has to forget each file that it was shown.
+func (r *fileRun) results() (_ []solver.Result, err error) {
+	released := make(chan error, 1)
+	go func() { released <- r.unmountRead() }()
+	defer func() { err = errors.Join(err, <-released) }()
 	out := make([]solver.Result, r.op.op.Outputs())
 	first := len(r.op.vertex.Inputs)
 	for i, a := range r.op.op.Actions {
@@ -361,6 +366,17 @@ func (r *fileRun) results() ([]solver.Result, error) {
 		out[a.Output] = s.ref
 	}
 	return out, nil
+}
+
+// unmountRead unmounts what is only read.
+func (r *fileRun) unmountRead() error {
+	var errs []error
+	for _, s := range slices.Concat(r.states, r.loose) {
+		if s.mutable == nil {
+			errs = append(errs, s.unmount())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (r *fileRun) discard() error {

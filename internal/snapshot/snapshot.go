@@ -247,13 +247,34 @@ func (s *Store) Dir(ctx context.Context, key string) (string, error) {
 	return mounts[0].Source, nil
 }
 
-// Freeze commits the active snapshot key, which has directory dir, as name.
-func (s *Store) Freeze(ctx context.Context, name, key, dir string) error {
+// Freeze commits the active snapshot key, which has directory dir and is not
+// changed any more, as name, and tells what it takes on the disk.
+func (s *Store) Freeze(ctx context.Context, name, key, dir string) (snapshots.Usage, error) {
 	rel, err := filepath.Rel(s.root, dir)
 	if err != nil {
-		return err
+		return snapshots.Usage{}, err
 	}
-	return s.Commit(ctx, name, key, snapshots.WithLabels(map[string]string{labelDir: rel}))
+	labels := snapshots.WithLabels(map[string]string{labelDir: rel})
+	if s.meta == nil {
+		if err := s.Commit(ctx, name, key, labels); err != nil {
+			return snapshots.Usage{}, err
+		}
+		return s.Usage(ctx, name)
+	}
+	// Commit would count one file after the other, while all others wait for the
+	// database.
+	usage, err := diskUsage(ctx, dir)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	err = s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, err := storage.CommitActive(ctx, key, name, usage, labels)
+		return err
+	})
+	if err != nil {
+		return snapshots.Usage{}, fmt.Errorf("commit snapshot %s: %w", key, err)
+	}
+	return usage, nil
 }
 
 // FrozenDirs returns the directories of all snapshots made by Freeze, by name.

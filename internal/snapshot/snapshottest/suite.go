@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,7 @@ func Run(t *testing.T, kind string) {
 		return s, s.Close, nil
 	})
 	t.Run("FrozenDirs", func(t *testing.T) { frozenDirs(t, kind) })
+	t.Run("Usage", func(t *testing.T) { usage(t, kind) })
 	t.Run("RemoveAll", func(t *testing.T) { removeAll(t, kind) })
 	t.Run("SurvivesKill", func(t *testing.T) { survivesKill(t, kind) })
 	t.Run("MachineWentDown", func(t *testing.T) {
@@ -130,10 +132,69 @@ func freeze(t *testing.T, s *snapshot.Store, name string) (dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte(name), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Freeze(ctx, name, name+"-key", dir); err != nil {
+	if _, err := s.Freeze(ctx, name, name+"-key", dir); err != nil {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// usage holds what Freeze counts to what the snapshotter itself counts.
+func usage(t *testing.T, kind string) {
+	s := open(t, t.TempDir(), kind)
+	defer s.Close()
+	ctx := context.Background()
+	if _, err := s.Prepare(ctx, "key", ""); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := s.Dir(ctx, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := fill(dir); err != nil {
+		t.Fatal(err)
+	}
+	want, err := s.Usage(ctx, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const made = 1 + 20 + 20*30 + 20 + 1 // what fill makes, and dir
+	if want.Inodes != made {
+		t.Errorf("the snapshotter counts %+v, where %d files were made", want, made)
+	}
+	got, err := s.Freeze(ctx, "name", "key", dir)
+	if err != nil || got != want {
+		t.Errorf("Freeze counts %+v (%v), the snapshotter counts %+v", got, err, want)
+	}
+	if kept, err := s.Usage(ctx, "name"); err != nil || kept != want {
+		t.Errorf("kept is %+v (%v), the snapshotter counts %+v", kept, err, want)
+	}
+}
+
+// fill makes folders in each other, with files, a link to each folder's first file,
+// a symlink to what is much larger and, in the end, a large hole.
+func fill(dir string) error {
+	for i := range 20 {
+		dir = filepath.Join(dir, fmt.Sprintf("d%d", i))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+		for j := range 30 {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%d", j)), make([]byte, 4096), 0o600); err != nil {
+				return err
+			}
+		}
+		if err := os.Link(filepath.Join(dir, "f0"), filepath.Join(dir, "again")); err != nil {
+			return err
+		}
+		if err := os.Symlink("/", filepath.Join(dir, "symlink")); err != nil {
+			return err
+		}
+	}
+	f, err := os.Create(filepath.Join(dir, "hole"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(1<<30), f.Close())
 }
 
 func frozenDirs(t *testing.T, kind string) {
