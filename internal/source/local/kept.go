@@ -2,21 +2,29 @@ package local
 
 import (
 	"bytes"
-	"compress/flate"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // stateVersion changes with the form in which states are kept. Version 1 was
-// another encoding, of which a first byte of this one is no beginning.
-const stateVersion = 2
+// another encoding, of which a first byte of this one is no beginning, version 2
+// had digests as text.
+const stateVersion = 3
+
+// entrySize is about what an entry takes, in bytes: a digest, a dozen numbers and a
+// path of usual length.
+const entrySize = 128
 
 // maxState is the size in bytes above which a state is not read.
 const maxState = 1 << 30
@@ -25,7 +33,7 @@ const maxState = 1 << 30
 // most of what is kept are paths, which look like each other. It is by a
 // *flate.Writer from the pool if it has one.
 func (s *state) encode(writers *sync.Pool) ([]byte, error) {
-	b := protowire.AppendVarint(nil, stateVersion)
+	b := protowire.AppendVarint(make([]byte, 0, entrySize*(len(s.entries)+1)), stateVersion)
 	b = protowire.AppendString(b, s.id)
 	b = protowire.AppendVarint(b, uint64(s.depth)) //nolint:gosec // never negative
 	entries := s.entries
@@ -60,7 +68,7 @@ func (s *state) encode(writers *sync.Pool) ([]byte, error) {
 func (e *entry) append(b []byte) []byte {
 	b = protowire.AppendString(b, e.Path)
 	b = protowire.AppendString(b, e.Linkname)
-	b = protowire.AppendString(b, string(e.Sum))
+	b = appendSum(b, e.Sum)
 	for _, n := range []int64{int64(e.Mode), int64(e.UID), int64(e.GID), e.Size, e.ModTime, e.Major, e.Minor, int64(len(e.Xattrs))} {
 		b = protowire.AppendVarint(b, protowire.EncodeZigZag(n))
 	}
@@ -69,6 +77,26 @@ func (e *entry) append(b []byte) []byte {
 		b = protowire.AppendBytes(b, e.Xattrs[name])
 	}
 	return b
+}
+
+// appendSum appends a digest: its bytes if it is of sha256, else its text.
+func appendSum(b []byte, sum digest.Digest) []byte {
+	text, isSHA := strings.CutPrefix(string(sum), "sha256:")
+	if raw := [sha256.Size]byte{}; isSHA && len(text) == hex.EncodedLen(len(raw)) && text == strings.ToLower(text) {
+		if _, err := hex.Decode(raw[:], []byte(text)); err == nil {
+			b = protowire.AppendVarint(b, protowire.EncodeBool(true))
+			return protowire.AppendBytes(b, raw[:])
+		}
+	}
+	b = protowire.AppendVarint(b, protowire.EncodeBool(false))
+	return protowire.AppendString(b, string(sum))
+}
+
+func (r *fields) sum() digest.Digest {
+	if !protowire.DecodeBool(r.number()) {
+		return digest.Digest(r.text())
+	}
+	return digest.NewDigestFromBytes(digest.SHA256, r.bytes())
 }
 
 func decodeState(b []byte) (*state, error) {
@@ -140,7 +168,7 @@ func (r *fields) skip(n int) {
 }
 
 func (r *fields) entry() entry {
-	e := entry{Path: r.text(), Linkname: r.text(), Sum: digest.Digest(r.text())}
+	e := entry{Path: r.text(), Linkname: r.text(), Sum: r.sum()}
 	var n [8]int64
 	for i := range n {
 		n[i] = protowire.DecodeZigZag(r.number())

@@ -2,22 +2,28 @@ package local
 
 import (
 	"bytes"
-	"compress/flate"
 	"io"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/opencontainers/go-digest"
 )
 
 func TestKeptState(t *testing.T) {
 	entries := []entry{
 		{Path: "a", Mode: 0o644, UID: 1, GID: 4294967295, Size: 5, ModTime: -1, Sum: "sha256:00"},
 		{Path: "a\xff/ü", Mode: 1<<31 | 0o755, ModTime: 1 << 62, Major: 8, Minor: -1},
+		{Path: "raw", Sum: digest.FromString("raw")},
+		{Path: "upper case", Sum: "sha256:" + digest.Digest(strings.Repeat("AB", 32))},
+		{Path: "other", Sum: digest.SHA512.FromString("other")},
 		{Path: "l", Linkname: "a", Xattrs: map[string][]byte{"user.x": {0, 255}, "user.y": {1}}},
 	}
 	var writers sync.Pool
 	for _, want := range []*state{
-		{}, {id: "one", depth: 3, entries: entries}, {id: "two", entries: entries[:1], extra: &entries[2]}, {extra: &entries[0]},
+		{}, {id: "one", depth: 3, entries: entries}, {id: "two", entries: entries[:1], extra: &entries[len(entries)-1]}, {extra: &entries[0]},
 	} {
 		b, err := want.encode(&writers)
 		if err != nil {
