@@ -52,7 +52,7 @@ type StepOutcome struct {
 type Difference struct {
 	// Kind is what differs: "build-arg", "env", "file", "folder", "files", "image",
 	// "source", "platform", "mount", "instruction", "data", "setting", "secret",
-	// "input", "no-cache", "evicted", "result" or "definition".
+	// "input", "no-cache", "evicted", "result", "further" or "definition".
 	Kind     string `json:"kind"`
 	Name     string `json:"name,omitempty"` // such as a path
 	Was      string `json:"was,omitempty"`

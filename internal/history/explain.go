@@ -78,8 +78,7 @@ func (e *Explainer) Explain(s Step, other func(key string) (Step, bool)) *Reason
 	if !ok {
 		return nil
 	}
-	c := comparison{ledger: l, earlier: e.step, other: other, seen: map[[2]string]bool{}}
-	ds := c.steps(s, near, "")
+	ds := l.compare(s, near, e.step, other)
 	if s.Fresh {
 		ds = append([]Difference{{Kind: KindNoCache}}, ds...)
 	}
@@ -96,8 +95,7 @@ func (l *Ledger) Compare(a, b string) []Difference {
 	if !ok || !also || a == b {
 		return nil
 	}
-	c := comparison{ledger: l, earlier: l.Get, other: func(string) (Step, bool) { return Step{}, false }, seen: map[[2]string]bool{}}
-	ds := c.steps(stepOf(b, now), near, "")
+	ds := l.compare(stepOf(b, now), near, l.Get, func(string) (Step, bool) { return Step{}, false })
 	if len(ds) == 0 {
 		ds = []Difference{{Kind: KindUnnamed}}
 	}
@@ -127,6 +125,31 @@ type comparison struct {
 	earlier func(key string) (store.Step, bool)
 	other   func(key string) (Step, bool)
 	seen    map[[2]string]bool // pairs of keys
+	found   []Difference
+	cut     bool // not all that is below was looked at
+}
+
+// enough differences are not followed by those of steps further below. Where every
+// step of a chain has changed, each would tell of all that are below it.
+const enough = 16
+
+// compare compares two steps with all below them. earlier and other find steps of
+// earlier builds, and of this one, by their keys.
+func (l *Ledger) compare(s Step, near store.Step, earlier func(string) (store.Step, bool), other func(string) (Step, bool)) []Difference {
+	c := comparison{ledger: l, earlier: earlier, other: other, seen: map[[2]string]bool{}}
+	c.steps(s, near, "")
+	if c.cut {
+		c.found = append(c.found, Difference{Kind: KindFurther})
+	}
+	return c.found
+}
+
+// note adds differences of the step that below names.
+func (c *comparison) note(below string, ds ...Difference) {
+	for _, d := range ds {
+		d.Step = below
+		c.found = append(c.found, d)
+	}
 }
 
 // find returns the step with a key, of this build or of another.
@@ -141,23 +164,20 @@ func (c *comparison) find(key string) (Step, bool) {
 }
 
 // steps compares; below is the name of s if it is below the step in question.
-func (c *comparison) steps(s Step, near store.Step, below string) (out []Difference) {
+func (c *comparison) steps(s Step, near store.Step, below string) {
 	if s.Operation != near.Operation {
-		out = c.parts(s, near)
-		for i := range out {
-			out[i].Step = below
-		}
+		c.note(below, c.parts(s, near)...)
 	}
 	if len(s.Inputs) != len(near.Inputs) {
-		return append(out, Difference{
-			Kind: KindInput, Name: "other steps than before", Step: below,
+		c.note(below, Difference{
+			Kind: KindInput, Name: "other steps than before",
 			Was: fmt.Sprint(len(near.Inputs)), Now: fmt.Sprint(len(s.Inputs)),
 		})
+		return
 	}
 	for i, in := range s.Inputs {
-		out = append(out, c.input(in, near.Inputs[i], below)...)
+		c.input(in, near.Inputs[i], below)
 	}
-	return out
 }
 
 // parts compares what two steps do.
@@ -236,7 +256,7 @@ func unlike(s Step, o store.Step) bool {
 }
 
 // input compares what is read.
-func (c *comparison) input(in, was StepInput, below string) []Difference {
+func (c *comparison) input(in, was StepInput, below string) {
 	name := "an input"
 	s, known := c.find(in.Key)
 	if known {
@@ -244,35 +264,38 @@ func (c *comparison) input(in, was StepInput, below string) []Difference {
 	}
 	if in.Content != "" && was.Content != "" {
 		if in.Content == was.Content {
-			return nil
+			return
 		}
 		ds := c.ledger.changedFiles(was.Content, in.Content)
 		if len(ds) == 0 {
 			ds = []Difference{{Kind: KindFiles, Name: name, Was: was.Content, Now: in.Content}}
 		}
-		for i := range ds {
-			ds[i].Step = below
-		}
-		return ds
+		c.note(below, ds...)
+		return
 	}
 	if in.Key == was.Key {
 		if in.Selector != was.Selector {
-			return []Difference{{Kind: "mount", Name: "of a part of " + name, Was: was.Selector, Now: in.Selector, Step: below}}
+			c.note(below, Difference{Kind: "mount", Name: "of a part of " + name, Was: was.Selector, Now: in.Selector})
 		}
-		return nil
+		return
 	}
 	before, also := c.earlier(was.Key)
 	pair := [2]string{was.Key, in.Key}
-	if known && also && unlike(s, before) {
-		return []Difference{{Kind: KindInput, Name: name, Was: before.Name, Now: name, Step: below}}
-	}
-	if known && also && !c.seen[pair] {
+	switch {
+	case known && also && unlike(s, before):
+		c.note(below, Difference{Kind: KindInput, Name: name, Was: before.Name, Now: name})
+		return
+	case c.seen[pair]:
+		return // told already
+	case known && also && len(c.found) >= enough:
+		c.cut = true
+		return
+	case known && also:
 		c.seen[pair] = true
-		if ds := c.steps(s, before, s.Name); len(ds) > 0 {
-			return ds
+		told := len(c.found)
+		if c.steps(s, before, s.Name); len(c.found) > told || c.cut {
+			return
 		}
-	} else if c.seen[pair] {
-		return nil // told already
 	}
-	return []Difference{{Kind: KindInput, Name: name, Was: was.Key, Now: in.Key, Step: below}}
+	c.note(below, Difference{Kind: KindInput, Name: name, Was: was.Key, Now: in.Key})
 }

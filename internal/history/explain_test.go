@@ -1,10 +1,12 @@
 package history
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -224,6 +226,57 @@ func TestNearest(t *testing.T) {
 	}
 	if r := l.Explainer().Explain(failed, func(string) (Step, bool) { return Step{}, false }); r == nil || r.Near != "build1" {
 		t.Errorf("reason for what failed before is %+v", r)
+	}
+}
+
+// TestLongChain has each step of a long chain changed. Each tells of itself first,
+// and not of all below it: that would be half a million differences.
+func TestLongChain(t *testing.T) {
+	const long = 1000
+	chain := func(build string) (steps []Step) {
+		for i := range long {
+			s := Step{
+				Name: fmt.Sprint("step ", i), Key: fmt.Sprint(build, i), Operation: fmt.Sprint(build, "op", i), Ran: true, Made: true,
+				Parts: []Part{{Kind: "instruction", Value: fmt.Sprintf("mkfile /f%d", i)}, {Kind: "data", Name: fmt.Sprint("/f", i), Value: build}},
+			}
+			if i > 0 {
+				s.Inputs = []StepInput{{Key: fmt.Sprint(build, i-1)}}
+			}
+			steps = append(steps, s)
+		}
+		return steps
+	}
+	l := openLedger(t)
+	if err := l.Record("first", chain("a")); err != nil {
+		t.Fatal(err)
+	}
+	now := chain("b")
+	other := func(key string) (Step, bool) {
+		i, err := strconv.Atoi(strings.TrimPrefix(key, "b"))
+		if err != nil {
+			return Step{}, false
+		}
+		return now[i], true
+	}
+	e := l.Explainer()
+	for i := range now {
+		r := e.Explain(now[i], other)
+		if r == nil {
+			t.Fatalf("nothing is told of step %d", i)
+		}
+		now[i].Differences = r.Differences
+		last := r.Differences[len(r.Differences)-1]
+		switch own := r.Differences[0]; {
+		case own.Kind != "data" || own.Step != "":
+			t.Fatalf("step %d tells first of %+v", i, own)
+		case i < enough && (len(r.Differences) != i+1 || last.Kind != "data"):
+			t.Fatalf("step %d tells of %d differences, the last is %+v", i, len(r.Differences), last)
+		case i >= enough && (len(r.Differences) != enough+1 || last.Kind != KindFurther):
+			t.Fatalf("step %d tells of %d differences, the last is %+v", i, len(r.Differences), last)
+		}
+	}
+	if text, err := json.Marshal(now); err != nil || len(text) > largestSteps {
+		t.Errorf("their description takes %d bytes, %d are read (%v)", len(text), largestSteps, err)
 	}
 }
 

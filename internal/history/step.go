@@ -23,8 +23,8 @@ type Step struct {
 	Fresh     bool              `json:"fresh,omitempty"`  // the cache was not wanted
 	Local     bool              `json:"local,omitempty"`  // it holds for one build only
 	Took      time.Duration     `json:"took,omitempty"`   // nanoseconds, if it ran
-	// Reason is why it ran, in words. Differences are the same for programs: all
-	// that is not as it was in the nearest step of an earlier build, which is Near.
+	// Reason is why it ran, in words. Differences are the same for programs: what
+	// is not as it was in the nearest step of an earlier build, which is Near.
 	Reason      string       `json:"reason,omitempty"`
 	Differences []Difference `json:"differences,omitempty"`
 	Near        string       `json:"near,omitempty"` // ref of a build
@@ -51,7 +51,8 @@ const (
 	KindInput    = "input"
 	KindNoCache  = "no-cache"
 	KindEvicted  = "evicted"
-	KindResult   = "result" // is there no more, for reasons that nobody noted
+	KindResult   = "result"  // is there no more, for reasons that nobody noted
+	KindFurther  = "further" // steps below, of which each has its own reason
 	KindUnnamed  = "definition"
 )
 
@@ -91,6 +92,8 @@ func (d Difference) sentence() string {
 		return "no cache was wanted, for it or for a step that it is built on"
 	case KindEvicted:
 		return fmt.Sprintf("its result was removed %s on %s", d.Name, d.Was)
+	case KindFurther:
+		return "more of the steps that it is built on have changed: see what is told of them"
 	case KindResult:
 		return "its result is no longer kept, or not all of it that is needed"
 	case "secret":
