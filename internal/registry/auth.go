@@ -67,7 +67,8 @@ type authorizer struct {
 type grant struct {
 	header string
 	since  time.Time
-	next   int // the login to try when the header is refused
+	next   int   // the login to try when the header is refused
+	failed error // why a client had no login to give, or its token server refused it
 }
 
 // Authorize adds what is known to open the request's scopes.
@@ -177,9 +178,10 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 		t, err := a.tokens.get(ctx, a.tokens.name(ctx, l, a.host), a.host, scopes, func() (Token, error) { return a.fetch(ctx, l, req) })
 		if err != nil {
 			if g.next < len(logins) {
+				g.failed = err
 				continue
 			}
-			return fmt.Errorf("%w: fetch token from %s: %w", docker.ErrInvalidAuthorization, realm.Host, err)
+			return g.refused(fmt.Sprintf("fetch token from %s: %v", realm.Host, err))
 		}
 		g.header = "Bearer " + t.Value
 		return nil
@@ -188,7 +190,16 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 		return fmt.Errorf("%w: the registry sends for tokens to %s, which is not its own host, so no credentials were given (allow it in the daemon's registry settings)",
 			docker.ErrInvalidAuthorization, realm.Host)
 	}
-	return fmt.Errorf("%w: the registry took no client's login", docker.ErrInvalidAuthorization)
+	return g.refused("the registry took no client's login")
+}
+
+// refused is the error where no login opens a registry. What kept a client from
+// giving its own, such as a helper that is not installed, is most likely the cause.
+func (g *grant) refused(reason string) error {
+	if g.failed != nil {
+		return fmt.Errorf("%w: %s; before, %w", docker.ErrInvalidAuthorization, reason, g.failed)
+	}
+	return fmt.Errorf("%w: %s", docker.ErrInvalidAuthorization, reason)
 }
 
 // trusts tells whether a token realm may be given the registry's credentials:

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -81,6 +82,30 @@ func TestTokens(t *testing.T) {
 	}
 	if len(seen) != 2 {
 		t.Fatalf("%d token requests, want one for each login and none for the second pull", len(seen))
+	}
+}
+
+// brokenLogin is a client whose configuration cannot be read.
+type brokenLogin struct{ keyring }
+
+func (*brokenLogin) Token(context.Context, TokenRequest) (Token, error) {
+	return Token{}, errors.New("credentials of x: docker-credential-y is not installed")
+}
+
+// Where nothing opens a registry, the error has what kept a client from giving
+// its login, although the registry was asked without one after that.
+func TestBrokenLoginIsTold(t *testing.T) {
+	img := newTestImage(1000)
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"token":"for-anybody"}`)
+	}))
+	t.Cleanup(tokens.Close)
+	r := newTestRegistry(t)
+	img.push(t, testClient(), r.host+"/app:v1")
+	r.spoil(wantsToken(tokens.URL + "/token"))
+	err := img.pull(t.Context(), testClient(&brokenLogin{keyring{id: "a"}}), r.host+"/app:v1")
+	if err == nil || !strings.Contains(err.Error(), "docker-credential-y is not installed") {
+		t.Errorf("got %v, want why the client gave no login", err)
 	}
 }
 
