@@ -205,6 +205,8 @@ func (e *unreachableError) Error() string {
 	reason := e.status.Error()
 	if _, dial, ok := strings.Cut(reason, "Error while dialing: "); ok { // what is around it is gRPC's affair
 		reason = strings.TrimSuffix(dial, `"`)
+	} else if strings.HasPrefix(reason, "error reading from server: ") {
+		reason = "it ended while it was at work, or the connection to it did; what it began is cleared at its next start"
 	}
 	return fmt.Sprintf("%v at %s: %s", ErrUnreachable, e.address, reason)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	digest "github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v3"
@@ -132,6 +133,9 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := checkPlaces(cmd); err != nil {
+		return err
+	}
 	display, err := client.NewDisplay(client.DisplayOptions{Mode: mode, Out: e.stderr, Getenv: e.getenv})
 	if err != nil {
 		return usagef(cmd, "%v", err)
@@ -219,6 +223,22 @@ func failureOf(ctx context.Context, err error) *client.Failure {
 		f.Canceled = f.Canceled || e.Code == codes.Canceled
 	}
 	return f
+}
+
+// checkPlaces looks for the folders of files that are written at the end, so that
+// nobody waits for a build to learn of a typing mistake.
+func checkPlaces(cmd *cli.Command) error {
+	for _, flag := range []string{"iidfile", "metadata-file"} {
+		name := cmd.String(flag)
+		switch {
+		case name == "":
+		case !isDir(filepath.Dir(name)):
+			return fmt.Errorf("--%s %s: there is no folder %s: make it first", flag, name, filepath.Dir(name))
+		case isDir(name):
+			return fmt.Errorf("--%s %s is a folder: want a file's name", flag, name)
+		}
+	}
+	return nil
 }
 
 // report tells of the result, where the user wants it.

@@ -96,3 +96,18 @@ func TestHelpCommand(t *testing.T) {
 		}
 	}
 }
+
+// A file that could not be written is refused before the build.
+func TestPlacesAreCheckedFirst(t *testing.T) {
+	d := clienttest.Start(t, func(context.Context, *clienttest.Build) (map[string]string, error) {
+		t.Error("it was built")
+		return nil, nil
+	})
+	dir := contextDir(t)
+	for _, args := range [][]string{{"--iidfile", "missing/id"}, {"--metadata-file", "missing/meta"}, {"--metadata-file", "sub"}} {
+		code, _, stderr := kilnIn(t, dir, d.Address, nil, append(append([]string{"build", "-q"}, args...), ".")...)
+		if code != exitFailed || !strings.Contains(stderr, args[0]+" "+args[1]) {
+			t.Errorf("%q: exit code %d, %s", args, code, stderr)
+		}
+	}
+}

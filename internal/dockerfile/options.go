@@ -149,7 +149,7 @@ func decodePlatforms(o *options, opts map[string]string) error {
 		for name := range strings.SplitSeq(list, ",") {
 			p, err := platforms.Parse(strings.TrimSpace(name))
 			if err != nil {
-				return fmt.Errorf("read option platform: %q: %w", name, err)
+				return fmt.Errorf("read option platform: %w (expected OS[/ARCH[/VARIANT]], such as linux/arm64)", err)
 			}
 			o.platforms = append(o.platforms, platforms.Normalize(p))
 		}
