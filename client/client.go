@@ -202,13 +202,20 @@ type unreachableError struct {
 }
 
 func (e *unreachableError) Error() string {
-	reason := e.status.Error()
-	if _, dial, ok := strings.Cut(reason, "Error while dialing: "); ok { // what is around it is gRPC's affair
-		reason = strings.TrimSuffix(dial, `"`)
-	} else if strings.HasPrefix(reason, "error reading from server: ") {
-		reason = "it ended while it was at work, or the connection to it did; what it began is cleared at its next start"
+	return fmt.Sprintf("%v at %s: %s", ErrUnreachable, e.address, plainReason(e.status.Error()))
+}
+
+// plainReason says in plain words why a connection is no more, where gRPC's are
+// known.
+func plainReason(text string) string {
+	if _, dial, ok := strings.Cut(text, "Error while dialing: "); ok {
+		return strings.TrimSuffix(dial, `"`)
 	}
-	return fmt.Sprintf("%v at %s: %s", ErrUnreachable, e.address, reason)
+	if _, cause, ok := strings.Cut(text, "error reading from server: "); ok &&
+		(strings.HasSuffix(cause, "EOF") || strings.HasSuffix(cause, "connection reset by peer")) {
+		return "it ended while it was at work, or the connection to it did; what it began is cleared at its next start"
+	}
+	return text
 }
 
 func (e *unreachableError) Unwrap() []error { return []error{ErrUnreachable, e.status} }

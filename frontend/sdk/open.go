@@ -107,7 +107,7 @@ func (b *Build) readPlatforms() error {
 		}
 		p, err := platforms.Parse(name)
 		if err != nil {
-			return fmt.Errorf("read option platform: %q: %w", name, err)
+			return fmt.Errorf("read option platform: %w (expected OS[/ARCH[/VARIANT]], such as linux/arm64)", err)
 		}
 		b.Platforms = append(b.Platforms, platforms.Normalize(p))
 	}
