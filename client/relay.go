@@ -72,7 +72,7 @@ func (r *relay) handle(_ any, front grpc.ServerStream) error {
 	if path.Base(method) == "Return" {
 		return r.takeResult(front)
 	}
-	// What the caller says of the call names its own build, not this one.
+	// The caller's metadata names its own build, not this one.
 	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(front.Context(), nil))
 	defer cancel()
 	back, err := r.gateway.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method, grpc.ForceCodecV2(rawCodec{}))

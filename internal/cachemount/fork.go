@@ -122,7 +122,7 @@ func (m *Mounts) fork(name string, s *slot) (*Use, error) {
 }
 
 // fold makes layers, the uppermost first, part of a slot's files, and removes
-// all forks. A crash on the way is made good by recover.
+// all forks. After a crash in the middle, recover finishes it.
 func (m *Mounts) fold(name string, layers []string) error {
 	dir := filepath.Join(m.dir, name)
 	mark := filepath.Join(dir, foldName)
@@ -217,7 +217,8 @@ func (o *overlay) mergeEntry(root *safepath.Root, from, to string) error {
 	return root.Rename(from, to)
 }
 
-// dress gives the folder to what is known of the folder from.
+// dress gives the folder to the owner, mode, times and attributes of the folder
+// from.
 func dress(root *safepath.Root, from, to string) error {
 	fi, err := root.Lstat(from)
 	if err != nil {
@@ -272,7 +273,7 @@ func (m *Mounts) recover() error {
 			slices.Reverse(layers)
 		}
 		if err := m.fold(e.Name(), layers); err != nil {
-			// What cannot be put right is begun anew: it is a cache.
+			// What cannot be repaired is begun anew: it is a cache.
 			if err := m.discard(e.Name()); err != nil {
 				return err
 			}

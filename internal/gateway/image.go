@@ -26,8 +26,8 @@ type ImageFrontend struct {
 	allowed []string // repositories; empty is all
 	builtin map[string]frontend.Frontend
 	service *Service
-	// Silence is how long one may take to say its first word: who takes longer is
-	// most likely no frontend.
+	// Silence is how long a frontend may take to say its first word: a program that
+	// takes longer is most likely none.
 	Silence time.Duration
 }
 
@@ -47,7 +47,8 @@ func NewImageFrontend(repositories []string, builtin map[string]frontend.Fronten
 	return f, nil
 }
 
-// Attach says who answers the frontends. It is called before the first build.
+// Attach sets the service that answers the frontends. It is called before the
+// first build.
 func (f *ImageFrontend) Attach(s *Service) { f.service = s }
 
 // Build runs the image that the option "source" names.
@@ -83,7 +84,7 @@ func (f *ImageFrontend) Build(ctx context.Context, req frontend.Request, gw fron
 	return f.run(ctx, br, image, req)
 }
 
-// check refuses images that the daemon's owner does not want to be run.
+// check refuses images that the daemon's configuration does not allow.
 func (f *ImageFrontend) check(source string) error {
 	if len(f.allowed) == 0 {
 		return nil
@@ -98,7 +99,7 @@ func (f *ImageFrontend) check(source string) error {
 	return nil
 }
 
-// own is the frontend that is here already; nil if there is none.
+// own is the built-in frontend for the request; nil if there is none.
 func (f *ImageFrontend) own(source string, req frontend.Request) (frontend.Frontend, error) {
 	named, err := reference.ParseNormalizedNamed(source)
 	if err != nil {
@@ -328,8 +329,9 @@ func useImage(ctx context.Context, br *build.Bridge, image *frontendImage, worke
 // inputsCap is the capability to take inputs.
 const inputsCap = "moby.buildkit.frontend.inputs"
 
-// takesInputs are frontends of before the label that take inputs all the same:
-// docker/dockerfile 1.1.6 and 1.1.7, and the experimental ones of these versions.
+// takesInputs are frontends that take inputs although they are older than the
+// label: docker/dockerfile 1.1.6 and 1.1.7, and the experimental ones of these
+// versions.
 func takesInputs(digest string) bool {
 	switch digest {
 	case "sha256:9ac1c43a60e31dca741a6fe8314130a9cd4c4db0311fbbc636ff992ef60ae76d",
@@ -341,8 +343,8 @@ func takesInputs(digest string) bool {
 	return false
 }
 
-// checkCaps refuses what a request needs of the frontend and its image does not
-// say that it can do.
+// checkCaps refuses a request that needs capabilities which the frontend's image
+// does not declare.
 func (image *frontendImage) checkCaps(req frontend.Request) error {
 	has := readFrontendCaps(image.config.Labels["moby.buildkit.frontend.caps"])
 	if takesInputs(image.digest) {

@@ -18,8 +18,8 @@ const (
 	// unknownNeed is what a step of which nothing is known may write before anybody
 	// looks again, in bytes.
 	unknownNeed = 16 << 20
-	// pastShare is the share of the cap that what is known of old builds may have
-	// before the cache gives way.
+	// pastShare is the share of the cap that the records of old builds may take
+	// before they are shrunk.
 	pastShare = 10
 )
 
@@ -46,8 +46,8 @@ type measured struct {
 	free int64 // bytes of the disk that were free when it began
 }
 
-// grown is how many bytes more of the disk are taken than at the measurement, by
-// whomever. It costs one system call.
+// grown is how many more bytes of the disk are taken than at the measurement, by
+// Kiln or by others. It costs one system call.
 func (c *Collector) grown() (int64, error) {
 	now, err := c.freeBytes()
 	return max(c.measured.free-now, 0), err
@@ -66,8 +66,8 @@ func (c *Collector) freeBytes() (int64, error) {
 
 // Pressing tells whether so much of the disk was taken since the last measurement
 // that [Collector.Hold] has to look at once. It is cheap, and false while room is
-// being made. Who frees space elsewhere on the disk can hide what is written here,
-// so it does not replace a look now and then.
+// being made. Space that is freed elsewhere on the disk can hide what is written
+// here, so it does not replace a measurement now and then.
 func (c *Collector) Pressing() bool {
 	if c.Cap == 0 || !c.holding.TryLock() {
 		return false

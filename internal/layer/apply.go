@@ -222,7 +222,7 @@ func beneath(root int, p string) (*os.File, error) {
 	return os.NewFile(uintptr(n), p), nil
 }
 
-// below is what lies under a layer: directories with marks, the topmost first.
+// below is the state under a layer: directories with marks, the topmost first.
 type below struct {
 	dirs  []*os.File
 	marks marks

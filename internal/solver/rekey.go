@@ -25,13 +25,13 @@ func (n *node) identified(id identity, b *basis) identity {
 	return id
 }
 
-// by is the part of a key that a digest of content makes.
+// by returns the part of a key for an input that counts by its content's digest.
 func (p keyPart) by(c Content) keyPart {
 	p.text, p.ingredient.Content, p.ingredient.Of = c.Digest, c.Digest, c.Of
 	return p
 }
 
-// digested is the part that the content of got, which the input is, makes.
+// digested returns the part of the key for an input that turned out to be got.
 func (n *node) digested(ctx context.Context, p keyPart, in input, dep Dep, got output) (keyPart, error) {
 	d, err := safely(func() (string, error) { return dep.Digest(n.context(ctx), got.Result) })
 	if err != nil {
@@ -48,10 +48,11 @@ func (n *node) digested(ctx context.Context, p keyPart, in input, dep Dep, got o
 
 // confirmed evaluates the inputs, and returns the identity of what is made of them.
 //
-// That need not be what the node was identified as. A step may make something else
-// whenever it runs, and what is remembered of its content may be of another run than
-// its result: it was told by another writer, or has outlived the result. What is made
-// of the one must not be kept as made of the other, nor what is built on that.
+// That identity need not be the one that the node was given first. A step may make
+// other files whenever it runs, and the remembered digest of its content may be of
+// another run than its result: another writer told it, or it has outlived the result.
+// What is made of one run must not be kept as made of the other, nor what is built on
+// it.
 func (n *node) confirmed(ctx context.Context, id identity) (identity, []Result, error) {
 	got, err := gather(&n.job.work, n.inputs, func(_ int, in input) (output, error) { return in.get(ctx) })
 	if err != nil {
@@ -81,7 +82,7 @@ func (n *node) confirmed(ctx context.Context, id identity) (identity, []Result, 
 	return id, ins, nil
 }
 
-// confirm is the part of the key that an input makes, now that it is here.
+// confirm returns the part of the key for an input, now that its result is here.
 func (n *node) confirm(ctx context.Context, p keyPart, in input, dep Dep, got output) (keyPart, error) {
 	was := Content{Digest: p.ingredient.Content, Of: p.ingredient.Of}
 	switch {
@@ -94,7 +95,8 @@ func (n *node) confirm(ctx context.Context, p keyPart, in input, dep Dep, got ou
 	return n.digested(ctx, p, in, dep, got)
 }
 
-// keepsOther tells whether there is a result of the input, and a digest is of another.
+// keepsOther tells whether the input has a remembered result and the digest is of
+// another one.
 func (in input) keepsOther(ctx context.Context, id identity, c Content) bool {
 	if c.Of == "" {
 		return false
