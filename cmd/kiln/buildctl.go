@@ -160,9 +160,18 @@ func (b *buildctl) setLog(ctx context.Context, cmd *cli.Command) (context.Contex
 	return ctx, nil
 }
 
+// address is where the daemon listens. A script's --addr "$ADDR" without a value
+// means the usual place, as it does for BuildKit's program.
+func (b *buildctl) address(cmd *cli.Command) string {
+	if v := cmd.String("addr"); v != "" {
+		return v
+	}
+	return buildkitAddress(b.env)
+}
+
 // connect returns a client of the daemon that the global flags name.
 func (b *buildctl) connect(ctx context.Context, cmd *cli.Command) (*client.Client, error) {
-	address := cmd.String("addr")
+	address := b.address(cmd)
 	files, err := tlsFiles(cmd, address)
 	if err != nil {
 		return nil, err
@@ -286,7 +295,7 @@ func (b *buildctl) dialStdioCommand() *cli.Command {
 		Usage:  "Proxy the stdio stream to the daemon connection. Should not be invoked manually.",
 		Hidden: true,
 		Action: func(_ context.Context, cmd *cli.Command) error {
-			return dialStdio(b.env, cmd.String("addr"), time.Duration(cmd.Int("timeout"))*time.Second)
+			return dialStdio(b.env, b.address(cmd), time.Duration(cmd.Int("timeout"))*time.Second)
 		},
 	}
 }

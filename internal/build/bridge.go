@@ -118,7 +118,7 @@ func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]str
 	name, opts = withoutImage(name, opts)
 	f, ok := br.builder.Frontends[name]
 	if !ok {
-		return nil, fmt.Errorf("no frontend %q: expected one of %v", name, slices.Sorted(maps.Keys(br.builder.Frontends)))
+		return nil, fmt.Errorf("invalid frontend: %s: expected one of %v", name, slices.Sorted(maps.Keys(br.builder.Frontends)))
 	}
 	caches, err := readCacheImports(opts)
 	if err != nil {

@@ -182,7 +182,7 @@ func (b *Builder) newBridge(ctx context.Context, req Request, verify float64) (*
 	for _, e := range req.Entitlements {
 		kind, _, _ := strings.Cut(e, "=") // the rest says which devices
 		if !slices.Contains(b.Entitlements, kind) || kind != e && kind != op.EntitlementDevice {
-			return nil, fmt.Errorf("granting entitlement %s is not allowed by the daemon's configuration: start the daemon with --allow-insecure-entitlement %s", e, kind)
+			return nil, fmt.Errorf("granting entitlement %s is not allowed by build daemon configuration: start the daemon with --allow-insecure-entitlement %s", e, kind)
 		}
 	}
 	job := &op.Job{
@@ -337,7 +337,7 @@ func (b *Builder) exporters(es []Export) (found []exporter.Exporter, err error) 
 	for _, e := range es {
 		ex, ok := b.Exporters[e.Type]
 		if !ok {
-			return nil, fmt.Errorf("no exporter %q: expected one of %v", e.Type, slices.Sorted(maps.Keys(b.Exporters)))
+			return nil, fmt.Errorf("exporter %q could not be found: expected one of %v", e.Type, slices.Sorted(maps.Keys(b.Exporters)))
 		}
 		if c, ok := ex.(exporter.Checker); ok {
 			if err := c.Check(e.Attrs); err != nil {

@@ -3,8 +3,10 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/filters"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -147,9 +149,30 @@ func (s *controlService) Session(stream grpc.BidiStreamingServer[control.BytesMe
 	return s.config.Sessions.ServeStream(stream)
 }
 
-// ListWorkers tells of the one worker that the daemon has.
-func (s *controlService) ListWorkers(context.Context, *control.ListWorkersRequest) (*control.ListWorkersResponse, error) {
+// ListWorkers tells of the one worker that the daemon has, if one of the
+// filters holds for it or none is given. They are containerd's, of the fields
+// id and labels.
+func (s *controlService) ListWorkers(_ context.Context, r *control.ListWorkersRequest) (*control.ListWorkersResponse, error) {
+	wanted, err := filters.ParseAll(r.Filter...)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "filter %q: %v", r.Filter, err)
+	}
+	if !wanted.Match(filters.AdapterFunc(s.workerField)) {
+		return &control.ListWorkersResponse{}, nil
+	}
 	return &control.ListWorkersResponse{Record: s.workers()}, nil
+}
+
+// workerField is the value of a field by which workers are filtered.
+func (s *Server) workerField(path []string) (string, bool) {
+	switch {
+	case len(path) == 1 && path[0] == "id":
+		return s.config.WorkerID, s.config.WorkerID != ""
+	case len(path) > 1 && path[0] == "labels":
+		value, ok := s.config.Labels[strings.Join(path[1:], ".")]
+		return value, ok
+	}
+	return "", false
 }
 
 func (s *Server) workers() []*worker.WorkerRecord {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"syscall"
 
 	"github.com/moby/patternmatcher/ignorefile"
 
@@ -58,10 +59,11 @@ func (d *driver) readDockerfile(ctx context.Context, ref frontend.Ref) ([]byte, 
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read Dockerfile: there is no file %s: expected it in the context, or its name with -f: %w", d.opts.filename, fs.ErrNotExist)
+		missing := &fs.PathError{Op: "open", Path: d.opts.filename, Err: syscall.ENOENT}
+		return nil, fmt.Errorf("failed to read dockerfile: %w: expected it in the context, or its name with -f", missing)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read Dockerfile %s: %w", d.opts.filename, err)
+		return nil, fmt.Errorf("failed to read dockerfile: %s: %w", d.opts.filename, err)
 	}
 	return data, nil
 }

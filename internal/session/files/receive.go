@@ -60,7 +60,7 @@ type ReceiveOptions struct {
 // wanted was committed, or with the first error; dst is not called after that.
 func Receive(ctx context.Context, caller *session.Caller, opt ReceiveOptions, dst Destination) error {
 	if !caller.Supports(MethodDiffCopy) {
-		return fmt.Errorf("read directory %q of client: %w: it shares no directories", opt.Name, session.ErrNoSession)
+		return fmt.Errorf("read directory %q of client: %w: no local sources enabled", opt.Name, session.ErrNoSession)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

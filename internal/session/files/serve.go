@@ -53,7 +53,7 @@ func (p *Provider) DiffCopy(stream grpc.BidiStreamingServer[fsutil.Packet, fsuti
 	}
 	source, ok := p.dirs[name]
 	if !ok {
-		return status.Errorf(codes.NotFound, "the client shares no directory called %q", name)
+		return status.Errorf(codes.NotFound, "no access allowed to dir %q: the client shares no directory of that name", name)
 	}
 	tree, err := source(filter)
 	if err != nil {
