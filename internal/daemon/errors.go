@@ -28,6 +28,11 @@ const (
 	typeSuffix = "+json"
 )
 
+// maxSourceDetails is how much of build files an error carries, bytes. Each place
+// comes with its whole file, encoded as base64 twice, in a header; clients take
+// headers of 16 MiB (grpc-go's limit) and drop the connection at more.
+const maxSourceDetails = 4 << 20
+
 // wireError makes err a status whose details clients understand.
 func wireError(err error) error {
 	if err == nil {
@@ -77,7 +82,11 @@ func errorStatus(err error) *status.Status {
 		if be.Vertex != "" {
 			st.Details = appendDetail(st.Details, "errdefs.Vertex", &errdefs.Vertex{Digest: string(be.Vertex)})
 		}
+		room := maxSourceDetails
 		for _, s := range slices.Backward(be.Sources) { // clients wrap the error in each, and list the outermost last
+			if room -= len(s.File.Data); room < 0 {
+				break // the message names the place
+			}
 			st.Details = appendDetail(st.Details, "errdefs.Source", wireSource(s))
 		}
 	}
