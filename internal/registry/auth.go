@@ -181,7 +181,7 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 				g.failed = err
 				continue
 			}
-			return g.refused(fmt.Sprintf("fetch token from %s: %v", realm.Host, err))
+			return g.refused(fmt.Errorf("fetch token from %s: %w", realm.Host, err))
 		}
 		g.header = "Bearer " + t.Value
 		return nil
@@ -190,16 +190,16 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 		return fmt.Errorf("%w: the registry sends for tokens to %s, which is not its own host, so no credentials were given (allow it in the daemon's registry settings)",
 			docker.ErrInvalidAuthorization, realm.Host)
 	}
-	return g.refused("the registry took no client's login")
+	return g.refused(errors.New("the registry took no client's login"))
 }
 
 // refused is the error where no login opens a registry. What kept a client from
 // giving its own, such as a helper that is not installed, is most likely the cause.
-func (g *grant) refused(reason string) error {
+func (g *grant) refused(reason error) error {
 	if g.failed != nil {
-		return fmt.Errorf("%w: %s; before, %w", docker.ErrInvalidAuthorization, reason, g.failed)
+		return fmt.Errorf("%w: %w; before, %w", docker.ErrInvalidAuthorization, reason, g.failed)
 	}
-	return fmt.Errorf("%w: %s", docker.ErrInvalidAuthorization, reason)
+	return fmt.Errorf("%w: %w", docker.ErrInvalidAuthorization, reason)
 }
 
 // trusts tells whether a token realm may be given the registry's credentials:
