@@ -10,15 +10,13 @@ import (
 const readBuffer = 32 << 10
 
 // ServerOptions are what a gRPC server that carries sessions, or is reached
-// through one, should be made with: large windows and buffers. A connection has
-// the large buffer for writing only while it writes: for a short call alone, making
-// one would be much of the work.
+// through one, should be made with: large windows and buffers.
 func ServerOptions() []grpc.ServerOption {
 	pool := newBuffers()
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.InitialWindowSize(Window), grpc.InitialConnWindowSize(2 * Window),
-		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(Buffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(Buffer),
 		grpc.ForceServerCodecV2(newCodec(pool)), experimental.BufferPool(pool),
 	}
 }
@@ -28,7 +26,7 @@ func DialOptions() []grpc.DialOption {
 	pool := newBuffers()
 	return []grpc.DialOption{
 		grpc.WithInitialWindowSize(Window), grpc.WithInitialConnWindowSize(2 * Window),
-		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(Buffer), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(Buffer),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
 			grpc.ForceCodecV2(newCodec(pool)),
