@@ -7,7 +7,7 @@ var login = regexp.MustCompile(`([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#\s@:]*:[^/?#\s]
 
 // token is a name that stands there alone. With these schemes nobody needs one but who
 // has a token for it.
-var token = regexp.MustCompile(`(https?://)[^/?#\s@:]+@`)
+var token = regexp.MustCompile(`(https?://)[^/?#\s:]+@`)
 
 // credential is a value of the attributes by which caches are reached (BuildKit's
 // README.md), as KEY=VALUE or in JSON.

@@ -8,6 +8,7 @@ func TestWithoutPasswords(t *testing.T) {
 		"https://:sesame@example.com/x":            "https://xxxxx:xxxxx@example.com/x",
 		"https://me:ses@me@example.com/x":          "https://xxxxx:xxxxx@example.com/x",
 		"https://sesame@example.com/x.git#main":    "https://xxxxx@example.com/x.git#main",
+		"https://ses@me@example.com/x":             "https://xxxxx@example.com/x",
 		"http://a:b@h/x http://c:d@i/y":            "http://xxxxx:xxxxx@h/x http://xxxxx:xxxxx@i/y",
 		"ssh://git@example.com:22/x":               "ssh://git@example.com:22/x",
 		"https://example.com:80/x@y":               "https://example.com:80/x@y",

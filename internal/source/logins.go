@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// logins finds what stands before a URL's host.
-var logins = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s@]*@`)
+// logins finds what stands before a URL's host, which begins after the last @.
+var logins = regexp.MustCompile(`[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#\s]*@`)
 
 // WithoutLogins keeps passwords, and names that may be tokens, out of a text that
 // has URLs in it: an error, a log, a description.
