@@ -229,14 +229,23 @@ func failureOf(ctx context.Context, err error) *client.Failure {
 // nobody waits for a build to learn of a typing mistake.
 func checkPlaces(cmd *cli.Command) error {
 	for _, flag := range []string{"iidfile", "metadata-file"} {
-		name := cmd.String(flag)
-		switch {
-		case name == "":
-		case !isDir(filepath.Dir(name)):
-			return fmt.Errorf("--%s %s: there is no folder %s: make it first", flag, name, filepath.Dir(name))
-		case isDir(name):
-			return fmt.Errorf("--%s %s is a folder: want a file's name", flag, name)
+		if name := cmd.String(flag); name != "" {
+			if err := checkPlace(name); err != nil {
+				return fmt.Errorf("--%s %s: %w", flag, name, err)
+			}
 		}
+	}
+	return nil
+}
+
+// checkPlace tells why a file of this name could not be written, as far as is known
+// without trying.
+func checkPlace(name string) error {
+	switch {
+	case !isDir(filepath.Dir(name)):
+		return fmt.Errorf("there is no folder %s: make it first", filepath.Dir(name))
+	case isDir(name):
+		return errors.New("it is a folder: want a file's name")
 	}
 	return nil
 }

@@ -301,6 +301,9 @@ func (b *buildctl) setDestination(x *client.Export) error {
 		if err == nil && info.IsDir() {
 			return errors.New("destination file is a directory")
 		}
+		if err := checkPlace(dest); err != nil {
+			return fmt.Errorf("invalid destination file: %s: %w", dest, err)
+		}
 		x.File = dest
 	case isTerminal(b.stdout):
 		return fmt.Errorf("output file is required for %s exporter. refusing to write to console", x.Type)

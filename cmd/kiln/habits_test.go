@@ -104,7 +104,10 @@ func TestPlacesAreCheckedFirst(t *testing.T) {
 		return nil, nil
 	})
 	dir := contextDir(t)
-	for _, args := range [][]string{{"--iidfile", "missing/id"}, {"--metadata-file", "missing/meta"}, {"--metadata-file", "sub"}} {
+	for _, args := range [][]string{
+		{"--iidfile", "missing/id"}, {"--metadata-file", "missing/meta"}, {"--metadata-file", "sub"},
+		{"-o", "type=tar,dest=missing/files.tar"}, {"-o", "type=oci,dest=missing/image.tar"}, {"-o", "type=docker,dest=sub"},
+	} {
 		code, _, stderr := kilnIn(t, dir, d.Address, nil, append(append([]string{"build", "-q"}, args...), ".")...)
 		if code != exitFailed || !strings.Contains(stderr, args[0]+" "+args[1]) {
 			t.Errorf("%q: exit code %d, %s", args, code, stderr)

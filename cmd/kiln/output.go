@@ -135,6 +135,9 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 			break
 		}
 		if dest != "" && dest != "-" {
+			if err := checkPlace(dest); err != nil {
+				return nil, fmt.Errorf("-o %s: %w", s, err)
+			}
 			x.File = dest
 			break
 		}
