@@ -52,8 +52,9 @@ func resultsText(old string, list []line, all []benchCase, day, machine string) 
 		"took longer than the limit (two minutes, or what -limit says) counts as hung and is left out of\n"+
 		"the medians; the row `hangs` counts them. Both daemons run with their defaults: BuildKit's containers share the host's network,\n"+
 		"Kiln's have their own. The graphs of 1,000 and 200 vertices are sent to both by `buildctl`.\n"+
-		"Before each timed build the disk gets what was written before it, and 2 GB of memory that is free are\n"+
-		"touched, so that the machine's host has given them: neither is counted.\n\n"+
+		"Before each timed build the disk gets what was written before it, and before each that moves 500 MB,\n"+
+		"2 GB of memory that is free are touched, so that the machine's host has given them: neither is counted.\n"+
+		"Builds of the same graph, first cold and then warm, follow each other without a pause.\n\n"+
 		tableHead, day, machine)
 	for _, c := range all {
 		for _, row := range c.rows {
