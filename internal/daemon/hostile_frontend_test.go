@@ -32,22 +32,20 @@ func flood(n int, call func() error) (err error) {
 	return err
 }
 
-// hugeCodec makes any message one of a gigabyte, all of whose parts are the same
-// memory: only who reads it needs as much.
-type hugeCodec struct{}
-
-func (hugeCodec) Name() string { return "proto" }
-
-func (hugeCodec) Marshal(any) (mem.BufferSlice, error) {
-	part := mem.SliceBuffer(make([]byte, 1<<20))
-	message := make(mem.BufferSlice, 1<<10)
-	for i := range message {
-		message[i] = part
-	}
-	return message, nil
+// repeated is a codec that makes any message the same bytes so many times, all of
+// them in the same memory: only who reads it needs as much.
+type repeated struct {
+	part  []byte
+	times int
 }
 
-func (hugeCodec) Unmarshal(mem.BufferSlice, any) error { return errors.New("nothing is answered") }
+func (repeated) Name() string { return "proto" }
+
+func (r repeated) Marshal(any) (mem.BufferSlice, error) {
+	return slices.Repeat(mem.BufferSlice{mem.SliceBuffer(r.part)}, r.times), nil
+}
+
+func (repeated) Unmarshal(mem.BufferSlice, any) error { return errors.New("no answer is read") }
 
 // TestHostileFrontend has frontends take what they can get. Each is stopped by an
 // error that says why, and the next build is as good as ever.
@@ -94,8 +92,9 @@ func TestHostileFrontend(t *testing.T) {
 			return errors.New("large refused")
 		},
 		"huge": func(ctx context.Context, f *inContainer) error {
+			huge := repeated{make([]byte, 1<<20), 1 << 10}
 			for _, method := range []string{gateway.LLBBridge_Return_FullMethodName, gateway.LLBBridge_Solve_FullMethodName} {
-				err := f.conn.Invoke(ctx, method, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(hugeCodec{}), grpc.MaxCallSendMsgSize(2<<30))
+				err := f.conn.Invoke(ctx, method, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(huge), grpc.MaxCallSendMsgSize(2<<30))
 				if status.Code(err) != codes.ResourceExhausted {
 					return fmt.Errorf("%s of 1 GB: %w", method, err)
 				}

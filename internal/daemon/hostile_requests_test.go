@@ -3,7 +3,6 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -13,7 +12,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/api/gateway"
@@ -57,29 +55,13 @@ func (s *stalled) Close() error {
 	return s.Conn.Close()
 }
 
-// largeCodec makes any message one of 15 MiB that is a field nobody knows, all of
-// whose parts are the same memory.
-type largeCodec struct{}
-
-func (largeCodec) Name() string { return "proto" }
-
-func (largeCodec) Marshal(any) (mem.BufferSlice, error) {
-	part := mem.SliceBuffer(bytes.Repeat([]byte{0xf8, 0x07, 0x01}, 5<<20/16)) // field 127 is 1
-	message := make(mem.BufferSlice, 16)
-	for i := range message {
-		message[i] = part
-	}
-	return message, nil
-}
-
-func (largeCodec) Unmarshal(mem.BufferSlice, any) error { return errors.New("no answer is read") }
-
 // TestUnansweredRequests has frontends send many large messages at a time, and the end
 // of none, or in calls that are not answered while they come. The connection of such a
 // one ends before it has sent much more than it may; who waits for answers may send
 // as much in all.
 func TestUnansweredRequests(t *testing.T) {
 	text := textGraph(t, "result")
+	large := repeated{bytes.Repeat([]byte{0xf8, 0x07, 0x01}, 5<<20/16), 16} // 15 MiB of field 127, which nobody knows
 	programs := map[string]program{
 		"halves": func(_ context.Context, f *inContainer) error {
 			conn := newStalled(f.raw)
@@ -89,7 +71,7 @@ func TestUnansweredRequests(t *testing.T) {
 			failed := make(chan error, 128)
 			for range cap(failed) { // their frames take turns, so none is whole before the end
 				go func() {
-					failed <- f.conn.Invoke(calls, gateway.LLBBridge_Ping_FullMethodName, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(largeCodec{}))
+					failed <- f.conn.Invoke(calls, gateway.LLBBridge_Ping_FullMethodName, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(large))
 				}()
 			}
 			select {
@@ -118,7 +100,7 @@ func TestUnansweredRequests(t *testing.T) {
 		},
 		"patient": func(ctx context.Context, f *inContainer) error {
 			for range sendable / (15 << 20) {
-				err := f.conn.Invoke(ctx, gateway.LLBBridge_Ping_FullMethodName, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(largeCodec{}))
+				err := f.conn.Invoke(ctx, gateway.LLBBridge_Ping_FullMethodName, &gateway.PingRequest{}, &gateway.PongResponse{}, grpc.ForceCodecV2(large))
 				if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no answer is read") {
 					return fmt.Errorf("a large call after others: %w", err)
 				}
