@@ -163,7 +163,7 @@ func (e *engine) pids() ([]int, error) {
 			if err != nil {
 				continue // the thread has ended
 			}
-			for _, word := range strings.Fields(string(text)) {
+			for word := range strings.FieldsSeq(string(text)) {
 				exe, err := os.Readlink(filepath.Join("/proc", word, "exe"))
 				if pid, convErr := strconv.Atoi(word); err == nil && convErr == nil && exe == program {
 					pids = append(pids, pid)

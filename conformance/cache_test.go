@@ -43,7 +43,7 @@ func ran(t *testing.T, text string) (ran, cached []string) {
 	t.Helper()
 	names := map[string]string{}
 	done := map[string]string{}
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		m := regexp.MustCompile(`^#(\d+) (.*)$`).FindStringSubmatch(line)
 		if m == nil {
 			continue

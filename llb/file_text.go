@@ -1,6 +1,7 @@
 package llb
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -181,7 +182,7 @@ func parseFile(s *statement) (Op, error) {
 		return nil, err
 	}
 	if !found {
-		return nil, fmt.Errorf("expected what to work on, an input or scratch")
+		return nil, errors.New("expected what to work on, an input or scratch")
 	}
 	clauses, err := s.clauses(fileKeywords()...)
 	if err != nil {

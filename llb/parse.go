@@ -40,7 +40,7 @@ func parseText(text string, file *SourceFile) (*Graph, error) {
 		}
 	}
 	if !p.returned {
-		return nil, fmt.Errorf(`text has no "return" line`)
+		return nil, errors.New(`text has no "return" line`)
 	}
 	if err := p.graph.Verify(); err != nil {
 		return nil, err
@@ -109,10 +109,10 @@ func (p *parser) next() (*statement, bool, error) {
 
 func (p *parser) statement(s *statement) error {
 	if p.returned {
-		return fmt.Errorf(`text after "return"`)
+		return errors.New(`text after "return"`)
 	}
 	if len(s.head) == 0 {
-		return fmt.Errorf("statement begins with a brace")
+		return errors.New("statement begins with a brace")
 	}
 	first := s.head[0]
 	switch {
@@ -319,7 +319,7 @@ func (v *Vertex) parseFlag(name string) error {
 		v.Meta.Resources = &LinuxResources{}
 	case "weakgroup":
 		if v.Meta.Group == nil {
-			return fmt.Errorf("weakgroup must follow group")
+			return errors.New("weakgroup must follow group")
 		}
 		v.Meta.Group.Weak = true
 	default:
@@ -349,7 +349,7 @@ func (v *Vertex) parsePlatform(s string) error {
 
 func (v *Vertex) ofPlatform(set func(*ocispecs.Platform)) error {
 	if v.Platform == nil {
-		return fmt.Errorf("a platform must come first")
+		return errors.New("a platform must come first")
 	}
 	set(v.Platform)
 	return nil
@@ -396,7 +396,7 @@ func (r *LinuxResources) parse(name, value string) (err error) {
 
 func (p *parser) sourceFile(words []token) error {
 	if len(words) == 0 {
-		return fmt.Errorf("source-file has no name")
+		return errors.New("source-file has no name")
 	}
 	f := SourceFile{Name: words[0].text}
 	for _, t := range words[1:] {
@@ -421,7 +421,7 @@ func (p *parser) sourceFile(words []token) error {
 
 func (p *parser) location(words []token) error {
 	if len(words) < 2 {
-		return fmt.Errorf("at needs a vertex and a file")
+		return errors.New("at needs a vertex and a file")
 	}
 	d := digest.Digest(words[0].text)
 	if v := p.vertices[words[0].text]; v != nil {

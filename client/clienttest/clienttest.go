@@ -5,6 +5,7 @@ package clienttest
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 
@@ -192,10 +193,8 @@ func (d *Daemon) ListWorkers(context.Context, *control.ListWorkersRequest) (*con
 
 // DiskUsage lists d.Usage. The filter "bad" is an error.
 func (d *Daemon) DiskUsage(_ context.Context, req *control.DiskUsageRequest) (*control.DiskUsageResponse, error) {
-	for _, f := range req.GetFilter() {
-		if f == "bad" {
-			return nil, status.Error(codes.InvalidArgument, "bad filter")
-		}
+	if slices.Contains(req.GetFilter(), "bad") {
+		return nil, status.Error(codes.InvalidArgument, "bad filter")
 	}
 	return &control.DiskUsageResponse{Record: d.Usage}, nil
 }

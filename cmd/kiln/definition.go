@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"maps"
 
 	"github.com/urfave/cli/v3"
 
@@ -47,9 +48,7 @@ func setGraphAccess(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 	if o.Attach.Dirs == nil {
 		o.Attach.Dirs = map[string]string{}
 	}
-	for name, dir := range dirs {
-		o.Attach.Dirs[name] = dir
-	}
+	maps.Copy(o.Attach.Dirs, dirs)
 	if o.Attach.Stores, err = layoutStores(cmd.StringSlice("oci-layout")); err != nil {
 		return usagef(cmd, "--oci-layout: %v", err)
 	}
@@ -57,9 +56,7 @@ func setGraphAccess(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 	if err != nil {
 		return usagef(cmd, "--opt: %v", err)
 	}
-	for k, v := range opts {
-		o.FrontendAttrs[k] = v
-	}
+	maps.Copy(o.FrontendAttrs, opts)
 	if name := cmd.String("source-policy-file"); name != "" {
 		if o.SourcePolicy, err = client.ReadSourcePolicy(name); err != nil {
 			return usagef(cmd, "--source-policy-file: %v", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -194,7 +195,7 @@ func annotationAttrs(s string) ([][2]string, error) {
 		types, key = "manifest", left
 	}
 	if !ok || key == "" {
-		return nil, fmt.Errorf("want [TYPE:]KEY=VALUE")
+		return nil, errors.New("want [TYPE:]KEY=VALUE")
 	}
 	var out [][2]string
 	for t := range strings.SplitSeq(types, ",") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -149,9 +150,7 @@ func (b *storyBuild) request() build.Request {
 	}
 	if b.to != nil {
 		o := build.CacheOption{Type: b.to.option.Type, Attrs: map[string]string{"mode": "min"}}
-		for k, v := range b.to.option.Attrs {
-			o.Attrs[k] = v
-		}
+		maps.Copy(o.Attrs, b.to.option.Attrs)
 		if b.max {
 			o.Attrs["mode"] = "max"
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -172,11 +173,11 @@ func (s *memoryShelf) Origin() string { return "memory:" + s.name }
 
 func (memoryPlace) Name() string { return "exporting cache to memory" }
 func (memoryPlace) Reader(context.Context, map[string]string) (cache.Reader, error) {
-	return nil, fmt.Errorf("a place in memory has records alone")
+	return nil, errors.New("a place in memory has records alone")
 }
 
 func (memoryPlace) Writer(context.Context, map[string]string) (cache.Writer, error) {
-	return nil, fmt.Errorf("a place in memory has records alone")
+	return nil, errors.New("a place in memory has records alone")
 }
 
 func (p memoryPlace) Shelf(_ context.Context, attrs map[string]string, _ bool) (cache.Shelf, error) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -143,9 +144,7 @@ func TestRequest(t *testing.T) {
 			continue
 		}
 		want := map[string]string{"filename": "Dockerfile", "build-arg:SOURCE_DATE_EPOCH": "7"}
-		for k, v := range tt.attrs {
-			want[k] = v
-		}
+		maps.Copy(want, tt.attrs)
 		if !reflect.DeepEqual(got.GetFrontendAttrs(), want) {
 			t.Errorf("%q: attributes %q, want %q", tt.args, got.GetFrontendAttrs(), want)
 		}

@@ -212,7 +212,7 @@ func rootFS(ctx context.Context) ([]file, error) {
 		{name: "usr/sbin/adduser", text: addUser, mode: 0o755},
 		{name: "usr/bin/ttysize", text: ttySize, mode: 0o755},
 	}...)
-	for _, applet := range strings.Fields(string(list)) {
+	for applet := range strings.FieldsSeq(string(list)) {
 		if applet != "busybox" && applet != "adduser" && applet != "ttysize" {
 			files = append(files, file{name: "bin/" + filepath.Base(applet), text: "-> busybox", mode: 0o777})
 		}

@@ -29,7 +29,7 @@ func Golden(t *testing.T, update bool, become func(t *testing.T, file string, op
 				t.Fatal(err)
 			}
 			opts := map[string]string{}
-			for _, kv := range strings.Fields(string(archive.Comment)) {
+			for kv := range strings.FieldsSeq(string(archive.Comment)) {
 				k, v, _ := strings.Cut(kv, "=")
 				opts[k] = v
 			}

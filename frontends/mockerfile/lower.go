@@ -3,6 +3,7 @@ package mockerfile
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"strconv"
@@ -90,9 +91,7 @@ func (l *lowering) find(ctx context.Context, from text) (*sdk.Image, error) {
 func configure(c *sdk.Config, img *image) {
 	if len(img.labels) > 0 {
 		labels := map[string]string{}
-		for k, v := range c.Labels {
-			labels[k] = v
-		}
+		maps.Copy(labels, c.Labels)
 		for _, p := range img.labels {
 			labels[p.key.string] = p.value.string
 		}

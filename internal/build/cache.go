@@ -238,7 +238,7 @@ func (g *gatherer) there(ctx context.Context, blobs []layer.Blob) bool {
 func readCacheImports(opts map[string]string) (found []CacheOption, err error) {
 	text := opts["cache-imports"]
 	if text == "" {
-		for _, ref := range strings.Split(opts["cache-from"], ",") {
+		for ref := range strings.SplitSeq(opts["cache-from"], ",") {
 			if ref = strings.TrimSpace(ref); ref != "" {
 				found = append(found, CacheOption{Type: "registry", Attrs: map[string]string{"ref": ref}})
 			}

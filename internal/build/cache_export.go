@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -71,7 +72,7 @@ func (e *cacheExport) settle(trust cache.Trust) error {
 		e.records = false
 	case cache.FormatKiln:
 		if !e.records {
-			return fmt.Errorf("format=kiln: this type of cache keeps BuildKit's format only")
+			return errors.New("format=kiln: this type of cache keeps BuildKit's format only")
 		}
 		e.index = false
 	default:
@@ -94,7 +95,7 @@ func (e *cacheExport) settle(trust cache.Trust) error {
 		e.later = !wait
 	}
 	if e.later && (e.Type == "local" || e.Type == inlineType) {
-		return fmt.Errorf("wait=false: only the client has this place, and it would be gone: leave it out")
+		return errors.New("wait=false: only the client has this place, and it would be gone: leave it out")
 	}
 	return nil
 }
@@ -108,7 +109,7 @@ func (e *cacheExport) settleReset() error {
 		return nil //nolint:nilerr // the client tells what is no truth value
 	}
 	if len(e.mounts) > 0 {
-		return fmt.Errorf("reset=true: it removes what BuildKit's index does not name, and so cache mounts: add format=kiln")
+		return errors.New("reset=true: it removes what BuildKit's index does not name, and so cache mounts: add format=kiln")
 	}
 	e.records = false
 	return nil

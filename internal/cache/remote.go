@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -152,7 +153,7 @@ func DecodeExport(attrs map[string]string) (ExportOptions, error) {
 		o.ImageManifest = false
 	}
 	if o.ImageManifest && !o.OCI {
-		return o, fmt.Errorf("invalid configuration for remote cache, OCI mediatypes are required for image-manifest cache format")
+		return o, errors.New("invalid configuration for remote cache, OCI mediatypes are required for image-manifest cache format")
 	}
 	if _, err := flag("force-compression", &o.Variant.Force); err != nil {
 		return o, err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -262,9 +263,7 @@ func TestImportRefuses(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			bad, blobs := *s, newMemory()
 			bad.Chunks = append([]Chunk(nil), s.Chunks...)
-			for d, b := range remote.blobs {
-				blobs.blobs[d] = b
-			}
+			maps.Copy(blobs.blobs, remote.blobs)
 			spoil(&bad, blobs)
 			if _, err := there.Import(t.Context(), &bad, blobs.fetch); err == nil {
 				t.Error("it is imported")

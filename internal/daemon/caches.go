@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/api/control"
@@ -16,9 +17,7 @@ func caches(r *control.SolveRequest, req *build.Request) {
 	c := r.GetCache()
 	if ref := c.GetExportRefDeprecated(); ref != "" {
 		attrs := map[string]string{"ref": ref}
-		for k, v := range c.GetExportAttrsDeprecated() {
-			attrs[k] = v
-		}
+		maps.Copy(attrs, c.GetExportAttrsDeprecated())
 		req.CacheExports = append(req.CacheExports, build.CacheOption{Type: "registry", Attrs: attrs})
 	}
 	for _, e := range c.GetExports() {

@@ -203,7 +203,7 @@ func eventually(t *testing.T, what string, left func() string) {
 func workers() string {
 	buf := make([]byte, 1<<20)
 	var found []string
-	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		for _, name := range []string{"internal/build.", "internal/op.", "internal/executor", "ExecProcess", "execStream", "execProcess"} {
 			if strings.Contains(g, name) && !strings.Contains(g, "TestVanished") {
 				found = append(found, g)

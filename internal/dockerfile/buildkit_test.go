@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,9 +82,7 @@ func withSession(t *testing.T, g *llb.Graph, session string) *llb.Graph {
 			return []llb.Edge{{Vertex: v}}, nil
 		}
 		attrs := map[string]string{key: session}
-		for k, value := range op.Attrs {
-			attrs[k] = value
-		}
+		maps.Copy(attrs, op.Attrs)
 		return []llb.Edge{{Vertex: v.With(&llb.SourceOp{Identifier: op.Identifier, Attrs: attrs}, v.Inputs)}}, nil
 	})
 	if err != nil {

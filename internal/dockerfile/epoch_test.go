@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -116,9 +117,7 @@ func TestEpochOfSources(t *testing.T) {
 			if strings.HasSuffix(tc.opts["context"], "/tar") {
 				opts["dockerfilekey"] = "dockerfile"
 			}
-			for k, v := range tc.opts {
-				opts[k] = v
-			}
+			maps.Copy(opts, tc.opts)
 			res, err := New().Build(t.Context(), frontend.Request{Opts: opts, Worker: ocispecs.Platform{OS: "linux", Architecture: "amd64"}}, gw)
 			if tc.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.err) {

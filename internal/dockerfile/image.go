@@ -2,6 +2,7 @@ package dockerfile
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -49,7 +50,7 @@ func parseConfig(data []byte) (*imageConfig, error) {
 		return nil, fmt.Errorf("read image config: %w", err)
 	}
 	if c == nil {
-		return nil, fmt.Errorf("read image config: it is null, expected an object")
+		return nil, errors.New("read image config: it is null, expected an object")
 	}
 	return c, nil
 }

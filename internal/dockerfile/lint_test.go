@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -44,9 +45,7 @@ func lintExamples() map[rule][2]string {
 func lintOf(t *testing.T, text string, more map[string]string) (lintReport, string) {
 	t.Helper()
 	opts := map[string]string{"requestid": requestLint, "build-arg:BUILDKIT_DOCKERFILE_CHECK": "experimental=all"}
-	for k, v := range more {
-		opts[k] = v
-	}
+	maps.Copy(opts, more)
 	var report lintReport
 	res, err := build(t, newFakeGateway(map[string]string{"dockerfile/Dockerfile": text, "context/.dockerignore": "ignored\n"}), opts)
 	if err != nil {

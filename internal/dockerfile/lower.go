@@ -398,9 +398,7 @@ func (l *lowering) finalConfig() *imageConfig {
 	if len(l.in.opts.labels) > 0 && c.Config.Labels == nil {
 		c.Config.Labels = map[string]string{}
 	}
-	for k, v := range l.in.opts.labels {
-		c.Config.Labels[k] = v
-	}
+	maps.Copy(c.Config.Labels, l.in.opts.labels)
 	if !l.in.implicit {
 		t := l.in.target
 		same := c.OS == t.OS && c.Architecture == t.Architecture

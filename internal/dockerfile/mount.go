@@ -188,11 +188,9 @@ func (m *mount) set(key, value string, hasValue bool) (problem, expected, sugges
 }
 
 func oneOf(into *string, value string, allowed []string) (problem, expected, suggest string) {
-	for _, a := range allowed {
-		if a == value {
-			*into = value
-			return "", "", ""
-		}
+	if slices.Contains(allowed, value) {
+		*into = value
+		return "", "", ""
 	}
 	return fmt.Sprintf("has the value %q", value), "one of " + strings.Join(allowed, ", "), syntax.Suggest(value, allowed)
 }

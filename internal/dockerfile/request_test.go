@@ -2,6 +2,7 @@ package dockerfile
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -13,9 +14,7 @@ import (
 func ask(t *testing.T, id, file string, more map[string]string, into any) *frontend.Result {
 	t.Helper()
 	opts := map[string]string{"requestid": id, "frontend.caps": "moby.buildkit.frontend.subrequests"}
-	for k, v := range more {
-		opts[k] = v
-	}
+	maps.Copy(opts, more)
 	res, err := build(t, newFakeGateway(map[string]string{"dockerfile/Dockerfile": file}), opts)
 	if err != nil {
 		t.Fatal(err)

@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -34,9 +36,7 @@ func (img *Image) ArchiveFiles(docker bool) (map[string][]byte, error) {
 	for _, name := range img.Names {
 		d := img.Root
 		d.Annotations = map[string]string{}
-		for k, v := range img.Root.Annotations {
-			d.Annotations[k] = v
-		}
+		maps.Copy(d.Annotations, img.Root.Annotations)
 		d.Annotations[annotationImageName] = name
 		if _, tag, ok := cutTag(name); ok {
 			d.Annotations[ocispecs.AnnotationRefName] = tag
@@ -52,7 +52,7 @@ func (img *Image) ArchiveFiles(docker bool) (map[string][]byte, error) {
 	}
 	if docker {
 		if img.Single == nil {
-			return nil, fmt.Errorf("a docker archive holds one platform: build for one, or export as type=oci")
+			return nil, errors.New("a docker archive holds one platform: build for one, or export as type=oci")
 		}
 		values["manifest.json"], values["repositories"] = img.dockerFiles()
 	}
@@ -229,11 +229,11 @@ func (a Archiver) Export(ctx context.Context, in Input, to Target) (map[string]s
 		return nil, err
 	}
 	if to.Session == nil {
-		return nil, fmt.Errorf("export archive: there is no client to send it to")
+		return nil, errors.New("export archive: there is no client to send it to")
 	}
 	if a.Docker {
 		if len(in.Platforms) > 1 || isSplit(in) {
-			return nil, fmt.Errorf("docker exporter does not currently support exporting manifest lists: build for one platform, or export as type=oci")
+			return nil, errors.New("docker exporter does not currently support exporting manifest lists: build for one platform, or export as type=oci")
 		}
 		in.Platforms = slices.Clone(in.Platforms)
 		for i := range in.Platforms {

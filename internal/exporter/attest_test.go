@@ -233,7 +233,7 @@ func TestConflicts(t *testing.T) {
 }
 
 func TestEpochs(t *testing.T) {
-	at := func(n int64) *time.Time { return ptr(time.Unix(n, 0).UTC()) }
+	at := func(n int64) *time.Time { return new(time.Unix(n, 0).UTC()) }
 	in, p := Input{Epoch: at(2)}, Platform{Epoch: at(3)}
 	for i, c := range []struct {
 		e    Epoch

@@ -161,16 +161,16 @@ func TestHistoryMatchesLayers(t *testing.T) {
 		empty   []bool
 		created []int // days
 	}{
-		"too few":          {`[{"created":"2020-01-01T00:00:00Z"}]`, 3, ptr(day(9)), []bool{false, false, false}, []int{1, 9, 9}},
+		"too few":          {`[{"created":"2020-01-01T00:00:00Z"}]`, 3, new(day(9)), []bool{false, false, false}, []int{1, 9, 9}},
 		"too many":         {`[{"created":"2020-01-01T00:00:00Z"},{"created":"2020-01-02T00:00:00Z"}]`, 1, nil, []bool{false, true}, []int{1, 2}},
-		"later than epoch": {`[{"created":"2020-01-05T00:00:00Z"},{"empty_layer":true}]`, 1, ptr(day(3)), []bool{false, true}, []int{3, 3}},
+		"later than epoch": {`[{"created":"2020-01-05T00:00:00Z"},{"empty_layer":true}]`, 1, new(day(3)), []bool{false, true}, []int{3, 3}},
 		"config only":      {`[{"created":"2020-01-05T00:00:00Z"},{"empty_layer":true}]`, 1, nil, []bool{false, true}, []int{5, 5}},
 		"config first":     {`[{"empty_layer":true},{"created":"2020-01-05T00:00:00Z"}]`, 1, nil, []bool{true, false}, []int{5, 5}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := &memoryLayers{}
 			for i := range tc.layers {
-				m.data = append(m.data, []byte(fmt.Sprint(i)))
+				m.data = append(m.data, fmt.Append(nil, i))
 			}
 			in := single(`{"architecture":"amd64","os":"linux","history":` + tc.history + `}`)
 			in.Epoch = tc.epoch
@@ -198,11 +198,9 @@ func TestHistoryMatchesLayers(t *testing.T) {
 	}
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func TestEpochReachesLayers(t *testing.T) {
 	m, in := twoLayers(), single("")
-	in.Epoch = ptr(time.Unix(100, 0))
+	in.Epoch = new(time.Unix(100, 0))
 	assemble(t, m, in, nil)
 	if m.variant.Epoch == nil || *m.variant.Epoch != 100 {
 		t.Error("the result's epoch does not bound times in layers")
@@ -277,7 +275,7 @@ func archive(t *testing.T, docker bool) ([]byte, map[string][]byte) {
 	t.Helper()
 	m := twoLayers()
 	in := single("")
-	in.Epoch = ptr(time.Unix(5, 0))
+	in.Epoch = new(time.Unix(5, 0))
 	img := assemble(t, m, in, map[string]string{"name": "app:v1"})
 	var b bytes.Buffer
 	if err := WriteArchive(t.Context(), &b, img, m, docker); err != nil {

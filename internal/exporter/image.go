@@ -53,7 +53,7 @@ type Blob struct {
 // several platforms at once.
 func Assemble(ctx context.Context, store Layers, in Input, o ImageOptions) (*Image, error) {
 	if len(in.Platforms) == 0 {
-		return nil, fmt.Errorf("assemble image: the result is for no platform")
+		return nil, errors.New("assemble image: the result is for no platform")
 	}
 	o, err := o.settle(in)
 	if err != nil {

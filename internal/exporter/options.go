@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -109,7 +110,7 @@ func DecodeImage(kind string, attrs map[string]string) (ImageOptions, error) {
 		}
 	}
 	if d.err == nil && o.Unpack && attrs["rewrite-timestamp"] != "" && o.RewriteTimes {
-		d.err = fmt.Errorf("exporter option \"rewrite-timestamp\" conflicts with \"unpack\": leave one out")
+		d.err = errors.New("exporter option \"rewrite-timestamp\" conflicts with \"unpack\": leave one out")
 	}
 	if d.err == nil {
 		d.err = o.conflict()
@@ -188,7 +189,7 @@ func (o ImageOptions) settle(in Input) (ImageOptions, error) {
 func (o ImageOptions) checkAnnotations(in Input) error {
 	for _, a := range o.Annotations {
 		if !*o.OCITypes && a.Target != "manifest" {
-			return fmt.Errorf("cannot export annotations with \"oci-mediatypes=false\": only those of a manifest")
+			return errors.New("cannot export annotations with \"oci-mediatypes=false\": only those of a manifest")
 		}
 		if a.Platform == nil || !isSplit(in) {
 			continue
@@ -288,7 +289,7 @@ func DecodeFiles(attrs map[string]string, in Input) (FilesOptions, error) {
 		o.PlatformSplit = isSplit(in)
 	}
 	if len(in.Platforms) == 0 {
-		return o, fmt.Errorf("export files: the result is for no platform")
+		return o, errors.New("export files: the result is for no platform")
 	}
 	return o, nil
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -94,7 +95,7 @@ func readMount(w *pb.Mount) (llb.Mount, error) {
 	}
 	switch {
 	case m.Dest == "":
-		return m, fmt.Errorf("has no destination")
+		return m, errors.New("has no destination")
 	case m.Kind < llb.MountBind || m.Kind > llb.MountTmpfs:
 		return m, fmt.Errorf("mount type %d is unknown", m.Kind)
 	case m.CacheSharing < llb.CacheShared || m.CacheSharing > llb.CacheLocked:
@@ -106,13 +107,13 @@ func readMount(w *pb.Mount) (llb.Mount, error) {
 	}
 	switch o := w.SecretOpt; {
 	case m.Kind == llb.MountSecret && o == nil:
-		return m, fmt.Errorf("a secret mount requires options")
+		return m, errors.New("a secret mount requires options")
 	case m.Kind == llb.MountSecret:
 		m.Secret = &llb.SecretMount{ID: o.ID, UID: o.Uid, GID: o.Gid, Mode: o.Mode, Optional: o.Optional}
 	}
 	switch o := w.SSHOpt; {
 	case m.Kind == llb.MountSSH && o == nil:
-		return m, fmt.Errorf("an SSH mount requires options")
+		return m, errors.New("an SSH mount requires options")
 	case m.Kind == llb.MountSSH:
 		m.Secret = &llb.SecretMount{ID: o.ID, UID: o.Uid, GID: o.Gid, Mode: o.Mode, Optional: o.Optional}
 	}
@@ -133,7 +134,7 @@ func (r *Phase) mountRef(id string) (*build.Ref, error) {
 	}
 	ref, ok := g.ref.(*build.Ref)
 	if !ok {
-		return nil, fmt.Errorf("the ref has no files")
+		return nil, errors.New("the ref has no files")
 	}
 	return ref, nil
 }

@@ -312,9 +312,7 @@ func useImage(ctx context.Context, br *build.Bridge, image *frontendImage, worke
 		return fmt.Errorf("decode config of frontend image %s: %w", image.name, err)
 	}
 	pinned := &llb.SourceOp{Identifier: meta.Op.Identifier, Attrs: map[string]string{}}
-	for k, v := range meta.Op.Attrs {
-		pinned.Attrs[k] = v
-	}
+	maps.Copy(pinned.Attrs, meta.Op.Attrs)
 	if scheme, ref, _ := strings.Cut(pinned.Identifier, "://"); scheme == "docker-image" {
 		pinned.Attrs[llb.AttrImageRecordType] = "frontend"
 		if meta.Digest != "" && !strings.Contains(ref, "@") {

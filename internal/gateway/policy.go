@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 
@@ -36,11 +37,11 @@ func ReadPolicies(wire ...*sourcepolicy.Policy) ([]build.Policy, error) {
 
 func readRule(r *sourcepolicy.Rule) (rule build.PolicyRule, err error) {
 	if r == nil {
-		return rule, fmt.Errorf("invalid nil rule in policy")
+		return rule, errors.New("invalid nil rule in policy")
 	}
 	s := r.GetSelector()
 	if s == nil {
-		return rule, fmt.Errorf("invalid nil selector in policy")
+		return rule, errors.New("invalid nil selector in policy")
 	}
 	if rule.Action, err = Known[build.PolicyAction](r.GetAction(), sourcepolicy.PolicyAction_name, "action"); err != nil {
 		return rule, err
@@ -51,7 +52,7 @@ func readRule(r *sourcepolicy.Rule) (rule build.PolicyRule, err error) {
 	}
 	for _, c := range s.GetConstraints() {
 		if c == nil {
-			return rule, fmt.Errorf("invalid nil constraint in policy")
+			return rule, errors.New("invalid nil constraint in policy")
 		}
 		condition, err := Known[build.PolicyCondition](c.GetCondition(), sourcepolicy.AttrMatch_name, "condition")
 		if err != nil {

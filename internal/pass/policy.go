@@ -255,7 +255,7 @@ func NormalSource(op *llb.SourceOp) *llb.SourceOp {
 	}
 	// A folder of the repository: leading dots go nowhere.
 	var parts []string
-	for _, p := range strings.Split(dir, "/") {
+	for p := range strings.SplitSeq(dir, "/") {
 		switch p {
 		case "", ".":
 		case "..":

@@ -2,6 +2,7 @@ package provenance
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -69,7 +70,7 @@ func ReadStatement(data []byte) (Statement, error) {
 		return s, fmt.Errorf("in-toto statement has type %q, expected %s", s.Type, statementType)
 	}
 	if s.PredicateType == "" {
-		return s, fmt.Errorf("in-toto statement has no predicateType")
+		return s, errors.New("in-toto statement has no predicateType")
 	}
 	return s, nil
 }

@@ -12,6 +12,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -246,7 +247,7 @@ func isLoopback(host string) bool {
 // checkRedirect lets downloads be redirected, but never with credentials.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
-		return fmt.Errorf("stopped after 10 redirects")
+		return errors.New("stopped after 10 redirects")
 	}
 	last := via[len(via)-1].URL
 	if last.Scheme == "https" && req.URL.Scheme != "https" {

@@ -127,7 +127,7 @@ func (i testImage) pull(ctx context.Context, c *Client, ref string) error {
 		return err
 	}
 	if !bytes.Equal(data, i.manifest.Data) {
-		return fmt.Errorf("manifest differs")
+		return errors.New("manifest differs")
 	}
 	rc, err := c.Fetch(ctx, ref, i.blobs[1].Desc)
 	if err != nil {
@@ -136,7 +136,7 @@ func (i testImage) pull(ctx context.Context, c *Client, ref string) error {
 	defer rc.Close()
 	got, err := io.ReadAll(rc)
 	if err == nil && !bytes.Equal(got, i.layer) {
-		return fmt.Errorf("layer differs")
+		return errors.New("layer differs")
 	}
 	return err
 }
@@ -160,7 +160,7 @@ func TestPushMountsFromOrigin(t *testing.T) {
 	img.push(t, c, r.host+"/base:v1")
 	blobs := append([]Blob(nil), img.blobs...)
 	blobs[1].Origin = r.host + "/base@" + img.manifest.Desc.Digest.String()
-	blobs[1].Open = func(context.Context) (io.ReadCloser, error) { return nil, fmt.Errorf("read without need") }
+	blobs[1].Open = func(context.Context) (io.ReadCloser, error) { return nil, errors.New("read without need") }
 	var mounted atomic.Bool
 	r.spoil(func(w http.ResponseWriter, req *http.Request) bool {
 		// The registry used here shares blobs among repositories: hide them.

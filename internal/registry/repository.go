@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -154,9 +155,7 @@ func (r *Repository) once(ctx context.Context, method, path string, header http.
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", u, err)
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("User-Agent", r.client.cfg.UserAgent)
 	if err := r.host.Authorizer.Authorize(ctx, req); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package safepath
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -11,7 +12,7 @@ import (
 func CleanRelative(p string) error {
 	switch {
 	case p == "":
-		return fmt.Errorf("path is empty")
+		return errors.New("path is empty")
 	case strings.IndexByte(p, 0) >= 0:
 		return fmt.Errorf("path %q has a NUL byte", p)
 	case p[0] == '/':

@@ -19,7 +19,7 @@ func FuzzMeta(f *testing.F) {
 	f.Add("x-docker-expose-session-uuid: a\nx-kiln-session-chunk: 2147483647")
 	f.Fuzz(func(t *testing.T, text string) {
 		md := metadata.MD{}
-		for _, line := range strings.Split(text, "\n") {
+		for line := range strings.SplitSeq(text, "\n") {
 			if k, v, ok := strings.Cut(line, ": "); ok {
 				md.Append(strings.ToLower(k), v)
 			}

@@ -60,7 +60,7 @@ func generate(ctx context.Context, root string) error {
 	} {
 		request := &pluginpb.CodeGeneratorRequest{
 			FileToGenerate: names,
-			Parameter:      proto.String("module=" + module + generator.options),
+			Parameter:      new("module=" + module + generator.options),
 			ProtoFile:      set,
 		}
 		if err := run(ctx, generator.name, request, root); err != nil {

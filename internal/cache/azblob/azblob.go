@@ -4,6 +4,7 @@ package azblob
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -76,11 +77,11 @@ func decode(attrs map[string]string, getenv func(string) string) (*config, error
 	}
 	address := value("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL", "")
 	if address == "" {
-		return nil, fmt.Errorf("either ${BUILDKIT_AZURE_STORAGE_ACCOUNT_URL} or account_url attribute is required for azblob cache")
+		return nil, errors.New("either ${BUILDKIT_AZURE_STORAGE_ACCOUNT_URL} or account_url attribute is required for azblob cache")
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
-		return nil, fmt.Errorf("azure storage account url provided is not a valid url: expected https://ACCOUNT.blob.core.windows.net")
+		return nil, errors.New("azure storage account url provided is not a valid url: expected https://ACCOUNT.blob.core.windows.net")
 	}
 	account, _, _ := strings.Cut(u.Hostname(), ".")
 	c := &config{
@@ -91,7 +92,7 @@ func decode(attrs map[string]string, getenv func(string) string) (*config, error
 		names: strings.Split(value("name", "", "buildkit"), ";"), secret: attrs["secret_access_key"],
 	}
 	if c.account == "" {
-		return nil, fmt.Errorf("unable to retrieve account name from account url or ${BUILDKIT_AZURE_STORAGE_ACCOUNT_NAME} or account_name attribute for azblob cache")
+		return nil, errors.New("unable to retrieve account name from account url or ${BUILDKIT_AZURE_STORAGE_ACCOUNT_NAME} or account_name attribute for azblob cache")
 	}
 	return c, nil
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -59,7 +60,7 @@ func New(c Config) *cache.ObjectPlace {
 	}
 	p := &place{c: c, http: registry.NewHTTPClient(c.Stall)}
 	return &cache.ObjectPlace{Title: "exporting to GitHub Actions Cache", Prefix: originPrefix, Open: p.open, Attrs: func(string) (map[string]string, error) {
-		return nil, fmt.Errorf("the token of a gha cache is known only while a build uses it: build with --cache-from type=gha")
+		return nil, errors.New("the token of a gha cache is known only while a build uses it: build with --cache-from type=gha")
 	}}
 }
 
@@ -86,7 +87,7 @@ func decode(attrs map[string]string) (*config, error) {
 		c.scope = v
 	}
 	if c.token == "" {
-		return nil, fmt.Errorf("token not set for github actions cache: give token, or run where $ACTIONS_RUNTIME_TOKEN is set")
+		return nil, errors.New("token not set for github actions cache: give token, or run where $ACTIONS_RUNTIME_TOKEN is set")
 	}
 	var err error
 	if v, ok := attrs["version"]; ok {
@@ -100,7 +101,7 @@ func decode(attrs map[string]string) (*config, error) {
 		c.url = attrs["url"]
 	}
 	if u, err := url.Parse(c.url); c.url == "" || err != nil || u.Host == "" {
-		return nil, fmt.Errorf("url not set for github actions cache: give url or url_v2 with an address, or run where $ACTIONS_RESULTS_URL is set")
+		return nil, errors.New("url not set for github actions cache: give url or url_v2 with an address, or run where $ACTIONS_RESULTS_URL is set")
 	}
 	if c.version == 0 {
 		c.version = 1
@@ -121,7 +122,7 @@ func decode(attrs map[string]string) (*config, error) {
 func scopesOf(token string, now time.Time) ([]scope, error) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return nil, fmt.Errorf("token of github actions cache is no JSON web token")
+		return nil, errors.New("token of github actions cache is no JSON web token")
 	}
 	b, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(parts[1], "="))
 	var claims struct {
@@ -130,7 +131,7 @@ func scopesOf(token string, now time.Time) ([]scope, error) {
 		Begins  float64 `json:"nbf"`
 	}
 	if err != nil || json.Unmarshal(b, &claims) != nil {
-		return nil, fmt.Errorf("token of github actions cache is no JSON web token")
+		return nil, errors.New("token of github actions cache is no JSON web token")
 	}
 	if end := time.Unix(int64(claims.Expires), 0); now.After(end) {
 		return nil, fmt.Errorf("cache token expired at %v: a token is good for one run of a workflow", end)
@@ -140,7 +141,7 @@ func scopesOf(token string, now time.Time) ([]scope, error) {
 	}
 	var scopes []scope
 	if err := json.Unmarshal([]byte(claims.Access), &scopes); err != nil {
-		return nil, fmt.Errorf("token of github actions cache says nothing of what it opens")
+		return nil, errors.New("token of github actions cache says nothing of what it opens")
 	}
 	return scopes, nil
 }

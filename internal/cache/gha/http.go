@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -74,9 +75,7 @@ func (s *service) send(ctx context.Context, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, errors.New("malformed address") // which may have a signature
 	}
-	for k, v := range r.header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, r.header)
 	req.Header.Set("User-Agent", "kiln")
 	return s.http.Do(req)
 }
@@ -87,9 +86,7 @@ func (s *service) call(ctx context.Context, verb, key, method, path string, in, 
 	r := request{method: method, url: strings.TrimRight(s.c.url, "/") + path, header: http.Header{
 		"Authorization": {"Bearer " + s.c.token}, "Accept": {"application/json;api-version=6.0-preview.1"}, "Content-Type": {"application/json"},
 	}}
-	for k, v := range header {
-		r.header[k] = v
-	}
+	maps.Copy(r.header, header)
 	switch in := in.(type) {
 	case nil:
 	case []byte:

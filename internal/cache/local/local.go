@@ -6,6 +6,7 @@ package local
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -49,9 +50,9 @@ func (*Place) Reader(ctx context.Context, attrs map[string]string) (cache.Reader
 	d := digest.Digest(attrs["digest"])
 	switch {
 	case attrs["src"] == "":
-		return nil, fmt.Errorf("local cache importer requires src: say which folder, as in type=local,src=DIR")
+		return nil, errors.New("local cache importer requires src: say which folder, as in type=local,src=DIR")
 	case d == "":
-		return nil, fmt.Errorf("local cache importer requires explicit digest")
+		return nil, errors.New("local cache importer requires explicit digest")
 	case d.Validate() != nil:
 		return nil, fmt.Errorf("local cache: malformed digest %q: expected sha256:<64 hex digits>", d)
 	}
@@ -108,7 +109,7 @@ func withStore(ctx context.Context, id string, f func(context.Context, content.S
 // Writer prepares to write into a folder.
 func (p *Place) Writer(_ context.Context, attrs map[string]string) (cache.Writer, error) {
 	if attrs["dest"] == "" {
-		return nil, fmt.Errorf("local cache exporter requires dest: say which folder, as in type=local,dest=DIR")
+		return nil, errors.New("local cache exporter requires dest: say which folder, as in type=local,dest=DIR")
 	}
 	return writer{storePrefix + attrs["dest"], p.writer}, nil
 }

@@ -6,6 +6,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -42,7 +43,7 @@ func (*Place) Name() string { return "exporting cache to registry" }
 // parse reads the attribute "ref".
 func parse(attrs map[string]string) (reference.Named, error) {
 	if attrs["ref"] == "" {
-		return nil, fmt.Errorf("registry cache: missing ref: say which repository, as in type=registry,ref=host/name:tag")
+		return nil, errors.New("registry cache: missing ref: say which repository, as in type=registry,ref=host/name:tag")
 	}
 	return registry.ParseReference(attrs["ref"])
 }

@@ -18,10 +18,7 @@ func Suggest(word string, candidates []string) string {
 		return ""
 	}
 	lower := strings.ToLower(word)
-	limit := 1 + utf8.RuneCountInString(word)/3
-	if limit > 3 {
-		limit = 3
-	}
+	limit := min(1+utf8.RuneCountInString(word)/3, 3)
 	best, bestDistance := "", limit+1
 	for _, c := range slices.Sorted(slices.Values(candidates)) {
 		if c == word || c == "" || len(c) > longestSuggestion {

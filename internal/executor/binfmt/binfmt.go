@@ -227,7 +227,7 @@ func variantsOf(cpuinfo []byte) (variants []string) {
 		{"v3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"},
 		{"v4", "avx512f avx512bw avx512cd avx512dq avx512vl"},
 	} {
-		for _, want := range strings.Fields(level.flags) {
+		for want := range strings.FieldsSeq(level.flags) {
 			if !slices.Contains(flags, want) {
 				return variants
 			}

@@ -71,7 +71,7 @@ func parseCgroupMounts(mountinfo io.Reader) (cgroupRoot, error) {
 		switch kind[0] {
 		case "cgroup":
 			v1 = append(v1, fields[4])
-			for _, option := range strings.Split(kind[2], ",") {
+			for option := range strings.SplitSeq(kind[2], ",") {
 				if option == "memory" {
 					memory = fields[4]
 				}

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -42,7 +43,7 @@ func (e *Executor) checkSpec(s executor.Spec) error {
 		}
 	}
 	if s.Limits != (executor.Limits{}) && !e.cgroups.usable() {
-		return fmt.Errorf("limits on memory or processors: this daemon has no cgroups to set them with")
+		return errors.New("limits on memory or processors: this daemon has no cgroups to set them with")
 	}
 	if strings.Contains(s.CgroupParent, ":") || strings.ContainsRune(s.CgroupParent, 0) {
 		return fmt.Errorf("cgroup parent %q: want a path below the root of the cgroups", s.CgroupParent)
@@ -52,7 +53,7 @@ func (e *Executor) checkSpec(s executor.Spec) error {
 
 func (e *Executor) checkProcess(p executor.Process) error {
 	if len(p.Args) == 0 || p.Args[0] == "" {
-		return fmt.Errorf("process without a program to run")
+		return errors.New("process without a program to run")
 	}
 	if !path.IsAbs(p.Cwd) {
 		return fmt.Errorf("working directory %q: want an absolute path", p.Cwd)

@@ -35,7 +35,7 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 		return nil, err
 	}
 	if to.Session == nil {
-		return nil, fmt.Errorf("export files: there is no client to send them to")
+		return nil, errors.New("export files: there is no client to send them to")
 	}
 	mounted, release, err := exporter.MountAll(ctx, e.layers, in, o)
 	if err != nil {

@@ -40,7 +40,7 @@ func (e *Exporter) Export(ctx context.Context, in exporter.Input, to exporter.Ta
 		return nil, err
 	}
 	if to.Session == nil {
-		return nil, fmt.Errorf("export archive: there is no client to send it to")
+		return nil, errors.New("export archive: there is no client to send it to")
 	}
 	mounted, release, err := exporter.MountAll(ctx, e.layers, in, o)
 	if err != nil {

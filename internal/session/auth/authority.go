@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -126,9 +127,7 @@ func (s *seeds) load(file, host string) ([]byte, error) {
 	}
 	known := map[string]seed{}
 	if json.Unmarshal(data, &known) == nil { // a broken file is made anew
-		for h, k := range known {
-			s.all[h] = k
-		}
+		maps.Copy(s.all, known)
 	}
 	if own, ok := s.all[host]; ok && len(own.Seed) > 0 {
 		return own.Seed, nil

@@ -27,7 +27,7 @@ func (a *attributes) of(dir int, name string) (map[string][]byte, error) {
 		return nil, nil // none, or none to be had: they are extras
 	}
 	var out map[string][]byte
-	for _, key := range strings.Split(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
+	for key := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
 		if !a.keep(key) {
 			continue
 		}

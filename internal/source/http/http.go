@@ -15,6 +15,7 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"net/http"
@@ -89,7 +90,7 @@ func New(c Config) *Source {
 // checkRedirect keeps what is said to one host from another.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
-		return fmt.Errorf("stopped after 10 redirects")
+		return errors.New("stopped after 10 redirects")
 	}
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return fmt.Errorf("refused to be redirected to scheme %q", req.URL.Scheme)

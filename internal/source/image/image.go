@@ -233,8 +233,8 @@ func (s *Source) root(ctx context.Context, r *request) (ocispecs.Descriptor, err
 		if !ok || r.mode == "pull" || !registry.IsUnreachable(err) {
 			return d, err
 		}
-		progress.StepFrom(ctx).Warn(progress.Warning{Level: 1, Short: []byte(fmt.Sprintf(
-			"The registry cannot be reached; using %s as it was when it was last seen (%s)", name, last.Digest))})
+		progress.StepFrom(ctx).Warn(progress.Warning{Level: 1, Short: fmt.Appendf(nil,
+			"The registry cannot be reached; using %s as it was when it was last seen (%s)", name, last.Digest)})
 		d = last
 	}
 	if isPinned && d.Digest != pinned.Digest() {
