@@ -1,5 +1,7 @@
 package llb
 
+import "strconv"
+
 // Names of source attributes (BuildKit's solver/pb/attr.go) and of the build
 // operation's one. Booleans are the string "true", lists are JSON arrays.
 const (
@@ -55,3 +57,26 @@ const (
 	ResolvePull    = "pull"
 	ResolveLocal   = "local"
 )
+
+// attributes are those of a source that is being described. Settings that were
+// left out have none.
+type attributes map[string]string
+
+func (a attributes) set(name, value string) {
+	if value != "" {
+		a[name] = value
+	}
+}
+
+func (a attributes) setFlag(name string, on bool) {
+	if on {
+		a[name] = "true"
+	}
+}
+
+// setLimit sets a number that may be 0, unlike one that was left out.
+func (a attributes) setLimit(name string, n *int) {
+	if n != nil {
+		a[name] = strconv.Itoa(*n)
+	}
+}

@@ -35,7 +35,7 @@ func BuildFilename(name string) BuildOption {
 	return func(i *BuildInfo) { i.DefinitionFilename = name }
 }
 
-// BuildConstraints bound where and how the operation runs.
+// BuildConstraints sets constraints of the operation itself.
 func BuildConstraints(opts ...ConstraintsOpt) BuildOption {
 	return func(i *BuildInfo) {
 		for _, o := range opts {
@@ -51,10 +51,7 @@ func Build(opts ...BuildOption) StateOption {
 	for _, o := range opts {
 		o(info)
 	}
-	if info.Metadata.Caps == nil {
-		info.Metadata.Caps = map[string]bool{}
-	}
-	info.Metadata.Caps[CapBuildOpLLBFileName] = true
+	info.addCap(CapBuildOpLLBFileName)
 	return func(s State) State {
 		n := &node{own: &info.Constraints, make: func(b *builder) (*Vertex, error) {
 			from, err := b.edge(s.out)

@@ -1,8 +1,6 @@
 package llb
 
-import (
-	"fmt"
-)
+import "fmt"
 
 // Merge lays States over each other, later ones on top. Those of the empty file
 // system do not count; of one State alone, Merge is that State.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/platforms"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/llb/pb"
 )
@@ -244,23 +245,19 @@ func ProgressGroup(id, name string, weak bool) ConstraintsOpt {
 // WithLinuxResources limits what commands may use.
 func WithLinuxResources(r LinuxResources) ConstraintsOpt {
 	return constraintsOptFunc(func(c *Constraints) {
-		c.Metadata.LinuxResources = &pb.LinuxResources{
-			Memory: r.Memory, MemorySwap: r.MemorySwap, CpuShares: r.CPUShares, CpuPeriod: r.CPUPeriod,
-			CpuQuota: r.CPUQuota, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
-		}
+		c.Metadata.LinuxResources = r.encode()
 	})
 }
 
 // limit changes a copy of the limits, as options may share them.
 func limit(set func(*pb.LinuxResources)) ConstraintsOpt {
 	return constraintsOptFunc(func(c *Constraints) {
-		r := c.Metadata.LinuxResources
-		next := &pb.LinuxResources{
-			Memory: r.GetMemory(), MemorySwap: r.GetMemorySwap(), CpuShares: r.GetCpuShares(), CpuPeriod: r.GetCpuPeriod(),
-			CpuQuota: r.GetCpuQuota(), CpusetCpus: r.GetCpusetCpus(), CpusetMems: r.GetCpusetMems(),
+		limits := &pb.LinuxResources{}
+		if c.Metadata.LinuxResources != nil {
+			limits = proto.CloneOf(c.Metadata.LinuxResources)
 		}
-		set(next)
-		c.Metadata.LinuxResources = next
+		set(limits)
+		c.Metadata.LinuxResources = limits
 	})
 }
 

@@ -261,7 +261,7 @@ func (d *DefinitionOp) edge(b *builder) (Edge, error) {
 	for _, v := range d.graph.Vertices() {
 		var list []*SourceLocation
 		for _, l := range d.graph.Sources.Locations[v.Digest()] {
-			list = append(list, &SourceLocation{SourceMap: maps[l.File], Ranges: l.encode().Ranges})
+			list = append(list, &SourceLocation{SourceMap: maps[l.File], Ranges: encodeRanges(l.Ranges)})
 		}
 		if list != nil {
 			b.locations[v] = list
@@ -339,10 +339,7 @@ func (b *builder) addSources(g *Graph, opts []ConstraintsOpt) error {
 				i = len(maps)
 				maps = append(maps, l.SourceMap)
 			}
-			to := Location{File: i}
-			for _, r := range l.Ranges {
-				to.Ranges = append(to.Ranges, Range{Start: decodePosition(r.GetStart()), End: decodePosition(r.GetEnd())})
-			}
+			to := Location{File: i, Ranges: decodeRanges(l.Ranges)}
 			g.Sources.Locations[v.Digest()] = append(g.Sources.Locations[v.Digest()], to)
 		}
 	}

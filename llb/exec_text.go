@@ -3,6 +3,7 @@ package llb
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -103,12 +104,11 @@ func enumText(value int, names []string) string {
 }
 
 func parseEnum(s, what string, names []string) (int, error) {
-	for i, name := range names {
-		if s == name {
-			return i, nil
-		}
+	i := slices.Index(names, s)
+	if i < 0 {
+		return 0, fmt.Errorf("%s %q is unknown, expected one of %s", what, s, strings.Join(names, ", "))
 	}
-	return 0, fmt.Errorf("%s %q is unknown, expected one of %s", what, s, strings.Join(names, ", "))
+	return i, nil
 }
 
 func flagText(set bool, name string) string {

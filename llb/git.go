@@ -183,35 +183,25 @@ func gitOp(url, fragment string, opts []GitOption) (*SourceOp, *GitInfo) {
 }
 
 func (i *GitInfo) attrs(url string, ssh bool) map[string]string {
-	attrs := map[string]string{}
-	set := func(name, value string) {
-		if value != "" {
-			attrs[name] = value
-		}
-	}
-	flag := func(name string, on bool) {
-		if on {
-			attrs[name] = "true"
-		}
-	}
-	set(AttrGitFullURL, url)
-	set(AttrGitAuthTokenSecret, i.AuthTokenSecret)
-	set(AttrGitAuthHeaderSecret, i.AuthHeaderSecret)
+	attrs := attributes{}
+	attrs.set(AttrGitFullURL, url)
+	attrs.set(AttrGitAuthTokenSecret, i.AuthTokenSecret)
+	attrs.set(AttrGitAuthHeaderSecret, i.AuthHeaderSecret)
 	if ssh {
-		set(AttrGitKnownSSHHosts, i.KnownSSHHosts)
+		attrs.set(AttrGitKnownSSHHosts, i.KnownSSHHosts)
 		i.addCap(CapSourceGitKnownSSHHosts)
 		attrs[AttrGitMountSSHSock] = "default"
-		set(AttrGitMountSSHSock, i.MountSSHSock)
+		attrs.set(AttrGitMountSSHSock, i.MountSSHSock)
 	}
-	set(AttrGitChecksum, i.Checksum)
-	set(AttrGitMTime, i.MTime)
-	set(AttrGitBundle, i.Bundle)
-	set(AttrOCISession, i.BundleOCISessionID)
-	set(AttrOCIStore, i.BundleOCIStoreID)
-	flag(AttrGitKeepDir, i.KeepGitDir)
-	flag(AttrGitSkipSubmodules, i.SkipSubmodules)
-	flag(AttrGitAdvice, i.Advice)
-	flag(AttrGitFetchByCommit, i.FetchByCommit)
-	flag(AttrGitCheckoutBundle, i.CheckoutBundle)
+	attrs.set(AttrGitChecksum, i.Checksum)
+	attrs.set(AttrGitMTime, i.MTime)
+	attrs.set(AttrGitBundle, i.Bundle)
+	attrs.set(AttrOCISession, i.BundleOCISessionID)
+	attrs.set(AttrOCIStore, i.BundleOCIStoreID)
+	attrs.setFlag(AttrGitKeepDir, i.KeepGitDir)
+	attrs.setFlag(AttrGitSkipSubmodules, i.SkipSubmodules)
+	attrs.setFlag(AttrGitAdvice, i.Advice)
+	attrs.setFlag(AttrGitFetchByCommit, i.FetchByCommit)
+	attrs.setFlag(AttrGitCheckoutBundle, i.CheckoutBundle)
 	return attrs
 }

@@ -133,19 +133,13 @@ func Image(ref string, opts ...ImageOption) State {
 	for _, o := range opts {
 		o.SetImageOption(info)
 	}
-	attrs := map[string]string{}
+	attrs := attributes{}
 	if info.resolveMode != ResolveModeDefault {
-		attrs[AttrImageResolveMode] = info.resolveMode.String()
+		attrs.set(AttrImageResolveMode, info.resolveMode.String())
 	}
-	if info.RecordType != "" {
-		attrs[AttrImageRecordType] = info.RecordType
-	}
-	if info.layerLimit != nil {
-		attrs[AttrImageLayerLimit] = strconv.Itoa(*info.layerLimit)
-	}
-	if info.checksum != "" {
-		attrs[AttrImageChecksum] = info.checksum.String()
-	}
+	attrs.set(AttrImageRecordType, info.RecordType)
+	attrs.setLimit(AttrImageLayerLimit, info.layerLimit)
+	attrs.set(AttrImageChecksum, info.checksum.String())
 	st := source("docker-image://"+ref, attrs, &info.Constraints, problem)
 	if problem != nil || info.metaResolver == nil {
 		return st
@@ -189,10 +183,8 @@ type fileInfo struct {
 	GID      int
 }
 
-func (f *fileInfo) setAttrs(attrs map[string]string) {
-	if f.Filename != "" {
-		attrs[AttrHTTPFilename] = f.Filename
-	}
+func (f *fileInfo) setAttrs(attrs attributes) {
+	attrs.set(AttrHTTPFilename, f.Filename)
 	if f.Perm != 0 {
 		attrs[AttrHTTPPerm] = "0" + strconv.FormatInt(int64(f.Perm), 8)
 	}
@@ -267,15 +259,11 @@ func blob(scheme, ref string, opts []ImageBlobOption) State {
 	for _, o := range opts {
 		o.SetImageBlobOption(info)
 	}
-	attrs := map[string]string{}
+	attrs := attributes{}
 	info.setAttrs(attrs)
 	if scheme == "oci-layout+blob://" {
-		if info.sessionID != "" {
-			attrs[AttrOCISession] = info.sessionID
-		}
-		if info.storeID != "" {
-			attrs[AttrOCIStore] = info.storeID
-		}
+		attrs.set(AttrOCISession, info.sessionID)
+		attrs.set(AttrOCIStore, info.storeID)
 	}
 	named, problem := reference.ParseNormalizedNamed(ref)
 	if problem == nil {
@@ -332,15 +320,9 @@ func OCILayout(ref string, opts ...OCILayoutOption) State {
 	for _, o := range opts {
 		o.SetOCILayoutOption(info)
 	}
-	attrs := map[string]string{}
-	if info.sessionID != "" {
-		attrs[AttrOCISession] = info.sessionID
-	}
-	if info.storeID != "" {
-		attrs[AttrOCIStore] = info.storeID
-	}
-	if info.layerLimit != nil {
-		attrs[AttrOCILayerLimit] = strconv.Itoa(*info.layerLimit)
-	}
+	attrs := attributes{}
+	attrs.set(AttrOCISession, info.sessionID)
+	attrs.set(AttrOCIStore, info.storeID)
+	attrs.setLimit(AttrOCILayerLimit, info.layerLimit)
 	return source("oci-layout://"+ref, attrs, &info.Constraints, nil)
 }

@@ -98,24 +98,19 @@ func Local(name string, opts ...LocalOption) State {
 	for _, o := range opts {
 		o.SetLocalOption(info)
 	}
-	attrs := map[string]string{}
-	for attr, value := range map[string]string{
-		AttrLocalSession: info.SessionID, AttrLocalInclude: info.IncludePatterns,
-		AttrLocalExclude: info.ExcludePatterns, AttrLocalFollow: info.FollowPaths,
-		AttrLocalSharedKey: info.SharedKeyHint, AttrLocalDiffer: string(info.Differ.Type),
-	} {
-		if value != "" {
-			attrs[attr] = value
-		}
-	}
+	attrs := attributes{}
+	attrs.set(AttrLocalSession, info.SessionID)
+	attrs.set(AttrLocalInclude, info.IncludePatterns)
+	attrs.set(AttrLocalExclude, info.ExcludePatterns)
+	attrs.set(AttrLocalFollow, info.FollowPaths)
+	attrs.set(AttrLocalSharedKey, info.SharedKeyHint)
+	attrs.set(AttrLocalDiffer, string(info.Differ.Type))
 	if info.Differ.Type != "" && info.Differ.Required {
 		info.addCap(CapSourceLocalDiffer)
 	}
 	if info.MetadataOnlyCollector {
 		attrs[AttrLocalMetadataTransfer] = "true"
-		if info.MetadataOnlyExceptions != "" {
-			attrs[AttrLocalMetadataTransferExclude] = info.MetadataOnlyExceptions
-		}
+		attrs.set(AttrLocalMetadataTransferExclude, info.MetadataOnlyExceptions)
 	}
 	return source("local://"+name, attrs, &info.Constraints, nil)
 }
@@ -184,23 +179,18 @@ func HTTP(url string, opts ...HTTPOption) State {
 	for _, o := range opts {
 		o.SetHTTPOption(info)
 	}
-	attrs := map[string]string{}
+	attrs := attributes{}
 	info.setAttrs(attrs)
-	set := func(name, value string) {
-		if value != "" {
-			attrs[name] = value
-		}
-	}
-	set(AttrHTTPChecksum, info.Checksum.String())
-	set(AttrHTTPAuthHeaderSecret, info.AuthHeaderSecret)
+	attrs.set(AttrHTTPChecksum, info.Checksum.String())
+	attrs.set(AttrHTTPAuthHeaderSecret, info.AuthHeaderSecret)
 	if h := info.Header; h != nil {
-		set(AttrHTTPHeaderAccept, h.Accept)
-		set(AttrHTTPHeaderUserAgent, h.UserAgent)
+		attrs.set(AttrHTTPHeaderAccept, h.Accept)
+		attrs.set(AttrHTTPHeaderUserAgent, h.UserAgent)
 		info.addCap(CapSourceHTTPHeader)
 	}
 	if s := info.Signature; s != nil {
-		set(AttrHTTPSigPubKey, string(s.PubKey))
-		set(AttrHTTPSignature, string(s.Signature))
+		attrs.set(AttrHTTPSigPubKey, string(s.PubKey))
+		attrs.set(AttrHTTPSignature, string(s.Signature))
 		info.addCap(CapSourceHTTPSignatureVerify)
 	}
 	return source(url, attrs, &info.Constraints, nil)

@@ -189,14 +189,19 @@ func (v *Vertex) encodeMeta() *pb.OpMetadata {
 	if g := v.Meta.Group; g != nil {
 		m.ProgressGroup = &pb.ProgressGroup{Id: g.ID, Name: g.Name, Weak: g.Weak}
 	}
-	if r := v.Meta.Resources; r != nil {
-		m.LinuxResources = &pb.LinuxResources{
-			Memory: r.Memory, MemorySwap: r.MemorySwap, CpuShares: r.CPUShares, CpuPeriod: r.CPUPeriod,
-			CpuQuota: r.CPUQuota, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
-		}
-	}
+	m.LinuxResources = v.Meta.Resources.encode()
 	encodeTimeout(m, v.Meta.Timeout)
 	return m
+}
+
+func (r *LinuxResources) encode() *pb.LinuxResources {
+	if r == nil {
+		return nil
+	}
+	return &pb.LinuxResources{
+		Memory: r.Memory, MemorySwap: r.MemorySwap, CpuShares: r.CPUShares, CpuPeriod: r.CPUPeriod,
+		CpuQuota: r.CPUQuota, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
+	}
 }
 
 func decodeMeta(m *pb.OpMetadata) Metadata {
@@ -242,11 +247,14 @@ func (s *SourceIndex) encode(w *pb.Source) error {
 }
 
 func (l *Location) encode() *pb.Location {
-	w := &pb.Location{SourceIndex: int32(l.File)}
-	for _, r := range l.Ranges {
-		w.Ranges = append(w.Ranges, &pb.Range{Start: r.Start.encode(), End: r.End.encode()})
+	return &pb.Location{SourceIndex: int32(l.File), Ranges: encodeRanges(l.Ranges)}
+}
+
+func encodeRanges(ranges []Range) (list []*pb.Range) {
+	for _, r := range ranges {
+		list = append(list, &pb.Range{Start: r.Start.encode(), End: r.End.encode()})
 	}
-	return w
+	return list
 }
 
 func (p Position) encode() *pb.Position {
@@ -405,10 +413,7 @@ func decodeSources(w *pb.Source, depth int) (SourceIndex, error) {
 	}
 	for d, list := range w.GetLocations() {
 		for _, w := range list.GetLocations() {
-			l := Location{File: number(int64(w.GetSourceIndex()))}
-			for _, r := range w.GetRanges() {
-				l.Ranges = append(l.Ranges, Range{Start: decodePosition(r.GetStart()), End: decodePosition(r.GetEnd())})
-			}
+			l := Location{File: number(int64(w.GetSourceIndex())), Ranges: decodeRanges(w.GetRanges())}
 			if s.Locations == nil {
 				s.Locations = map[digest.Digest][]Location{}
 			}
@@ -416,6 +421,13 @@ func decodeSources(w *pb.Source, depth int) (SourceIndex, error) {
 		}
 	}
 	return s, nil
+}
+
+func decodeRanges(list []*pb.Range) (ranges []Range) {
+	for _, r := range list {
+		ranges = append(ranges, Range{Start: decodePosition(r.GetStart()), End: decodePosition(r.GetEnd())})
+	}
+	return ranges
 }
 
 func decodePosition(p *pb.Position) Position {
