@@ -34,13 +34,14 @@ func newBuilds() *builds {
 
 // running is one build as the daemon's services see it.
 type running struct {
-	ref    string
-	began  time.Time
-	record *history.Build
-	events *eventLog
-
+	ref   string
+	began time.Time
 	phase *gateway.Phase // of a client that acts as the frontend
 	done  chan struct{}
+
+	opened chan struct{}  // closed once record and events are set
+	record *history.Build // nil if it could not be made
+	events *eventLog
 
 	ctx     context.Context         // set once the build has begun; guarded by builds.mu
 	stop    context.CancelCauseFunc // with ctx
@@ -48,7 +49,27 @@ type running struct {
 }
 
 // begin registers a build, whose record open makes. The caller must call end.
+// Clients that act as its frontend are answered meanwhile.
 func (b *builds) begin(ref string, open func() (*history.Build, error)) (*running, error) {
+	r, err := b.register(ref)
+	if err != nil {
+		return nil, err
+	}
+	defer close(r.opened)
+	if r.record, err = open(); err != nil {
+		close(r.done)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.byRef, ref)
+		b.left()
+		return nil, err
+	}
+	r.events = newEventLog(r.record.Log())
+	return r, nil
+}
+
+// register makes a build known, before there is a record of it.
+func (b *builds) register(ref string) (*running, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if ref == "" {
@@ -57,11 +78,7 @@ func (b *builds) begin(ref string, open func() (*history.Build, error)) (*runnin
 	if _, ok := b.byRef[ref]; ok {
 		return nil, status.Errorf(codes.AlreadyExists, "a build with ref %q exists: give every build a ref of its own", ref)
 	}
-	record, err := open()
-	if err != nil {
-		return nil, err
-	}
-	r := &running{ref: ref, began: time.Now(), record: record, events: newEventLog(record.Log()), done: make(chan struct{})}
+	r := &running{ref: ref, began: time.Now(), done: make(chan struct{}), opened: make(chan struct{})}
 	r.phase = gateway.NewPhase(ref, r.done)
 	b.byRef[ref] = r
 	b.busy++
@@ -69,6 +86,29 @@ func (b *builds) begin(ref string, open func() (*history.Build, error)) (*runnin
 	b.came = make(chan struct{})
 	return r, nil
 }
+
+// left notes that a build is no longer under way. The caller holds b.mu.
+func (b *builds) left() {
+	if b.busy--; b.busy == 0 {
+		b.idle = time.Now()
+	}
+}
+
+// log waits for the record of a build, and returns what the build tells.
+func (r *running) log(ctx context.Context) (*history.Log, error) {
+	select {
+	case <-r.opened:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if r.record == nil {
+		return nil, noBuild(r.ref)
+	}
+	return r.record.Log(), nil
+}
+
+// noBuild is what is said of a build that never began; BuildKit's clients know the words.
+func noBuild(ref string) error { return status.Errorf(codes.NotFound, "no such job %s", ref) }
 
 // end forgets a build whose record, if there is one, is complete.
 func (b *builds) end(r *running) {
@@ -92,9 +132,7 @@ func (b *builds) end(r *running) {
 		default: // it is being done
 		}
 	}
-	if b.busy--; b.busy == 0 {
-		b.idle = time.Now()
-	}
+	b.left()
 }
 
 // ended is how many builds have ended.
@@ -143,7 +181,7 @@ func (b *builds) get(ctx context.Context, ref string, wait time.Duration) (*runn
 		select {
 		case <-came:
 		case <-timeout.C:
-			return nil, status.Errorf(codes.NotFound, "no such job %s", ref)
+			return nil, noBuild(ref)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -206,6 +206,62 @@ func TestEventLogEndsVertices(t *testing.T) {
 	b.Release()
 }
 
+// A client that acts as frontend is answered while the record of its build is made.
+func TestBuildIsKnownBeforeItsRecord(t *testing.T) {
+	past := openHistory(t)
+	full := errors.New("the disk is full")
+	for _, failure := range []error{nil, full} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBuilds()
+			disk := make(chan struct{})
+			began := make(chan error, 1)
+			go func() {
+				_, err := b.begin("slow", func() (*history.Build, error) {
+					<-disk
+					if failure != nil {
+						return nil, failure
+					}
+					return past.Begin(history.Record{Ref: "slow"}, true)
+				})
+				began <- err
+			}()
+			r, err := b.get(t.Context(), "slow", time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.phase == nil || b.running() != 1 {
+				t.Errorf("%d builds are under way, the first with phase %v", b.running(), r.phase)
+			}
+			followed := make(chan error, 1)
+			go func() {
+				_, err := r.log(t.Context())
+				followed <- err
+			}()
+			synctest.Wait()
+			select {
+			case err := <-followed:
+				t.Fatalf("a log before there is one: %v", err)
+			default:
+			}
+			close(disk)
+			if err := <-began; !errors.Is(err, failure) {
+				t.Errorf("begin: %v, want %v", err, failure)
+			}
+			if err := <-followed; (failure == nil) != (err == nil) || err != nil && status.Code(err) != codes.NotFound {
+				t.Errorf("log: %v", err)
+			}
+			if failure == nil {
+				r.record.Release()
+				return
+			}
+			<-r.done
+			if b.now("slow") != nil || b.running() != 0 {
+				t.Errorf("what failed to begin is under way: %d builds", b.running())
+			}
+		})
+	}
+}
+
 // Clients ask for a build before they start it (BuildKit's client/solve.go).
 func TestGetWaitsForBuild(t *testing.T) {
 	past := openHistory(t)

@@ -118,7 +118,11 @@ func (s *controlService) Status(r *control.StatusRequest, stream grpc.ServerStre
 			return err
 		}
 	}
-	err := run.events.log.Follow(stream.Context(), send)
+	log, err := run.log(stream.Context())
+	if err != nil {
+		return err
+	}
+	err = log.Follow(stream.Context(), send)
 	if errors.Is(err, os.ErrClosed) { // it has ended meanwhile
 		return s.config.History.Replay(stream.Context(), r.Ref, send)
 	}
