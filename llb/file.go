@@ -156,7 +156,7 @@ func BuildFile(base Edge, steps ...FileStepFrom) *Vertex {
 	}
 	op := &FileOp{}
 	for _, s := range steps {
-		step := FileStep{Input: first, Secondary: None, Output: None, Do: lookUpIn(s.Do, first)}
+		step := FileStep{Input: first, Secondary: None, Output: None, Do: WithOwnerInputs(s.Do, func(int) int { return first })}
 		if s.From.Vertex != nil {
 			step.Secondary = inputs.add(s.From)
 		}
@@ -173,41 +173,42 @@ func BuildFile(base Edge, steps ...FileStepFrom) *Vertex {
 	return &Vertex{Op: op, Inputs: inputs.edges}
 }
 
-// lookUpIn returns do with owners' names looked up in the given input.
-func lookUpIn(do FileDo, input int) FileDo {
+// WithOwnerInputs returns do with other inputs to look its owners' names up in: to
+// is called with each that it has.
+func WithOwnerInputs(do FileDo, to func(input int) int) FileDo {
 	switch d := do.(type) {
 	case *DoCopy:
-		c := *d
-		c.Owner = c.Owner.lookUpIn(input)
-		return &c
+		changed := *d
+		changed.Owner = d.Owner.withInputs(to)
+		return &changed
 	case *DoMkfile:
-		c := *d
-		c.Owner = c.Owner.lookUpIn(input)
-		return &c
+		changed := *d
+		changed.Owner = d.Owner.withInputs(to)
+		return &changed
 	case *DoMkdir:
-		c := *d
-		c.Owner = c.Owner.lookUpIn(input)
-		return &c
+		changed := *d
+		changed.Owner = d.Owner.withInputs(to)
+		return &changed
 	case *DoSymlink:
-		c := *d
-		c.Owner = c.Owner.lookUpIn(input)
-		return &c
+		changed := *d
+		changed.Owner = d.Owner.withInputs(to)
+		return &changed
 	}
 	return do
 }
 
-func (o *Ownership) lookUpIn(input int) *Ownership {
+func (o *Ownership) withInputs(to func(int) int) *Ownership {
 	if o == nil {
 		return nil
 	}
-	return &Ownership{User: o.User.lookUpIn(input), Group: o.Group.lookUpIn(input)}
+	return &Ownership{User: o.User.withInput(to), Group: o.Group.withInput(to)}
 }
 
-func (o *Owner) lookUpIn(input int) *Owner {
+func (o *Owner) withInput(to func(int) int) *Owner {
 	if o == nil || o.Name == "" {
 		return o
 	}
-	return &Owner{Name: o.Name, Input: input}
+	return &Owner{Name: o.Name, Input: to(o.Input)}
 }
 
 func (o *FileOp) verify(inputs int) error {
@@ -242,7 +243,7 @@ func (a *FileStep) verify(readable int) error {
 	if a.Do == nil {
 		return errors.Join(err, errors.New("does nothing"))
 	}
-	if owner := ownerOf(a.Do); owner != nil {
+	if owner := OwnerOf(a.Do); owner != nil {
 		for _, o := range []*Owner{owner.User, owner.Group} {
 			if o != nil && o.Name != "" {
 				err = errors.Join(err, inRange(fmt.Sprintf("input to look up %q in", o.Name), o.Input))
@@ -252,7 +253,8 @@ func (a *FileStep) verify(readable int) error {
 	return err
 }
 
-func ownerOf(do FileDo) *Ownership {
+// OwnerOf returns whom the files that do makes are to belong to; nil leaves that open.
+func OwnerOf(do FileDo) *Ownership {
 	switch d := do.(type) {
 	case *DoCopy:
 		return d.Owner

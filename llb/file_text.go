@@ -102,7 +102,7 @@ func (a *FileStep) text(r fileRefs, first int) string {
 	if from != "scratch" {
 		w.add("from=%s", from)
 	}
-	if owner := ownerOf(a.Do); owner != nil {
+	if owner := OwnerOf(a.Do); owner != nil {
 		w.add("owner=%s:%s", ownerText(owner.User), ownerText(owner.Group))
 		w.addLookUp("userin", owner.User, r, first)
 		w.addLookUp("groupin", owner.Group, r, first)
@@ -203,7 +203,7 @@ func parseFile(s *statement) (Op, error) {
 		a := &op.Actions[i]
 		settle(&a.Input)
 		settle(&a.Secondary)
-		if owner := ownerOf(a.Do); owner != nil {
+		if owner := OwnerOf(a.Do); owner != nil {
 			for _, o := range []*Owner{owner.User, owner.Group} {
 				if o != nil {
 					settle(&o.Input)

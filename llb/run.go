@@ -12,8 +12,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// defaultPath is the search path where neither the step nor the daemon sets one.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// DefaultPath is the PATH of processes on Linux where neither an image nor a step
+// sets one (BuildKit's util/system/path.go).
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // ExecInfo is a command that is to be run.
 type ExecInfo struct {
@@ -249,7 +250,7 @@ func (e *execNode) setPath(b *builder, op *ExecOp, own *Constraints, platform *o
 		}
 		op.Env = append(op.Env, sshSocketEnv+"="+dest)
 	}
-	op.Env = append(op.Env, "PATH="+defaultPath)
+	op.Env = append(op.Env, "PATH="+DefaultPath)
 }
 
 // op makes the operation without its mounts.

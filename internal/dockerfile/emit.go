@@ -131,7 +131,7 @@ func (s *stage) initialize() {
 // inherit starts a stage with the settings of its base's config.
 func (s *stage) inherit() {
 	if !s.config.hasEnv("PATH") && s.platform.OS != windows {
-		s.config.Config.Env = append(s.config.Config.Env, "PATH="+defaultPath)
+		s.config.Config.Env = append(s.config.Config.Env, "PATH="+llb.DefaultPath)
 	}
 	for _, kv := range s.config.Config.Env {
 		k, v, _ := strings.Cut(kv, "=")

@@ -10,13 +10,12 @@ import (
 	"time"
 
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/llb"
 )
 
 // historyComment marks the history entries that a Dockerfile made.
 const historyComment = "buildkit.dockerfile.v0"
-
-// defaultPath is the PATH of Linux images that set none.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // imageConfig is an image's config: the OCI one and Docker's additions to it.
 type imageConfig struct {
@@ -63,7 +62,7 @@ func emptyConfig(p ocispecs.Platform) *imageConfig {
 	c.RootFS.Type = "layers"
 	c.Config.WorkingDir = "/"
 	if p.OS != windows { // which has a PATH of its own
-		c.Config.Env = []string{"PATH=" + defaultPath}
+		c.Config.Env = []string{"PATH=" + llb.DefaultPath}
 	}
 	return c
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/safepath"
-	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/solver"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -62,7 +61,7 @@ func (o *buildOp) Exec(ctx context.Context, inputs []solver.Result) ([]solver.Re
 	tried := map[*Job]bool{}
 	err = errors.New("nobody waits for the build any more")
 	for {
-		job := o.next(ctx, tried)
+		job := nextBuilder(ctx, tried)
 		if job == nil {
 			return nil, err
 		}
@@ -78,7 +77,9 @@ func (o *buildOp) Exec(ctx context.Context, inputs []solver.Result) ([]solver.Re
 	}
 }
 
-func (o *buildOp) next(ctx context.Context, tried map[*Job]bool) *Job {
+// nextBuilder is a job that waits for the work of ctx, can build a graph, and was not
+// tried before; nil if there is none.
+func nextBuilder(ctx context.Context, tried map[*Job]bool) *Job {
 	for _, v := range solver.Values(ctx) {
 		if j, ok := v.(*Job); ok && j.Build != nil && !tried[j] {
 			return j
@@ -93,7 +94,7 @@ func (o *buildOp) read(ctx context.Context, ref *layer.Ref) (_ *llb.Graph, err e
 	if name == "" {
 		name = llb.BuildDefinition
 	}
-	dir, release, err := o.worker.Layers.Mount(session.WithGroup(ctx, sessions{ctx}), ref)
+	dir, release, err := o.worker.Layers.Mount(withSessions(ctx), ref)
 	if err != nil {
 		return nil, err
 	}

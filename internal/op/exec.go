@@ -30,11 +30,9 @@ const (
 // counted by the kernel together.
 const mostMounts = 1_000
 
-// The PATH of a process whose image sets none (BuildKit's util/system/path.go).
-const (
-	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	windowsPath = `PATH=c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0`
-)
+// windowsPath is the PATH on Windows where the image sets none (BuildKit's
+// util/system/path.go).
+const windowsPath = `c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0`
 
 // execOp runs a process in a container.
 type execOp struct {
@@ -161,7 +159,7 @@ func (o *execOp) failure(ctx context.Context, err error, ms *mountSet) error {
 	if uerr := ms.unmount(); uerr != nil {
 		return errors.Join(err, uerr)
 	}
-	f := &Failure{Err: err, Action: None, Input: None}
+	f := &Failure{Err: err, Action: llb.None, Input: llb.None}
 	for _, m := range o.op.Mounts {
 		var in *State
 		if m.Input != llb.None && (m.Kind == llb.MountBind || m.Kind == llb.MountCache) {
@@ -209,7 +207,7 @@ func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []con
 		err = fmt.Errorf("%w: lstat %s: no such file or directory", err, missing.Path)
 	}
 	if err != nil {
-		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: None, Input: i}
+		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: llb.None, Input: i}
 	}
 	name := string(digest.FromString(string(d) + "@-1"))
 	if w.Listed != nil && ref != nil {
@@ -378,9 +376,9 @@ func (w *Worker) environment(ctx context.Context, env []string, secrets []llb.Se
 		return env, nil
 	}
 	if system == "windows" {
-		return append(env, windowsPath), nil
+		return append(env, "PATH="+windowsPath), nil
 	}
-	return append([]string{defaultPath}, env...), nil
+	return append([]string{"PATH=" + llb.DefaultPath}, env...), nil
 }
 
 // proxyEnv is the proxy's variables in both cases of letters.

@@ -22,12 +22,9 @@ type Failure struct {
 	// Mounts are, of an exec, what its mounts hold now; of a file operation by
 	// action: what the failed one writes to and, if an action made it, reads.
 	Mounts []*State
-	Action int // the failed action of a file operation; None if it is none
-	Input  int // the input whose content could not be read; None if it is none
+	Action int // the failed action of a file operation; llb.None if it is none
+	Input  int // the input whose content could not be read; llb.None if it is none
 }
-
-// None as a number of an action or an input says that there is none.
-const None = -1
 
 // Error is what went wrong.
 func (f *Failure) Error() string { return f.Err.Error() }

@@ -103,7 +103,7 @@ func reads(a llb.FileStep, i int) (sels []contenthash.Selector) {
 			Wildcard: d.Wildcard && strings.ContainsAny(d.Src, `*?[\\`),
 		})
 	}
-	owner := ownership(a)
+	owner := llb.OwnerOf(a.Do)
 	if owner == nil {
 		return sels
 	}
@@ -140,7 +140,7 @@ func (o *fileOp) Exec(ctx context.Context, inputs []solver.Result) (_ []solver.R
 // was writing to is no longer the run's to discard.
 func (r *fileRun) failure(err error, i int) error {
 	first := len(r.op.vertex.Inputs)
-	f := &Failure{Err: err, Mounts: make([]*State, len(r.op.op.Actions)), Action: i, Input: None}
+	f := &Failure{Err: err, Mounts: make([]*State, len(r.op.op.Actions)), Action: i, Input: llb.None}
 	for _, s := range r.states[:first] {
 		f.Inputs = append(f.Inputs, known(s.ref))
 	}
@@ -237,7 +237,7 @@ func (r *fileRun) do(a llb.FileStep, dst, src string) error {
 
 // owner looks up whom the action's files are to belong to; nil leaves that open.
 func (r *fileRun) owner(a llb.FileStep, dst *safepath.Root) (*fileop.Owner, error) {
-	return fileop.ResolveOwner(ownership(a), func(input int) (*safepath.Root, error) {
+	return fileop.ResolveOwner(llb.OwnerOf(a.Do), func(input int) (*safepath.Root, error) {
 		if input == a.Input {
 			return dst.Sub("/")
 		}
@@ -247,21 +247,6 @@ func (r *fileRun) owner(a llb.FileStep, dst *safepath.Root) (*fileop.Owner, erro
 		}
 		return safepath.Open(dir)
 	})
-}
-
-// ownership is whom the action's files are to belong to, as it says.
-func ownership(a llb.FileStep) *llb.Ownership {
-	switch d := a.Do.(type) {
-	case *llb.DoCopy:
-		return d.Owner
-	case *llb.DoMkfile:
-		return d.Owner
-	case *llb.DoMkdir:
-		return d.Owner
-	case *llb.DoSymlink:
-		return d.Owner
-	}
-	return nil
 }
 
 // writable is the state that action i changes: its input's own, if that is the
@@ -296,14 +281,12 @@ func (r *fileRun) needed(n, i int) bool {
 		return true
 	}
 	for j, a := range r.op.op.Actions {
-		if a.Secondary == n || j != i && a.Input == n || r.namesOwner(a, n) {
+		if a.Secondary == n || j != i && a.Input == n || len(reads(a, n)) > 0 {
 			return true
 		}
 	}
 	return false
 }
-
-func (r *fileRun) namesOwner(a llb.FileStep, n int) bool { return len(reads(a, n)) > 0 }
 
 // readable mounts a state to be read.
 func (r *fileRun) readable(s *fileState) (string, error) {

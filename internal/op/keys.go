@@ -356,10 +356,7 @@ func digestJSON(v any) (string, error) {
 
 // selectorDigest names the paths of an input that an exec mounts.
 func selectorDigest(paths []string) string {
-	paths = slices.Clone(paths)
-	slices.Sort(paths)
-	slices.Reverse(paths)
-	return string(digest.FromString(strings.Join(slices.Compact(paths), "\x00")))
+	return linkSelector(slices.Compact(slices.Sorted(slices.Values(paths))))
 }
 
 // linkSelector names the paths of an input that a file operation reads, as

@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	digest "github.com/opencontainers/go-digest"
@@ -205,13 +204,7 @@ func (w *Worker) op(v *llb.Vertex, job *Job, above []digest.Digest) (solver.Op, 
 	b := base{w, v}
 	switch o := v.Op.(type) {
 	case *llb.SourceOp:
-		scheme, _, _ := strings.Cut(o.Identifier, "://")
-		for _, s := range w.Sources {
-			if slices.Contains(s.Schemes(), scheme) {
-				return &sourceOp{base: b, op: o, source: s, mode: job.Mode, writable: job.WritableFiles, pinned: job.Pinned}, nil
-			}
-		}
-		return nil, fmt.Errorf("no source takes %q: its scheme must be one of %s", o.Identifier, strings.Join(w.schemes(), ", "))
+		return newSourceOp(b, o, job)
 	case *llb.ExecOp:
 		return newExecOp(b, o, job)
 	case *llb.FileOp:
@@ -226,13 +219,6 @@ func (w *Worker) op(v *llb.Vertex, job *Job, above []digest.Digest) (solver.Op, 
 		return newBuildOp(b, o, above)
 	}
 	return nil, fmt.Errorf("unknown operation %T", v.Op)
-}
-
-func (w *Worker) schemes() (all []string) {
-	for _, s := range w.Sources {
-		all = append(all, s.Schemes()...)
-	}
-	return all
 }
 
 // slot waits for the right to carry out a file operation.
@@ -284,6 +270,12 @@ type base struct {
 
 // IgnoreCache tells whether the user wants the operation run anew.
 func (b base) IgnoreCache() bool { return b.vertex.Meta.IgnoreCache }
+
+// Outputs is how many results the operation has; see [solver.Described].
+func (b base) Outputs() int { return b.vertex.Op.Outputs() }
+
+// Private tells whether the user keeps the results out of caches of others.
+func (b base) Private() bool { return b.vertex.Meta.NoExport }
 
 func (b base) platform() ocispecs.Platform {
 	if b.vertex.Platform != nil {

@@ -88,7 +88,7 @@ func renumber(op llb.Op, to func(int) int) (llb.Op, error) {
 		changed := &llb.FileOp{Actions: slices.Clone(op.Actions)}
 		for i := range changed.Actions {
 			a := &changed.Actions[i]
-			a.Input, a.Secondary, a.Do = to(a.Input), to(a.Secondary), renumberOwner(a.Do, to)
+			a.Input, a.Secondary, a.Do = to(a.Input), to(a.Secondary), llb.WithOwnerInputs(a.Do, to)
 		}
 		return changed, nil
 	case *llb.MergeOp:
@@ -104,40 +104,6 @@ func renumber(op llb.Op, to func(int) int) (llb.Op, error) {
 	default:
 		return nil, errors.New("an input of " + op.Name() + " is the empty file system")
 	}
-}
-
-func renumberOwner(do llb.FileDo, to func(int) int) llb.FileDo {
-	side := func(o *llb.Owner) *llb.Owner {
-		if o == nil || o.Name == "" {
-			return o
-		}
-		return &llb.Owner{Name: o.Name, Input: to(o.Input)}
-	}
-	owner := func(o *llb.Ownership) *llb.Ownership {
-		if o == nil {
-			return nil
-		}
-		return &llb.Ownership{User: side(o.User), Group: side(o.Group)}
-	}
-	switch do := do.(type) {
-	case *llb.DoCopy:
-		changed := *do
-		changed.Owner = owner(do.Owner)
-		return &changed
-	case *llb.DoMkfile:
-		changed := *do
-		changed.Owner = owner(do.Owner)
-		return &changed
-	case *llb.DoMkdir:
-		changed := *do
-		changed.Owner = owner(do.Owner)
-		return &changed
-	case *llb.DoSymlink:
-		changed := *do
-		changed.Owner = owner(do.Owner)
-		return &changed
-	}
-	return do
 }
 
 // dedupe makes vertices of equal digest one. What is said of any is said of it.

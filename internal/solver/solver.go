@@ -83,14 +83,17 @@ type Job struct {
 
 	onMiss     func(Step, *progress.Step, func(Key) (Step, bool))
 	explaining sync.WaitGroup // calls of onMiss
-	missing    sync.Mutex     // guards settled
-	settled    bool           // there are no more calls of onMiss
+	missMu     sync.Mutex
+	settled    bool // there are no more calls of onMiss; guarded by missMu
 }
 
 // NewJob starts an empty job, to be closed by the caller.
 func (s *Solver) NewJob(ctx context.Context, opt JobOptions) *Job {
 	ctx, cancel := context.WithCancel(ctx)
-	j := &Job{verify: verifying{by: opt.Verify}, solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports, ended: opt.Ended, onMiss: opt.Missed}
+	j := &Job{
+		solver: s, ctx: ctx, cancel: cancel, sink: opt.Sink, values: opt.Values, imports: opt.Imports,
+		ended: opt.Ended, verify: verifying{by: opt.Verify}, onMiss: opt.Missed,
+	}
 	if j.sink == nil {
 		j.sink = progress.Discard()
 	}
@@ -181,7 +184,7 @@ type node struct {
 	known  *identity    // what identity holds, once it does, or what it turned out to be
 	found  bool         // a result was remembered
 	lost   bool         // the files of result are gone
-	told   bool         // that it is to run; guarded by job.missing
+	told   bool         // that it is to run; guarded by job.missMu
 }
 
 // identity is what a node would produce. It is fresh if nothing remembered
@@ -283,7 +286,9 @@ func (n *node) part(ctx context.Context, in input, dep Dep) (keyPart, error) {
 	}
 	from := Ingredient{Key: id.key, Index: in.index, Selector: dep.Selector, Link: dep.Link}
 	if dep.Digest == nil {
-		return keyPart{definitionPart(id.key, in.index, dep.Selector), id.fresh, id.keep == KeepJob, from, false}, nil
+		return keyPart{
+			text: definitionPart(id.key, in.index, dep.Selector), fresh: id.fresh, job: id.keep == KeepJob, ingredient: from,
+		}, nil
 	}
 	return n.contentPart(ctx, in, id, dep, from)
 }
@@ -376,21 +381,21 @@ func (n *node) make(ctx context.Context) (evaluated, error) {
 	return n.produce(ctx, id, false)
 }
 
-// produce runs the operation, or shares its run with others. again is set for
-// one whose result is known and has lost files.
-func (n *node) produce(ctx context.Context, id identity, again bool) (_ evaluated, err error) {
+// produce runs the operation, or shares its run with others. With anew, as for a
+// result that has lost files, nothing remembered may stand in for it.
+func (n *node) produce(ctx context.Context, id identity, anew bool) (_ evaluated, err error) {
 	defer func() { n.givenUp(ctx, err) }()
 	// The inputs come first, so that the flight below is a leaf.
 	before, own := id.key, true
 	id, ins, err := n.confirmed(ctx, id)
-	if err == nil && id.key != before && !again { // it may be remembered as what it is
+	if err == nil && id.key != before && !anew { // it may be remembered as what it is
 		if out, err := n.remembered(ctx, id); !errors.Is(err, ErrNotFound) {
 			return evaluated{out, id.key}, err
 		}
 	}
 	var out []Result
 	if err == nil {
-		out, own, err = n.share(ctx, id, ins, again)
+		out, own, err = n.share(ctx, id, ins, anew)
 	}
 	if isLoss(err) {
 		out, id, err = n.shareAgain(ctx, id, own, err)
@@ -411,7 +416,7 @@ func (n *node) tellEnded(id identity, out []Result) {
 }
 
 // share runs the operation, or waits for a job that runs the same; own tells
-// which. With anew, nothing remembered may stand in for it.
+// which. anew is that of produce.
 func (n *node) share(ctx context.Context, id identity, ins []Result, anew bool) (out []Result, own bool, err error) {
 	flight := execKey{key: id.key}
 	if id.fresh || anew || id.keep == KeepJob {

@@ -101,8 +101,8 @@ func (n *node) missed() {
 	if !ok {
 		return
 	}
-	j.missing.Lock()
-	defer j.missing.Unlock()
+	j.missMu.Lock()
+	defer j.missMu.Unlock()
 	if !j.settled && !n.told {
 		n.told = true
 		j.explaining.Go(func() { j.onMiss(s, n.report.ahead(), j.stepOf) })
@@ -111,9 +111,9 @@ func (n *node) missed() {
 
 // settle waits until those who were told of steps that are to run are done.
 func (j *Job) settle() {
-	j.missing.Lock()
+	j.missMu.Lock()
 	j.settled = true
-	j.missing.Unlock()
+	j.missMu.Unlock()
 	j.explaining.Wait()
 }
 
