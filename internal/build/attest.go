@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -19,7 +16,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/exporter"
@@ -284,7 +280,7 @@ func (br *Bridge) read(ctx context.Context, att frontend.Attestation) ([]exporte
 	var out []exporter.Attestation
 	err = ref.(*Ref).WithRoot(ctx, func(root *safepath.Root) error {
 		if !att.Bundle {
-			data, err := readAttestation(root, att.Path)
+			data, err := root.ReadFile(att.Path, maxAttestation)
 			if err != nil {
 				return fmt.Errorf("cannot read in-toto attestation: %w", err)
 			}
@@ -327,7 +323,7 @@ func (br *Bridge) unbundle(root *safepath.Root, att frontend.Attestation) (out [
 	}
 	for _, e := range entries {
 		name := path.Join(att.Path, e.Name())
-		data, err := readAttestation(root, path.Join(dir, e.Name()))
+		data, err := root.ReadFile(path.Join(dir, e.Name()), maxAttestation)
 		if err != nil {
 			return nil, fmt.Errorf("read bundle of attestations: %w", err)
 		}
@@ -352,26 +348,6 @@ func (br *Bridge) unbundle(root *safepath.Root, att frontend.Attestation) (out [
 		out = append(out, br.given(att, name, s.PredicateType, s.Predicate, subjects))
 	}
 	return out, nil
-}
-
-func readAttestation(root *safepath.Root, name string) ([]byte, error) {
-	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe must not hold the build
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxAttestation+1))
-	if err == nil && len(data) > maxAttestation {
-		err = fmt.Errorf("%s exceeds %d bytes", name, maxAttestation)
-	}
-	return data, err
 }
 
 // given is an attestation that a frontend made.

@@ -19,7 +19,6 @@ import (
 	"github.com/kiln-build/kiln/internal/safepath"
 	"github.com/kiln-build/kiln/internal/session"
 	"github.com/kiln-build/kiln/internal/solver"
-	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -195,39 +194,6 @@ func (br *Bridge) build(ctx context.Context, e solver.Edge) (*layer.Ref, error) 
 	br.records.evaluated(e)
 	ref, _ := r.(*layer.Ref)
 	return ref, nil
-}
-
-// ResolveSource pins a source and tells what is known of it, once the build's
-// policies let it be used.
-func (br *Bridge) ResolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
-	return br.ResolveSourceUnder(ctx, o, opt, nil)
-}
-
-func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
-	so := source.Options{
-		Platform: br.builder.Worker.Platforms[0], Mode: opt.Mode, WantConfig: !opt.Image.NoConfig,
-		WantChain: opt.Image.AttestationChain, Attestations: opt.Image.Attestations,
-	}
-	askMore(&so, opt)
-	if opt.Platform != nil {
-		so.Platform = *opt.Platform
-	}
-	if so.Mode == "" {
-		so.Mode = br.values.Mode
-	}
-	name := opt.LogName
-	if name == "" {
-		name = "resolve image config for " + o.Identifier
-	}
-	var pin *source.Pin
-	err := progress.Run(session.WithGroup(ctx, br), br.req.Sink, name, func(ctx context.Context) (err error) {
-		pin, err = br.builder.Worker.Resolve(ctx, o, so)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return tellMore(&frontend.SourceMeta{Op: pin.Op, Digest: pin.Digest, Config: pin.Config, Chain: attestationChain(pin.Chain)}, pin, so), nil
 }
 
 // Warn shows the user a warning; the build goes on. The progress knows the last

@@ -186,30 +186,30 @@ func (b *Builder) newBridge(ctx context.Context, req Request, verify float64) (*
 		}
 	}
 	job := &op.Job{
-		Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeepFailed: req.FrontendFunc != nil || req.Frontend == ImageFrontendName,
-		WritableFiles: req.CompatibilityVersion == exporter.Compat013, KeyedSecrets: keyedSecrets(req.Opts),
+		Entitlements: req.Entitlements, Mode: req.Opts["image-resolve-mode"], KeyedSecrets: keyedSecrets(req.Opts),
+		KeepFailed:    req.FrontendFunc != nil || req.Frontend == ImageFrontendName,
+		WritableFiles: req.CompatibilityVersion == exporter.Compat013, Trace: req.Trace,
 	}
 	id := ""
 	if req.Session != nil {
 		job.Sessions = []*session.Caller{req.Session}
 		id = req.Session.ID()
 	}
-	im := newImports(ctx)
-	im.br = &Bridge{
-		builder: b, req: req, values: job, sessionID: id, ctx: ctx, imports: im,
+	br := &Bridge{
+		builder: b, req: req, values: job, sessionID: id, ctx: ctx,
 		release: b.Worker.Layers.Use(), invocation: rand.Text(), started: time.Now().UTC(),
 	}
-	im.br.job = b.Solver.NewJob(ctx, solver.JobOptions{
-		Sink: req.Sink, Values: job, Imports: im, Ended: im.br.uploads.ended, Missed: req.Missed, Verify: newVerifier(im.br, verify),
+	br.imports = newImports(ctx, br)
+	br.job = b.Solver.NewJob(ctx, solver.JobOptions{
+		Sink: req.Sink, Values: job, Imports: br.imports, Ended: br.uploads.ended, Missed: req.Missed, Verify: newVerifier(br, verify),
 	})
-	im.br.records.producers = &b.producers
-	im.br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
-	job.Proxy = im.br.proxyNetwork()
-	im.br.records.proxy = job.Proxy.On
-	job.Trace = req.Trace
-	job.Pinned, job.Build = im.br.records.pinned, im.br.solve
-	im.br.ImportCaches(req.CacheImports)
-	return im.br, nil
+	job.Proxy = br.proxyNetwork()
+	job.Pinned, job.Build = br.records.pinned, br.solve
+	br.records.producers = &b.producers
+	br.records.root = scope{frontend: req.Frontend, opts: req.Opts, inputs: req.Inputs}
+	br.records.proxy = job.Proxy.On
+	br.ImportCaches(req.CacheImports)
+	return br, nil
 }
 
 func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[string]string, error) {

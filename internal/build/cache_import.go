@@ -36,8 +36,8 @@ type imports struct {
 	failure error // of a mount that was asked for by name
 }
 
-func newImports(ctx context.Context) *imports {
-	im := &imports{known: map[string]bool{}}
+func newImports(ctx context.Context, br *Bridge) *imports {
+	im := &imports{br: br, known: map[string]bool{}}
 	im.ctx, im.cancel = context.WithCancel(ctx)
 	return im
 }

@@ -10,13 +10,11 @@ import (
 	"strings"
 	"sync"
 
-	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/pass"
-	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -124,33 +122,6 @@ func (br *Bridge) ApplyPolicies(ctx context.Context, g *llb.Graph, more []pass.P
 		}
 	}
 	return pass.ReplaceSources(g, by)
-}
-
-// ResolveSourceUnder is ResolveSource with further policies for this one call.
-func (br *Bridge) ResolveSourceUnder(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt, more []pass.Policy) (*frontend.SourceMeta, error) {
-	o, err := br.checkSource(ctx, o, opt.Platform, more)
-	if err != nil {
-		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
-	}
-	meta, err := br.resolveSource(ctx, o, opt)
-	if err == nil {
-		br.records.resolved(ctx, meta.Op, opt.Platform, meta.Digest)
-	}
-	return meta, err
-}
-
-func attestationChain(c *source.AttestationChain) *frontend.AttestationChain {
-	if c == nil {
-		return nil
-	}
-	out := &frontend.AttestationChain{
-		Root: c.Root, ImageManifest: c.ImageManifest, AttestationManifest: c.AttestationManifest,
-		SignatureManifests: c.SignatureManifests, Blobs: map[digest.Digest]frontend.Blob{},
-	}
-	for d, b := range c.Blobs {
-		out.Blobs[d] = frontend.Blob(b)
-	}
-	return out
 }
 
 // checkSource returns what policies make of a source: op itself if they let it be.

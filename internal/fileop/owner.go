@@ -3,7 +3,6 @@ package fileop
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"slices"
@@ -188,27 +187,12 @@ type account struct {
 // readAccounts reads a user file. One that is not there has no entries; lines
 // that are not of the form are passed over.
 func readAccounts(root *safepath.Root, name string, parse func([]string) (account, bool)) ([]account, error) {
-	f, err := root.Open(name)
+	b, err := root.ReadFile(name, maxUserFile)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, failed("open", name, err)
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, failed("open", name, err)
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("open %s: it is no regular file", name)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
-	if err != nil {
 		return nil, failed("read", name, err)
-	}
-	if len(b) > maxUserFile {
-		return nil, fmt.Errorf("read %s: it has more than %d bytes", name, maxUserFile)
 	}
 	var all []account
 	for line := range strings.SplitSeq(string(b), "\n") {

@@ -174,7 +174,7 @@ func trust(dir string, ca []byte) (restore func() error, err error) {
 	if name == "" {
 		return func() error { return nil }, nil
 	}
-	text, err := readBundle(root, name)
+	text, err := root.ReadFile(name, maxBundle)
 	if err != nil {
 		return nil, err
 	}
@@ -204,19 +204,6 @@ func findBundle(root *safepath.Root) (string, fs.FileInfo, error) {
 	return "", nil, nil
 }
 
-func readBundle(root *safepath.Root, name string) ([]byte, error) {
-	f, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
-	if err == nil && len(text) > maxBundle {
-		err = fmt.Errorf("%s exceeds %d bytes: expected a file of certificates", name, maxBundle)
-	}
-	return text, err
-}
-
 func writeBundle(root *safepath.Root, name string, text []byte) error {
 	f, err := root.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
@@ -229,7 +216,7 @@ func writeBundle(root *safepath.Root, name string, text []byte) error {
 // distrust takes what was added out of a file; a step may have removed the file,
 // or copied it elsewhere and written it anew.
 func distrust(root *safepath.Root, name string, added, was []byte, modified time.Time) error {
-	text, err := readBundle(root, name)
+	text, err := root.ReadFile(name, maxBundle)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -3,6 +3,7 @@ package safepath
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -173,6 +174,20 @@ func (r *Root) openExisting(name string, flags int) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(again), clean(name)), nil
+}
+
+// ReadFile reads a regular file of at most limit bytes.
+func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
+	f, err := r.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1)) // of a directory, it is an error
+	if err == nil && int64(len(data)) > limit {
+		err = pathError("read", name, fmt.Errorf("it exceeds %d bytes", limit))
+	}
+	return data, err
 }
 
 // OpenListed opens for reading what a listing of a directory has just called a
