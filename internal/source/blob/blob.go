@@ -7,6 +7,7 @@
 package blob
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -76,11 +76,10 @@ func (s *Source) Schemes() []string { return []string{schemeImage, schemeLayout}
 
 // request is a SourceOp, decoded.
 type request struct {
-	origin         string // for Blobs
-	digest         digest.Digest
-	sessionID      string
-	filename       string
-	perm, uid, gid int
+	origin    string // for Blobs
+	digest    digest.Digest
+	sessionID string
+	file      source.File
 }
 
 func decode(op *llb.SourceOp) (*request, error) {
@@ -121,49 +120,21 @@ func decode(op *llb.SourceOp) (*request, error) {
 	return r, nil
 }
 
-// attr reads the attributes of a file, which are those of a download.
-func (r *request) attr(key, value string) (err error) {
-	number := func(base, most int) int {
-		n, perr := strconv.ParseInt(value, base, 64)
-		if perr != nil || n < 0 || n > int64(most) {
-			err = fmt.Errorf("attribute %s=%q: expected a number from 0 to %d", key, value, most)
-		}
-		return int(n)
+func (r *request) attr(key, value string) error {
+	if known, err := r.file.Attr(key, value); known {
+		return err
 	}
-	const mostID = 1<<31 - 1
-	switch key {
-	case llb.AttrHTTPFilename:
-		r.filename, err = value, checkName(value)
-	case llb.AttrHTTPPerm:
-		r.perm = number(0, 0o7777)
-	case llb.AttrHTTPUID:
-		r.uid = number(10, mostID)
-	case llb.AttrHTTPGID:
-		r.gid = number(10, mostID)
-	case llb.AttrImageRecordType:
-		if !slices.Contains([]string{"", "internal", "frontend", "regular"}, value) {
-			err = fmt.Errorf("attribute %s=%q: expected internal, frontend or regular", key, value)
-		}
-	default:
-		err = source.UnknownAttr(key)
+	if key != llb.AttrImageRecordType {
+		return source.UnknownAttr(key)
 	}
-	return err
-}
-
-// checkName accepts the name of a file in a directory.
-func checkName(name string) error {
-	bad := func(c rune) bool { return c < 0x20 || c == 0x7f || c == '/' || c == '\\' }
-	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsFunc(name, bad) {
-		return fmt.Errorf("file name %q is not allowed: expected a plain name without slashes, \"..\" or control characters", name)
+	if !slices.Contains([]string{"", "internal", "frontend", "regular"}, value) {
+		return fmt.Errorf("attribute %s=%q: expected internal, frontend or regular", key, value)
 	}
 	return nil
 }
 
 func (r *request) name() string {
-	if r.filename != "" {
-		return r.filename
-	}
-	return r.digest.Encoded()
+	return cmp.Or(r.file.Name, r.digest.Encoded())
 }
 
 // key is the cache key of BuildKit's source/containerblob. Fields and order are the
@@ -174,7 +145,7 @@ func (r *request) key() (string, error) {
 		Digest         digest.Digest
 		Filename       string
 		Perm, UID, GID int
-	}{"v1", r.digest, r.filename, r.perm, r.uid, r.gid})
+	}{"v1", r.digest, r.file.Name, r.file.Perm, r.file.UID, r.file.GID})
 	if err != nil {
 		return "", fmt.Errorf("encode cache key: %w", err)
 	}
@@ -285,24 +256,5 @@ func (r *request) write(dir string, body io.Reader) error {
 	if got := digest.NewDigest(r.digest.Algorithm(), hash); got != r.digest {
 		return fmt.Errorf("blob digest mismatch: expected %s, got %s", r.digest, got)
 	}
-	perm := os.FileMode(0o600)
-	if r.perm != 0 {
-		perm = fileMode(r.perm)
-	}
-	if err := errors.Join(f.Chown(r.uid, r.gid), f.Chmod(perm), f.Close()); err != nil {
-		return err
-	}
-	epoch := time.Unix(0, 0)
-	return errors.Join(root.Chtimes(r.name(), epoch, epoch), root.Chtimes(".", epoch, epoch))
-}
-
-// fileMode translates Unix permission bits.
-func fileMode(bits int) os.FileMode {
-	m := os.FileMode(bits & 0o777)
-	for bit, flag := range map[int]os.FileMode{0o4000: os.ModeSetuid, 0o2000: os.ModeSetgid, 0o1000: os.ModeSticky} {
-		if bits&bit != 0 {
-			m |= flag
-		}
-	}
-	return m
+	return r.file.Finish(root, r.name(), f, time.Unix(0, 0))
 }

@@ -41,7 +41,7 @@ const attempts = 4
 // memoKey names what is remembered of a request: all that forms the file or
 // the server's answer is part of it.
 func (r *request) memoKey() (string, error) {
-	name := r.filename
+	name := r.file.Name
 	k, err := r.key(name, r.checksum, "")
 	if err != nil {
 		return "", err
@@ -352,34 +352,7 @@ func (s *Source) write(ctx context.Context, r *request, f file, dir string, body
 	if t, err := http.ParseTime(f.LastModified); err == nil {
 		mtime = t
 	}
-	perm := os.FileMode(0o600)
-	if r.perm != 0 {
-		perm = fileMode(r.perm)
-	}
-	if err := out.Chown(r.uid, r.gid); err != nil {
-		return "", err
-	}
-	if err := out.Chmod(perm); err != nil {
-		return "", err
-	}
-	if err := out.Close(); err != nil {
-		return "", err
-	}
-	if err := root.Chtimes(f.Name, mtime, mtime); err != nil {
-		return "", err
-	}
-	return got, root.Chtimes(".", mtime, mtime)
-}
-
-// fileMode translates Unix permission bits.
-func fileMode(bits int) os.FileMode {
-	m := os.FileMode(bits & 0o777)
-	for bit, flag := range map[int]os.FileMode{0o4000: os.ModeSetuid, 0o2000: os.ModeSetgid, 0o1000: os.ModeSticky} {
-		if bits&bit != 0 {
-			m |= flag
-		}
-	}
-	return m
+	return got, r.file.Finish(root, f.Name, out, mtime)
 }
 
 // retryAfter reads a Retry-After header: seconds or a date.

@@ -22,7 +22,6 @@ import (
 	"net/url"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -108,12 +107,11 @@ func (s *Source) Schemes() []string { return []string{"http", "https"} }
 
 // request is a SourceOp, decoded.
 type request struct {
-	url            *url.URL
-	checksum       digest.Digest
-	filename       string
-	perm, uid, gid int
-	authSecret     string
-	headers        []headerField
+	url        *url.URL
+	checksum   digest.Digest
+	file       source.File
+	authSecret string
+	headers    []headerField
 	// keys and signature are OpenPGP's, armored; both or none.
 	keys, signature []byte
 }
@@ -139,35 +137,19 @@ func decode(op *llb.SourceOp) (*request, error) {
 	return r, nil
 }
 
-func (r *request) attr(key, value string) (err error) {
-	number := func(base, most int) int {
-		n, perr := strconv.ParseInt(value, base, 64)
-		if perr != nil || n < 0 || n > int64(most) {
-			err = fmt.Errorf("attribute %s=%q: expected a number from 0 to %d", key, value, most)
-			return 0
-		}
-		return int(n)
+func (r *request) attr(key, value string) error {
+	if known, err := r.file.Attr(key, value); known {
+		return err
 	}
-	const mostID = 1<<31 - 1
 	switch key {
-	case "http.checksum":
+	case llb.AttrHTTPChecksum:
 		r.checksum = digest.Digest(value)
-		if verr := r.checksum.Validate(); verr != nil {
-			err = fmt.Errorf("attribute %s=%q: expected a digest such as sha256:<64 hex digits>", key, value)
+		if r.checksum.Validate() != nil {
+			return fmt.Errorf("attribute %s=%q: expected a digest such as sha256:<64 hex digits>", key, value)
 		}
-	case "http.filename":
-		if r.filename = value; value != "" {
-			err = checkName(value)
-		}
-	case "http.perm":
-		r.perm = number(0, 0o7777)
-	case "http.uid":
-		r.uid = number(10, mostID)
-	case "http.gid":
-		r.gid = number(10, mostID)
-	case "http.authheadersecret":
+	case llb.AttrHTTPAuthHeaderSecret:
 		r.authSecret = value
-	case "http.header.accept", "http.header.user-agent":
+	case llb.AttrHTTPHeaderAccept, llb.AttrHTTPHeaderUserAgent:
 		if strings.ContainsAny(value, "\r\n\x00") {
 			return fmt.Errorf("attribute %s: a header's value has no line breaks", key)
 		}
@@ -177,34 +159,24 @@ func (r *request) attr(key, value string) (err error) {
 	case llb.AttrHTTPSignature:
 		r.signature = []byte(value)
 	default:
-		err = source.UnknownAttr(key)
+		return source.UnknownAttr(key)
 	}
-	return err
+	return nil
 }
 
 // shown is the URL as errors and descriptions have it.
 func (r *request) shown() string { return source.WithoutLogins(r.url.String()) }
 
-// checkName accepts the name of a file in a directory, and nothing that leads
-// elsewhere or confuses whoever reads it.
-func checkName(name string) error {
-	bad := func(r rune) bool { return r < 0x20 || r == 0x7f || r == '/' || r == '\\' }
-	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsFunc(name, bad) {
-		return fmt.Errorf("file name %q is not allowed: expected a plain name without slashes, \"..\" or control characters", name)
-	}
-	return nil
-}
-
 // fileName decides what the file is called: as asked for, as the server says,
 // or by the URL.
 func (r *request) fileName(header http.Header) (string, error) {
-	if r.filename != "" {
-		return r.filename, nil
+	if r.file.Name != "" {
+		return r.file.Name, nil
 	}
 	if cd := header.Get("Content-Disposition"); cd != "" {
 		if _, params, err := mime.ParseMediaType(cd); err == nil && params["filename"] != "" {
 			name := params["filename"]
-			if err := checkName(name); err != nil {
+			if err := source.CheckFileName(name); err != nil {
 				return "", fmt.Errorf("the server names the file badly, name it yourself: %w", err)
 			}
 			return name, nil
@@ -217,7 +189,7 @@ func (r *request) fileName(header http.Header) (string, error) {
 	if name == "/" || name == "." || name == "" {
 		return "download", nil
 	}
-	return name, checkName(name)
+	return name, source.CheckFileName(name)
 }
 
 // key is the cache key of BuildKit's source/http. Fields and order are the
@@ -235,7 +207,7 @@ func (r *request) key(filename string, dgst digest.Digest, lastModified string) 
 		LastModTime      string        `json:",omitempty"`
 		AuthHeaderSecret string        `json:",omitempty"`
 		Header           []headerField `json:",omitempty"`
-	}{filename, r.perm, r.uid, r.gid, dgst, lastModified, r.authSecret, r.headers})
+	}{filename, r.file.Perm, r.file.UID, r.file.GID, dgst, lastModified, r.authSecret, r.headers})
 	if err != nil {
 		return "", fmt.Errorf("encode cache key: %w", err)
 	}
@@ -287,7 +259,7 @@ func (r *request) pinKnown(pin *source.Pin) error {
 	if err != nil {
 		return fmt.Errorf("source %s: %w", r.shown(), err)
 	}
-	r.filename = name
+	r.file.Name = name
 	pin.Digest, pin.Name, pin.Private = r.checksum, name, &private{req: r}
 	pin.Key, err = r.key(name, r.checksum, "")
 	return err
