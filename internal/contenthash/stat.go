@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // Stat is what of a file's metadata makes part of its digest.
@@ -58,7 +60,7 @@ func header(st Stat) []byte {
 	b := make([]byte, 0, 160)
 	number := func(name string, n int64) { b = strconv.AppendInt(append(b, name...), n, 10) }
 	b = append(b, "name"...)
-	number("mode", unixMode(st.Mode))
+	number("mode", int64(safepath.UnixPerm(st.Mode)))
 	number("uid", int64(st.UID))
 	number("gid", int64(st.GID))
 	number("size", size)
@@ -79,20 +81,6 @@ func header(st Stat) []byte {
 // module or the system labels files with differs from machine to machine.
 func counts(xattr string) bool {
 	return xattr == "security.capability" || !strings.HasPrefix(xattr, "security.") && !strings.HasPrefix(xattr, "system.")
-}
-
-func unixMode(m fs.FileMode) int64 {
-	mode := int64(m.Perm())
-	if m&fs.ModeSetuid != 0 {
-		mode |= 0o4000
-	}
-	if m&fs.ModeSetgid != 0 {
-		mode |= 0o2000
-	}
-	if m&fs.ModeSticky != 0 {
-		mode |= 0o1000
-	}
-	return mode
 }
 
 // statOf is the Stat of a file on disk. Device numbers stay 0: BuildKit never

@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // Permission bits as chmod(1) counts them.
@@ -84,7 +86,7 @@ func whoMask(who string) (mask uint32) {
 
 // apply returns mode with the change made.
 func (c modeChange) apply(mode fs.FileMode) fs.FileMode {
-	bits := toBits(mode)
+	bits := safepath.UnixPerm(mode)
 	// X looks at the mode as it is where its clause begins.
 	for _, cl := range c {
 		if cl.op == '#' {
@@ -101,7 +103,7 @@ func (c modeChange) apply(mode fs.FileMode) fs.FileMode {
 			bits = bits&^cl.who | set
 		}
 	}
-	return mode&^(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) | fromBits(bits)
+	return mode&^(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) | safepath.FileMode(bits)
 }
 
 func (cl modeClause) bits(old uint32, dir bool) (set uint32) {
@@ -133,32 +135,4 @@ func (cl modeClause) bits(old uint32, dir bool) (set uint32) {
 		set |= sticky
 	}
 	return set
-}
-
-func toBits(mode fs.FileMode) uint32 {
-	bits := uint32(mode.Perm())
-	if mode&fs.ModeSetuid != 0 {
-		bits |= setuid
-	}
-	if mode&fs.ModeSetgid != 0 {
-		bits |= setgid
-	}
-	if mode&fs.ModeSticky != 0 {
-		bits |= sticky
-	}
-	return bits
-}
-
-func fromBits(bits uint32) fs.FileMode {
-	mode := fs.FileMode(bits & 0o777)
-	if bits&setuid != 0 {
-		mode |= fs.ModeSetuid
-	}
-	if bits&setgid != 0 {
-		mode |= fs.ModeSetgid
-	}
-	if bits&sticky != 0 {
-		mode |= fs.ModeSticky
-	}
-	return mode
 }

@@ -42,7 +42,7 @@ func (r *Root) on(op, name string, flags int, call func(fd int) error) error {
 
 // Mkdir makes a directory; the process's umask counts, as in os.Mkdir.
 func (r *Root) Mkdir(name string, perm fs.FileMode) error {
-	return r.at("mkdir", name, func(dir int, base string) error { return unix.Mkdirat(dir, base, unixPerm(perm)) })
+	return r.at("mkdir", name, func(dir int, base string) error { return unix.Mkdirat(dir, base, UnixPerm(perm)) })
 }
 
 // MkdirAll makes a directory and what is missing above it, through symlinks
@@ -117,7 +117,7 @@ func (r *Root) Lchown(name string, uid, gid int) error {
 
 // Chmod sets permission bits, with setuid, setgid and sticky.
 func (r *Root) Chmod(name string, mode fs.FileMode) error {
-	return r.on("chmod", name, 0, func(fd int) error { return unix.Chmod(procPath(fd), unixPerm(mode)) })
+	return r.on("chmod", name, 0, func(fd int) error { return unix.Chmod(procPath(fd), UnixPerm(mode)) })
 }
 
 // Lchmod is Chmod, but fails on a symlink at the end of name.
@@ -126,7 +126,7 @@ func (r *Root) Lchmod(name string, mode fs.FileMode) error {
 		if _, isLink, err := readLinkHandle(fd); err != nil || isLink {
 			return errors.Join(err, unix.ELOOP)
 		}
-		return unix.Chmod(procPath(fd), unixPerm(mode))
+		return unix.Chmod(procPath(fd), UnixPerm(mode))
 	})
 }
 

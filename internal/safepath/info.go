@@ -24,10 +24,10 @@ func (i *info) Size() int64        { return i.st.Size }
 func (i *info) ModTime() time.Time { return time.Unix(i.st.Mtim.Unix()) }
 func (i *info) IsDir() bool        { return i.Mode().IsDir() }
 func (i *info) Sys() any           { return &i.st }
-func (i *info) Mode() fs.FileMode  { return fileMode(i.st.Mode) }
+func (i *info) Mode() fs.FileMode  { return FileMode(i.st.Mode) }
 
-// fileMode translates st_mode.
-func fileMode(m uint32) fs.FileMode {
+// FileMode makes Go's mode of the kernel's st_mode, or of permission bits alone.
+func FileMode(m uint32) fs.FileMode {
 	mode := fs.FileMode(m & 0o777)
 	switch m & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -55,8 +55,8 @@ func fileMode(m uint32) fs.FileMode {
 	return mode
 }
 
-// unixPerm translates the permission bits, with setuid, setgid and sticky.
-func unixPerm(mode fs.FileMode) uint32 {
+// UnixPerm makes the kernel's permission bits of a mode, with setuid, setgid and sticky.
+func UnixPerm(mode fs.FileMode) uint32 {
 	m := uint32(mode.Perm())
 	if mode&fs.ModeSetuid != 0 {
 		m |= unix.S_ISUID
@@ -80,7 +80,7 @@ func FDInfo(fd int) (fs.FileInfo, error) {
 }
 
 // FDChmod is os.File.Chmod of a descriptor.
-func FDChmod(fd int, mode fs.FileMode) error { return unix.Fchmod(fd, unixPerm(mode)) }
+func FDChmod(fd int, mode fs.FileMode) error { return unix.Fchmod(fd, UnixPerm(mode)) }
 
 // Owner is the user and group of a file that a [Root], or os.Stat, told of.
 func Owner(fi fs.FileInfo) (uid, gid uint32, ok bool) {

@@ -134,7 +134,7 @@ func (r *Root) createNew(name string, flags int, perm fs.FileMode) (int, error) 
 	flags |= os.O_CREATE | os.O_EXCL | unix.O_NOFOLLOW
 	if rel, err := inside(name); err == nil && rel != "." && !r.walk.Load() {
 		// What keeps the kernel from resolving it all is met again below.
-		fd, err := r.openat2(rel, flags|unix.O_CLOEXEC, unixPerm(perm))
+		fd, err := r.openat2(rel, flags|unix.O_CLOEXEC, UnixPerm(perm))
 		if err == nil || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
 			return fd, err
 		}
@@ -145,7 +145,7 @@ func (r *Root) createNew(name string, flags int, perm fs.FileMode) (int, error) 
 	}
 	defer dir.close()
 	return ignoreEINTR(func() (int, error) {
-		return unix.Openat(dir.fd, base, flags|unix.O_CLOEXEC, unixPerm(perm))
+		return unix.Openat(dir.fd, base, flags|unix.O_CLOEXEC, UnixPerm(perm))
 	})
 }
 

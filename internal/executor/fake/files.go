@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // The programs that change the tree of files.
@@ -81,24 +83,13 @@ func (p *program) mkdir() error {
 			err = at.root.Mkdir(at.rel, 0o755)
 		}
 		if _, asked := set['m']; err == nil && asked {
-			err = at.root.Chmod(at.rel, fileMode(mode))
+			err = at.root.Chmod(at.rel, safepath.FileMode(uint32(mode)))
 		}
 		if err != nil {
 			return p.failFile(name, err)
 		}
 	}
 	return nil
-}
-
-// fileMode makes Go's mode of the kernel's.
-func fileMode(mode uint64) fs.FileMode {
-	m := fs.FileMode(mode & 0o777)
-	for bit, flag := range map[uint64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if mode&bit != 0 {
-			m |= flag
-		}
-	}
-	return m
 }
 
 func (p *program) rmdir() error {
@@ -209,7 +200,7 @@ func (p *program) chmod() error {
 
 func changeMode(mode fs.FileMode, change string) (fs.FileMode, bool) {
 	if octal, err := strconv.ParseUint(change, 8, 12); err == nil {
-		return fileMode(octal), true
+		return safepath.FileMode(uint32(octal)), true
 	}
 	at := strings.IndexAny(change, "+-=")
 	if at < 0 || strings.Trim(change[:at], "ugoa") != "" || strings.Trim(change[at+1:], "rwx") != "" {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/exporter"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/safepath"
 	"github.com/kiln-build/kiln/internal/session/export"
 	"github.com/kiln-build/kiln/internal/session/files"
 )
@@ -183,7 +184,7 @@ func (a *archive) header(st *files.Stat) (*tar.Header, error) {
 		at = *a.epoch
 	}
 	h := &tar.Header{
-		Name: a.prefix + st.GetPath(), Mode: unixMode(mode), Uid: int(st.GetUid()), Gid: int(st.GetGid()),
+		Name: a.prefix + st.GetPath(), Mode: int64(safepath.UnixPerm(mode)), Uid: int(st.GetUid()), Gid: int(st.GetGid()),
 		ModTime: at.Truncate(time.Second),
 	}
 	for name, value := range st.GetXattrs() {
@@ -214,15 +215,4 @@ func (a *archive) header(st *files.Stat) (*tar.Header, error) {
 		return nil, fmt.Errorf("files of type %v do not go into an archive", mode.Type())
 	}
 	return h, nil
-}
-
-// unixMode is the permission bits as Unix numbers them.
-func unixMode(mode fs.FileMode) int64 {
-	m := int64(mode.Perm())
-	for flag, bit := range map[fs.FileMode]int64{fs.ModeSetuid: 0o4000, fs.ModeSetgid: 0o2000, fs.ModeSticky: 0o1000} {
-		if mode&flag != 0 {
-			m |= bit
-		}
-	}
-	return m
 }

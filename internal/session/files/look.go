@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/api/fsutil"
+	"github.com/kiln-build/kiln/internal/safepath"
 )
 
 // named is an entry of a directory that is wanted, or has something that is.
@@ -76,7 +77,7 @@ func (d *Dir) lookAt(dir int, l *looked) error {
 	if kind == unix.S_IFSOCK || kind != unix.S_IFDIR && !l.verdict.send {
 		return nil
 	}
-	st := &fsutil.Stat{Path: l.path, Mode: uint32(fileMode(raw.Mode)), ModTime: raw.Mtim.Nano()}
+	st := &fsutil.Stat{Path: l.path, Mode: uint32(safepath.FileMode(raw.Mode)), ModTime: raw.Mtim.Nano()}
 	if d.owner == OwnerKept {
 		st.Uid, st.Gid = raw.Uid, raw.Gid
 	}
