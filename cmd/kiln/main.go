@@ -220,6 +220,14 @@ Which daemon is used:
    tcp://HOST:PORT, ssh://HOST or docker-container://NAME. Without them, your own, which is started if need be.
    KILN_ROOT is the folder of its state.
 
+How progress is shown:
+   BUILDKIT_PROGRESS         as --progress, which counts more
+   NO_COLOR                  anything: no colours
+   BUILDKIT_COLORS           such as run=green:warning=yellow:error=255,0,0:cancel=light-blue
+   BUILDKIT_TTY_LOG_LINES    lines of a running step's log in view, 6 without it
+   TTY_DISPLAY_RATE          milliseconds between two pictures, 100 without it
+   PROGRESS_NO_TRUNC=0       plain shortens long names of steps
+
 Exit codes:
    0    success
    1    the build failed, or what else was asked for

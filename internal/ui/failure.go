@@ -40,7 +40,7 @@ func (f *Failure) show(out io.Writer, m *model, c palette) error {
 		return nil
 	}
 	if s := f.step(m); s != nil && !f.Canceled {
-		fmt.Fprintf(&b, "------\n%s\n", c.paint(c.red, " > "+s.name+":"))
+		fmt.Fprintf(&b, "------\n%s\n", c.paint(c.failed, " > "+s.name+":"))
 		for _, l := range s.tail {
 			fmt.Fprintf(&b, "%.3f %s\n", l.at.Seconds(), l.text)
 		}
@@ -93,7 +93,7 @@ func writeSource(b *bytes.Buffer, s progress.Source, c palette) {
 	for i := max(1, first-contextLines); i <= min(len(lines), last+contextLines); i++ {
 		text := clean(strings.ReplaceAll(strings.TrimSuffix(lines[i-1], "\r"), "\t", "    "))
 		if marked[i] {
-			fmt.Fprintln(b, c.paint(c.red, strings.TrimRight(fmt.Sprintf("%4d | >>> %s", i, text), " ")))
+			fmt.Fprintln(b, c.paint(c.failed, strings.TrimRight(fmt.Sprintf("%4d | >>> %s", i, text), " ")))
 		} else {
 			fmt.Fprintln(b, strings.TrimRight(fmt.Sprintf("%4d |     %s", i, text), " "))
 		}
@@ -102,10 +102,10 @@ func writeSource(b *bytes.Buffer, s progress.Source, c palette) {
 }
 
 // palette is the colours of a terminal; the zero value has none.
-type palette struct{ red, yellow, blue string }
+type palette struct{ done, canceled, warning, failed string }
 
 func terminalColors() palette {
-	return palette{red: "\x1b[31m", yellow: "\x1b[33m", blue: "\x1b[34m"}
+	return palette{done: "\x1b[34m", canceled: "\x1b[33m", warning: "\x1b[33m", failed: "\x1b[31m"}
 }
 
 // paint colours text, if there are colours.

@@ -21,6 +21,7 @@ type model struct {
 	steps map[digest.Digest]*step
 	order []*step // those that have begun, by their number
 	known int     // all, begun or not
+	tail  int     // the most lines kept of a step's log
 
 	warnings []*progress.Warning // as they came
 }
@@ -39,6 +40,7 @@ type step struct {
 	partial   [3][]byte // the last line so far, by stream
 	partialAt [3]time.Time
 	tail      []line
+	keep      int // the most lines of tail
 }
 
 // line is a line of a log.
@@ -50,13 +52,13 @@ type line struct {
 // task is a part of a step.
 type task struct{ progress.Status }
 
-func newModel() *model { return &model{steps: map[digest.Digest]*step{}} }
+func newModel() *model { return &model{steps: map[digest.Digest]*step{}, tail: tailLines} }
 
 // step returns a step, which may be news.
 func (m *model) step(d digest.Digest) *step {
 	s := m.steps[d]
 	if s == nil {
-		s = &step{digest: d}
+		s = &step{digest: d, keep: m.tail}
 		m.steps[d] = s
 		m.known++
 	}
@@ -167,7 +169,7 @@ func (s *step) line(at time.Time, raw []byte) line {
 	if s.started != nil {
 		l.at = max(0, at.Sub(*s.started))
 	}
-	if s.tail = append(s.tail, l); len(s.tail) > tailLines {
+	if s.tail = append(s.tail, l); len(s.tail) > s.keep {
 		s.tail = s.tail[1:]
 	}
 	return l

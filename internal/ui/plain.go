@@ -15,6 +15,8 @@ const (
 	patience = 2 * time.Second
 	// taskPause is the least time between two lines about a task under way.
 	taskPause = 5 * time.Second
+	// shortName is how many characters remain of a long name, if names are to be short.
+	shortName = 72
 )
 
 // plain writes lines, in blocks: one step's news, then the next one's (BuildKit's
@@ -24,6 +26,7 @@ type plain struct {
 	out      io.Writer
 	now      func() time.Time
 	model    *model
+	names    int // the most characters of a step's name; 0 for all
 	blocks   map[*step]*block
 	waiting  []*block // with something to write, in order
 	current  *block
@@ -174,7 +177,11 @@ func (p *plain) block(b *block) {
 		p.current, p.since = b, p.now()
 	}
 	if !b.open {
-		p.write("#%d %s\n", b.step.number, b.step.name)
+		name := b.step.name
+		if p.names > 0 {
+			name = cut(name, p.names)
+		}
+		p.write("#%d %s\n", b.step.number, name)
 		b.open = true
 	}
 	for _, l := range b.lines {

@@ -11,7 +11,8 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 )
 
-// logWindow is how many lines of a running step's log are in view.
+// logWindow is how many lines of a running step's log are in view, unless the
+// environment says otherwise.
 const logWindow = 6
 
 // tty draws a picture of the build and draws it again in its place.
@@ -21,8 +22,11 @@ type tty struct {
 	title string
 	now   func() time.Time
 	size  func() (width, height int)
-	color bool
 	model *model
+
+	colors   palette
+	logLines int
+
 	begun time.Time
 	drawn []int // widths of the lines on the screen
 	err   error
@@ -32,7 +36,7 @@ func newTTY(out io.Writer, title string, now func() time.Time, size func() (int,
 	if title == "" {
 		title = "Building"
 	}
-	return &tty{out: out, title: title, now: now, size: size, model: newModel(), begun: now()}
+	return &tty{out: out, title: title, now: now, size: size, model: newModel(), begun: now(), logLines: logWindow}
 }
 
 // Emit takes an event; it is drawn with the next picture.
@@ -40,13 +44,6 @@ func (t *tty) Emit(e progress.Event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.model.apply(e)
-}
-
-func (t *tty) palette() palette {
-	if t.color {
-		return terminalColors()
-	}
-	return palette{}
 }
 
 // row is one line of the picture.
@@ -73,7 +70,7 @@ func (t *tty) Finish(failure *Failure) error {
 	if t.err != nil {
 		return t.err
 	}
-	return failure.show(t.out, t.model, t.palette())
+	return failure.show(t.out, t.model, t.colors)
 }
 
 // warnings lists the build's warnings below the last picture.
@@ -84,8 +81,7 @@ func (t *tty) warnings() {
 		if w.Source != nil && len(w.Source.Ranges) > 0 {
 			text += fmt.Sprintf(" (%s:%d)", clean(w.Source.Filename), w.Source.Ranges[0].StartLine)
 		}
-		c := t.palette()
-		b.WriteString(c.paint(c.yellow, text) + "\n")
+		b.WriteString(t.colors.paint(t.colors.warning, text) + "\n")
 	}
 	if _, err := t.out.Write(b.Bytes()); err != nil && t.err == nil {
 		t.err = err
@@ -136,28 +132,28 @@ func (t *tty) rows(most int) []row {
 // stepRows is what is shown of a step: its name, the parts of it that are under
 // way (all of them in the final picture) and the end of its log.
 func (t *tty) stepRows(s *step, now time.Time, final bool) []row {
-	c := t.palette()
+	c := t.colors
 	head := row{text: " => " + s.name, right: fmt.Sprintf("%.1fs", s.duration(now).Seconds())}
 	switch {
 	case s.canceled():
-		head.text, head.color = " => CANCELED "+s.name, c.yellow
+		head.text, head.color = " => CANCELED "+s.name, c.canceled
 	case s.failure != "":
-		head.text, head.color = " => ERROR "+s.name, c.red
+		head.text, head.color = " => ERROR "+s.name, c.failed
 	case s.cached:
-		head.text, head.color = " => CACHED "+s.name, c.blue
+		head.text, head.color = " => CACHED "+s.name, c.done
 	case s.done():
-		head.color = c.blue
+		head.color = c.done
 	}
 	rows := []row{head}
 	for _, task := range s.tasks {
 		r := row{text: " => => " + task.text(), right: fmt.Sprintf("%.1fs", task.duration(now).Seconds())}
 		if task.Completed != nil {
-			r.color = c.blue
+			r.color = c.done
 		}
 		rows = append(rows, r)
 	}
 	if !s.done() && !final {
-		tail := s.tail[max(0, len(s.tail)-logWindow):]
+		tail := s.tail[max(0, len(s.tail)-t.logLines):]
 		for _, l := range tail {
 			rows = append(rows, row{text: " => => # " + l.text})
 		}

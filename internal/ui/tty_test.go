@@ -98,7 +98,7 @@ func newScreen(t testing.TB, s *script) (*screen, *tty) {
 func TestTTY(t *testing.T) {
 	s := &script{}
 	sc, d := newScreen(t, s)
-	d.color = true
+	d.colors = terminalColors()
 	s.start(0, "load context")
 	d.draw()
 	s.end(0, 2, "load context", nil)

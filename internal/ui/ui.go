@@ -59,7 +59,8 @@ type Options struct {
 	Out  io.Writer // usually standard error
 	// Title is the first line of the tty mode, such as "Building".
 	Title string
-	// Getenv looks into the environment: NO_COLOR and TERM.
+	// Getenv looks into the environment: TERM, NO_COLOR, BUILDKIT_COLORS,
+	// BUILDKIT_TTY_LOG_LINES, TTY_DISPLAY_RATE and PROGRESS_NO_TRUNC.
 	Getenv func(string) string
 }
 
@@ -77,10 +78,13 @@ func New(o Options) (Display, error) {
 			mode = TTY
 		}
 	}
+	set := readSettings(o.Getenv)
 	switch mode {
 	case Plain:
 		p := newPlain(o.Out, time.Now)
-		return newTicking(p, time.Second/10, p.tick), nil
+		p.names = set.names
+		set.tell(o.Out)
+		return newTicking(p, set.interval, p.tick), nil
 	case RawJSON:
 		return &rawJSON{out: o.Out}, nil
 	case Quiet:
@@ -90,8 +94,10 @@ func New(o Options) (Display, error) {
 			return nil, errors.New("progress tty needs a terminal: use plain")
 		}
 		t := newTTY(o.Out, o.Title, time.Now, func() (int, int) { return size(f) })
-		t.color = o.Getenv("NO_COLOR") == ""
-		return newTicking(t, time.Second/10, t.draw), nil
+		t.colors, t.logLines = set.colors, set.logLines
+		t.model.tail = max(tailLines, set.logLines)
+		set.tell(o.Out)
+		return newTicking(t, set.interval, t.draw), nil
 	}
 	return nil, fmt.Errorf("progress mode %q is not known", mode)
 }
