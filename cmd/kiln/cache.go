@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 // cacheCommand is all about caches, our own and those for others.
@@ -95,7 +96,7 @@ func writeCacheStatus(to io.Writer, list []client.CacheExport, now time.Time) er
 			took = 0
 		}
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%d blobs, %s\t%d\t%s\n",
-			one.ID, one.Place, one.State, took, one.Records, one.Blobs, sizeText(one.Bytes), one.BlobsLeft, one.Error)
+			one.ID, one.Place, one.State, took, one.Records, one.Blobs, ui.Bytes(one.Bytes), one.BlobsLeft, one.Error)
 	}
 	return w.Flush()
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const cacheDescription = `Looks into the cache: which steps it knows, what their keys are made of, and in what
@@ -98,7 +99,7 @@ func listCache(ctx context.Context, out io.Writer, word string, c *client.Client
 		if r.Kept {
 			kept++
 			size += r.Size
-			text = sizeText(r.Size)
+			text = ui.Bytes(r.Size)
 		} else if r.Evicted.IsZero() {
 			text = "-" // nothing is kept of what costs nothing to make
 		}
@@ -107,7 +108,7 @@ func listCache(ctx context.Context, out io.Writer, word string, c *client.Client
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "%d steps known, results of %d kept, of %s\n", len(list), kept, sizeText(size))
+	_, err = fmt.Fprintf(out, "%d steps known, results of %d kept, of %s\n", len(list), kept, ui.Bytes(size))
 	return err
 }
 
@@ -144,7 +145,7 @@ func writeCacheRecord(out io.Writer, r client.CacheRecord) error {
 	switch {
 	case r.Kept:
 		for i, o := range r.Outputs {
-			text := "layer " + o.Layer + ", " + sizeText(o.Size)
+			text := "layer " + o.Layer + ", " + ui.Bytes(o.Size)
 			if o.Absent {
 				text = "not made: nobody wanted it"
 			} else if o.Layer == "" {

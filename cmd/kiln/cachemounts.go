@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const cacheMountsDescription = `The folders of RUN --mount=type=cache stay on the machine between builds. They are known by
@@ -83,7 +84,7 @@ func writeCacheMounts(to io.Writer, list []client.CacheMount, now time.Time) err
 		if m.InUse {
 			inUse = "yes"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s ago\t%s\n", m.ID, sizeText(m.Size), m.Uses, now.Sub(m.LastUsed).Round(time.Second), inUse)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s ago\t%s\n", m.ID, ui.Bytes(m.Size), m.Uses, now.Sub(m.LastUsed).Round(time.Second), inUse)
 	}
 	return w.Flush()
 }
@@ -229,7 +230,7 @@ func importMountFrom(ctx context.Context, e *env, c *client.Client, id, file str
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "Cache mount %s now takes %s\n", id, sizeText(size))
+	_, err = fmt.Fprintf(e.stdout, "Cache mount %s now takes %s\n", id, ui.Bytes(size))
 	return err
 }
 
@@ -253,7 +254,7 @@ func cacheMountsRemoveCommand(e *env) *cli.Command {
 				for _, m := range removed {
 					total += m.Size
 				}
-				fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", len(removed), sizeText(total))
+				fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", len(removed), ui.Bytes(total))
 				for _, m := range inUse {
 					fmt.Fprintf(e.stderr, "kiln: cache mount %s is in use and stays\n", m.ID)
 				}

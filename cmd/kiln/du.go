@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const duDescription = `Lists what the daemon stores: results of steps, contexts, cache mounts; and below them
@@ -114,12 +115,12 @@ func writeUsage(out io.Writer, list []client.Usage, verbose bool) error {
 		}
 		if verbose {
 			fmt.Fprintf(w, "ID:\t%s\nType:\t%s\nSize:\t%s\nCreated:\t%s\nLast used:\t%s\nUses:\t%d\nIn use:\t%t\nShared:\t%t\nMutable:\t%t\nDescription:\t%s\n\n",
-				u.ID, u.Type, sizeText(u.Size), u.Created.Format(time.RFC3339), when(u.LastUsed), u.Uses, u.InUse, u.Shared, u.Mutable, u.Description)
+				u.ID, u.Type, ui.Bytes(u.Size), u.Created.Format(time.RFC3339), when(u.LastUsed), u.Uses, u.InUse, u.Shared, u.Mutable, u.Description)
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.60s\n", u.ID, u.Type, sizeText(u.Size), when(u.LastUsed), u.Description)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%.60s\n", u.ID, u.Type, ui.Bytes(u.Size), when(u.LastUsed), u.Description)
 	}
-	fmt.Fprintf(w, "Total:\t%s\nIn use:\t%s\n", sizeText(total), sizeText(inUse))
+	fmt.Fprintf(w, "Total:\t%s\nIn use:\t%s\n", ui.Bytes(total), ui.Bytes(inUse))
 	return w.Flush()
 }
 
@@ -130,18 +131,6 @@ func when(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04")
 }
 
-// sizeText is a number of bytes in decimal units.
-func sizeText(n int64) string {
-	v, unit := float64(n), 0
-	for v >= 999.995 && unit < 6 {
-		v, unit = v/1000, unit+1
-	}
-	if unit == 0 {
-		return fmt.Sprintf("%dB", n)
-	}
-	return fmt.Sprintf("%.2f%cB", v, " kMGTPE"[unit])
-}
-
 // writeRoot tells what the daemon's folder holds besides records.
 func writeRoot(out io.Writer, root *client.RootUsage) error {
 	if root == nil {
@@ -150,11 +139,11 @@ func writeRoot(out io.Writer, root *client.RootUsage) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(w, "\nBESIDES\tSIZE\tWHAT IT IS")
 	for _, p := range root.Places {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, sizeText(p.Size), p.Description)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, ui.Bytes(p.Size), p.Description)
 	}
-	fmt.Fprintf(w, "All together:\t%s\n", sizeText(root.Used))
+	fmt.Fprintf(w, "All together:\t%s\n", ui.Bytes(root.Used))
 	if root.Cap > 0 {
-		fmt.Fprintf(w, "Cap:\t%s\t%d%% used\n", sizeText(root.Cap), root.Used*100/root.Cap)
+		fmt.Fprintf(w, "Cap:\t%s\t%d%% used\n", ui.Bytes(root.Cap), root.Used*100/root.Cap)
 	}
 	return w.Flush()
 }

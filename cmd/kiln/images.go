@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const imagesDescription = `Lists and removes the images in the daemon's store: those that were built with -t and
@@ -63,7 +64,7 @@ func writeImages(out io.Writer, list []client.Image) error {
 	w := tabwriter.NewWriter(out, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(w, "NAME\tDIGEST\tLAYERS\tSIZE")
 	for _, i := range list {
-		fmt.Fprintf(w, "%s\t%.19s\t%d\t%s\n", i.Name, i.Digest, i.Layers, sizeText(i.Size))
+		fmt.Fprintf(w, "%s\t%.19s\t%d\t%s\n", i.Name, i.Digest, i.Layers, ui.Bytes(i.Size))
 	}
 	return w.Flush()
 }
@@ -90,7 +91,7 @@ func removeImages(ctx context.Context, e *env, cmd *cli.Command) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", len(removed), sizeText(freed))
+		_, err = fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", len(removed), ui.Bytes(freed))
 		return err
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const pruneDescription = `Removes what the daemon stores and nobody uses at the moment. The next build has
@@ -58,13 +59,13 @@ func runPrune(ctx context.Context, e *env, cmd *cli.Command) error {
 		err := c.Prune(ctx, opt, func(u client.Usage) {
 			total, count = total+u.Size, count+1
 			if cmd.Bool("verbose") {
-				fmt.Fprintf(e.stdout, "%s  %s  %s\n", u.ID, u.Type, sizeText(u.Size))
+				fmt.Fprintf(e.stdout, "%s  %s  %s\n", u.ID, u.Type, ui.Bytes(u.Size))
 			}
 		})
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", count, sizeText(total))
+		_, err = fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", count, ui.Bytes(total))
 		return err
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 const whyDescription = `Tells why steps of a build ran and were not found in the cache: the parts of the
@@ -208,7 +209,7 @@ func statsText(c client.CacheStats) string {
 	}
 	text := fmt.Sprintf("%d of %d steps from the cache (%d%%)", c.Hits, c.Steps, c.Hits*100/c.Steps)
 	if c.Hits > 0 {
-		text += fmt.Sprintf(", which saved %s and %s of work", sizeText(c.SavedBytes), c.SavedTime.Round(time.Millisecond))
+		text += fmt.Sprintf(", which saved %s and %s of work", ui.Bytes(c.SavedBytes), c.SavedTime.Round(time.Millisecond))
 	}
 	return text
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/ui"
 )
 
 func workersCommand(e *env) *cli.Command {
@@ -78,13 +79,13 @@ func policyText(p client.GCPolicy) string {
 		limits = append(limits, fmt.Sprintf("for %v after its last use", p.KeepFor))
 	}
 	if p.MaxUsed > 0 {
-		limits = append(limits, "up to "+sizeText(p.MaxUsed))
+		limits = append(limits, "up to "+ui.Bytes(p.MaxUsed))
 	}
 	if p.Reserved > 0 {
-		limits = append(limits, "at least "+sizeText(p.Reserved))
+		limits = append(limits, "at least "+ui.Bytes(p.Reserved))
 	}
 	if p.MinFree > 0 {
-		limits = append(limits, "while "+sizeText(p.MinFree)+" of the disk are free")
+		limits = append(limits, "while "+ui.Bytes(p.MinFree)+" of the disk are free")
 	}
 	return subject + " " + strings.Join(limits, ", ")
 }

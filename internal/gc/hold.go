@@ -31,9 +31,9 @@ type FullError struct {
 
 // Error names the cap, what is used, and what to do.
 func (e *FullError) Error() string {
-	text := fmt.Sprintf("the daemon's folder may take %s, and %s are in use (%s)", Bytes(e.Cap), Bytes(e.Measure.Used), e.Measure.largest())
+	text := fmt.Sprintf("the daemon's folder may take %s, and %s are in use (%s)", bytesText(e.Cap), bytesText(e.Measure.Used), e.Measure.largest())
 	if e.Need > 0 {
-		text += fmt.Sprintf(", so there is no room for %s more", Bytes(e.Need))
+		text += fmt.Sprintf(", so there is no room for %s more", bytesText(e.Need))
 	}
 	return text + ": what is left is needed by builds under way; raise the cap (kiln daemon --cap, or cap in the configuration), " +
 		"wait for other builds, or see with kiln du what takes it"
@@ -153,8 +153,8 @@ func (c *Collector) look(ctx context.Context) (Measure, error) {
 	return m, err
 }
 
-// Bytes is a number of bytes for people, in decimal units.
-func Bytes(n int64) string {
+// bytesText is a number of bytes for people, in decimal units.
+func bytesText(n int64) string {
 	v, unit := float64(n), 0
 	for v >= 999.995 && unit < 6 {
 		v, unit = v/1000, unit+1

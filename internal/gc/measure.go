@@ -214,7 +214,7 @@ func (m Measure) largest() string {
 	slices.SortStableFunc(all, func(a, b Place) int { return cmp.Compare(b.Size, a.Size) })
 	var words []string
 	for _, p := range all[:min(len(all), 3)] {
-		words = append(words, fmt.Sprintf("%s %s", p.Name, Bytes(p.Size)))
+		words = append(words, fmt.Sprintf("%s %s", p.Name, bytesText(p.Size)))
 	}
 	return strings.Join(words, ", ")
 }

@@ -206,9 +206,9 @@ func (t *task) text() string {
 	name := clean(t.ID)
 	switch {
 	case t.Total > 0:
-		return name + " " + bytesText(t.Current) + " / " + bytesText(t.Total)
+		return name + " " + Bytes(t.Current) + " / " + Bytes(t.Total)
 	case t.Current > 0:
-		return name + " " + bytesText(t.Current)
+		return name + " " + Bytes(t.Current)
 	}
 	return name
 }

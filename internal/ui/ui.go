@@ -223,8 +223,8 @@ func escapeLen(s string) int {
 	return 2
 }
 
-// bytesText is a number of bytes in decimal units, as "1.05MB".
-func bytesText(n int64) string {
+// Bytes is a number of bytes for people, in decimal units: "1.05MB".
+func Bytes(n int64) string {
 	const units = "kMGTPE"
 	if n < 1000 {
 		return fmt.Sprintf("%dB", n)

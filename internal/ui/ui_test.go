@@ -316,7 +316,7 @@ func TestClean(t *testing.T) {
 
 func TestBytes(t *testing.T) {
 	for n, want := range map[int64]string{0: "0B", 999: "999B", 1000: "1.00kB", 1500: "1.50kB", 999999: "1.00MB", 3640000: "3.64MB", 5e9: "5.00GB"} {
-		if got := bytesText(n); got != want {
+		if got := Bytes(n); got != want {
 			t.Errorf("%d is %s, want %s", n, got, want)
 		}
 	}
