@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -341,13 +342,5 @@ func (o *SolveOpt) tellImports(req *control.SolveRequest, imports []CacheEntry) 
 	return nil
 }
 
-// randomID is 25 random characters of base 36, as ids are in BuildKit.
-func randomID() string {
-	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-	b := make([]byte, 25)
-	_, _ = rand.Read(b) // it never fails
-	for i := range b {
-		b[i] = digits[int(b[i])%len(digits)]
-	}
-	return string(b)
-}
+// randomID is 25 random letters and digits, as ids are in BuildKit.
+func randomID() string { return strings.ToLower(rand.Text())[:25] }

@@ -31,6 +31,15 @@ type Objects interface {
 	Open(ctx context.Context, key string, offset int64) (io.ReadCloser, error)
 }
 
+// ReadObject reads what [Objects.Get] returns, for implementations of it.
+func ReadObject(r io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("it has more than %d bytes", limit)
+	}
+	return data, err
+}
+
 // Layout is how the objects of caches are called.
 type Layout struct {
 	Origin string // of blobs, without any secret

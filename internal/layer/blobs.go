@@ -316,10 +316,7 @@ func (s *Store) archive(ctx context.Context, r *Ref, epoch *int64, w io.Writer) 
 // changes tells to what r, which must be here, has over what is below it.
 func (s *Store) changes(ctx context.Context, r *Ref, to sink) error {
 	rec := r.Record()
-	s.mu.Lock()
-	dir := r.dir
-	s.mu.Unlock()
-	d, err := openRoot(dir)
+	d, err := openRoot(r.snapshotDir())
 	if err != nil {
 		return err
 	}

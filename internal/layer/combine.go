@@ -142,9 +142,7 @@ func (s *Store) rebase(ctx context.Context, l, parent *Ref, loose bool) (*Ref, e
 
 func (s *Store) rebaseAs(ctx context.Context, l, parent *Ref, rec Record) error {
 	r := &Ref{store: s, id: rec.ID, parent: parent, depth: depthOf(parent) + 1, rec: rec}
-	s.mu.Lock()
-	lazy := l.dir == ""
-	s.mu.Unlock()
+	lazy := l.snapshotDir() == ""
 	if lazy && s.restorable(ctx, r) {
 		return s.add(r) // still as lazy as l
 	}
@@ -242,10 +240,7 @@ func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string) error {
 			return err
 		}
 		defer had.Close()
-		s.mu.Lock()
-		dir := l.dir
-		s.mu.Unlock()
-		own, err := openBelow([]string{dir}, s.marks)
+		own, err := openBelow([]string{l.snapshotDir()}, s.marks)
 		if err != nil {
 			return err
 		}
@@ -255,10 +250,7 @@ func (s *Store) rewrite(ctx context.Context, l, r *Ref, dir string) error {
 	if err := s.changes(ctx, l, to); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	like := l.dir
-	s.mu.Unlock()
-	if err := likeRoot(like, dir); err != nil {
+	if err := likeRoot(l.snapshotDir(), dir); err != nil {
 		return err
 	}
 	return w.finish()
@@ -295,10 +287,7 @@ func (s *Store) replacesFolders(l *Ref) (bool, error) {
 	if rec := l.Record(); s.native || rec.Loose || rec.ChainID != "" || rec.Blobs[imageVariant].Digest != "" {
 		return false, nil
 	}
-	s.mu.Lock()
-	dir := l.dir
-	s.mu.Unlock()
-	d, err := openRoot(dir)
+	d, err := openRoot(l.snapshotDir())
 	if err != nil {
 		return false, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -120,12 +121,12 @@ func (s *Store) clearDirs() error {
 	if err != nil {
 		return fmt.Errorf("list mounts: %w", err)
 	}
-	for i := len(stale) - 1; i >= 0; i-- {
-		if !strings.HasPrefix(stale[i].Mountpoint, root+"/") {
+	for _, m := range slices.Backward(stale) {
+		if !strings.HasPrefix(m.Mountpoint, root+"/") {
 			continue // the directory itself may be a mount
 		}
-		if err := unix.Unmount(stale[i].Mountpoint, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("undo mount left at %s: %w", stale[i].Mountpoint, err)
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("undo mount left at %s: %w", m.Mountpoint, err)
 		}
 	}
 	for _, dir := range []string{s.dir.mounts, s.dir.tmp, s.dir.empty} {
@@ -401,6 +402,13 @@ func (r *Ref) Record() Record {
 	r.store.mu.Lock()
 	defer r.store.mu.Unlock()
 	return r.rec
+}
+
+// snapshotDir is where the layer's own files are; "" while it has no snapshot.
+func (r *Ref) snapshotDir() string {
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	return r.dir
 }
 
 // chain returns r and what is below, base first.

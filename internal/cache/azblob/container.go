@@ -95,10 +95,7 @@ func (c *container) Get(ctx context.Context, key string, limit int64) ([]byte, e
 		return nil, c.explain("read", key, err)
 	}
 	defer out.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(out.Body, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("it has more than %d bytes", limit)
-	}
+	data, err := cache.ReadObject(out.Body, limit)
 	return data, c.explain("read", key, err)
 }
 

@@ -18,6 +18,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/kiln-build/kiln/internal/cache"
 )
 
 // service is a cache.Objects. Documents, which change, are numbered entries; blobs
@@ -184,10 +186,7 @@ func (s *service) Get(ctx context.Context, key string, limit int64) ([]byte, err
 		return nil, err
 	}
 	defer rc.Close()
-	b, err := io.ReadAll(io.LimitReader(rc, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("it has more than %d bytes", limit)
-	}
+	b, err := cache.ReadObject(rc, limit)
 	return b, s.explain("read", key, answer{}, err)
 }
 

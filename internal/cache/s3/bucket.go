@@ -128,10 +128,7 @@ func (b *bucket) Get(ctx context.Context, key string, limit int64) ([]byte, erro
 		return nil, b.explain("read", key, err)
 	}
 	defer out.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(out.Body, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("it has more than %d bytes", limit)
-	}
+	data, err := cache.ReadObject(out.Body, limit)
 	return data, b.explain("read", key, err)
 }
 
