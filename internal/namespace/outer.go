@@ -35,6 +35,11 @@ func outer(opts Options) error {
 	if err != nil {
 		return err
 	}
+	if info.UID == 0 {
+		if err := shareCgroups(unifiedCgroups); err != nil {
+			info.Notices = append(info.Notices, fmt.Sprintf("Containers may have no limits here (%v).", err))
+		}
+	}
 	var activation []*os.File
 	for n := range activationFiles(info.PID) {
 		activation = append(activation, os.NewFile(uintptr(3+n), "activation"))

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,12 +48,29 @@ func findCgroupRoot(stateDir string) (cgroupRoot, error) {
 		if err := unix.Access(m, unix.W_OK); err != nil {
 			return cgroupRoot{}, fmt.Errorf("use cgroups at %s: %w", m, err)
 		}
+		if r.unified && crowded(m) {
+			return cgroupRoot{}, fmt.Errorf("use cgroups at %s: there are processes in it, so groups below it can have no limits", m)
+		}
 	}
 	sum := sha256.Sum256([]byte(stateDir))
 	r.own = fmt.Sprintf("kiln-%x", sum[:4])
 	_, err = os.Stat("/proc/self/ns/cgroup")
 	r.namespace = err == nil
 	return r, nil
+}
+
+// crowded says whether a group of version 2 has processes that keep it from
+// passing controllers on, cgroups(7). The machine's root, which has no type, may.
+func crowded(group string) bool {
+	if _, err := os.Stat(filepath.Join(group, "cgroup.type")); err != nil {
+		return false
+	}
+	passed, err := os.ReadFile(filepath.Join(group, "cgroup.subtree_control"))
+	if err != nil || slices.Contains(strings.Fields(string(passed)), "memory") {
+		return false
+	}
+	processes, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+	return err == nil && len(processes) > 0
 }
 
 // parseCgroupMounts reads the cgroup mounts of a mountinfo, proc_pid_mountinfo(5).

@@ -249,6 +249,33 @@ func TestResolvText(t *testing.T) {
 	}
 }
 
+// A group with processes of its own has no limits for those below it.
+func TestCrowdedCgroup(t *testing.T) {
+	for _, tc := range []struct {
+		kind, passed, processes string
+		want                    bool
+	}{
+		{"domain\n", "", "12\n", true},
+		{"domain\n", "cpu pids\n", "0\n", true},
+		{"domain\n", "cpu memory\n", "12\n", false},
+		{"domain\n", "", "", false},
+		{"", "", "12\n", false}, // the machine's root
+	} {
+		dir := t.TempDir()
+		for name, text := range map[string]string{"cgroup.type": tc.kind, "cgroup.subtree_control": tc.passed, "cgroup.procs": tc.processes} {
+			if name == "cgroup.type" && text == "" {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := crowded(dir); got != tc.want {
+			t.Errorf("%+v: %v", tc, got)
+		}
+	}
+}
+
 func TestParseCgroupMounts(t *testing.T) {
 	const (
 		v1 = "30 25 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 25 0:27 / /sys/fs/cgroup/memory rw shared:5 - cgroup cgroup rw,memory\n"

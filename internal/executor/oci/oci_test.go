@@ -34,9 +34,11 @@ func openWith(t *testing.T, cfg oci.Config) *oci.Executor {
 		if err != nil || len(left) > 0 {
 			t.Errorf("the state directory holds %v (%v)", left, err)
 		}
-		groups, err := filepath.Glob("/sys/fs/cgroup/*/kiln-*/test*")
-		if err != nil || len(groups) > 0 {
-			t.Errorf("cgroups are left: %v (%v)", groups, err)
+		for _, groups := range []string{"/sys/fs/cgroup/*/kiln-*/test*", "/sys/fs/cgroup/kiln-*/test*"} { // of version 1 and 2
+			left, err := filepath.Glob(groups)
+			if err != nil || len(left) > 0 {
+				t.Errorf("cgroups are left: %v (%v)", left, err)
+			}
 		}
 		if left := mountsBelow(t, filepath.Dir(dir)); len(left) > 0 {
 			t.Errorf("mounts are left: %q", left)
