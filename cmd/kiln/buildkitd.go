@@ -151,6 +151,7 @@ func workerFlags() []cli.Flag {
 		&cli.StringFlag{Name: "containerd-worker-addr", Usage: "containerd socket", Hidden: true},
 		&cli.StringFlag{Name: "containerd-worker-namespace", Usage: "override containerd namespace", Hidden: true},
 		&cli.StringFlag{Name: "containerd-worker-runtime", Usage: "override containerd runtime", Hidden: true},
+		&cli.BoolFlag{Name: "containerd-worker-hyperv-isolation", Usage: "use Hyper-V isolation for Windows containers", Hidden: true},
 		&cli.StringFlag{Name: "oci-worker-binary", Usage: "`NAME` of specified oci worker binary, such as crun"},
 		&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "address of proxy snapshotter socket (not supported)", Hidden: true},
 		&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "have steps see all processes of the daemon, where it is rootless in a container"},

@@ -217,7 +217,6 @@ func TestForeignLayers(t *testing.T) {
 func TestConflicts(t *testing.T) {
 	for want, attrs := range map[string]map[string]string{
 		`"compression=estargz" conflicts with "oci-mediatypes=false"`: {"compression": "estargz", "oci-mediatypes": "false"},
-		`"rewrite-timestamp" conflicts with "unpack"`:                 {"rewrite-timestamp": "true", "unpack": "true"},
 		"unsupported compression type lzma":                           {"compression": "lzma"},
 		"non-bool value specified for oci-artifact":                   {"oci-artifact": "maybe"},
 		"non-integer value x specified for compression-level":         {"compression-level": "x"},
@@ -226,8 +225,8 @@ func TestConflicts(t *testing.T) {
 			t.Errorf("%v: %v, want %s", attrs, err, want)
 		}
 	}
-	o, err := DecodeImage(KindImage, map[string]string{"compression-level": "0", "unpack": ""})
-	if err != nil || o.Variant.Level != layer.LevelStore || !o.Unpack {
+	o, err := DecodeImage(KindImage, map[string]string{"compression-level": "0", "unpack": "", "rewrite-timestamp": "true"})
+	if err != nil || o.Variant.Level != layer.LevelStore || !o.Unpack || !o.RewriteTimes {
 		t.Errorf("%+v, %v", o, err)
 	}
 }

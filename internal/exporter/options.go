@@ -109,9 +109,6 @@ func DecodeImage(kind string, attrs map[string]string) (ImageOptions, error) {
 			d.annotation(key, value, &o)
 		}
 	}
-	if d.err == nil && o.Unpack && attrs["rewrite-timestamp"] != "" && o.RewriteTimes {
-		d.err = errors.New("exporter option \"rewrite-timestamp\" conflicts with \"unpack\": leave one out")
-	}
 	if d.err == nil {
 		d.err = o.conflict()
 	}
