@@ -225,6 +225,9 @@ func (x *expansion) escapedInQuotes(out *output, raw bool) error {
 	}
 	r, size := x.peek()
 	if r != '"' && r != '$' && r != x.Escape {
+		if raw { // it means nothing here, and to a pattern neither if it is doubled
+			escape += escape
+		}
 		return out.hard(escape)
 	}
 	x.pos += size

@@ -16,7 +16,7 @@ func (v vars) Get(name string) (string, bool) {
 func TestExpand(t *testing.T) {
 	env := vars{
 		"a": "apple", "empty": "", "path": "/usr/local/bin", "dots": "a.b.c", "q": `it's "x"`, "two": "x y",
-		"stars": "a*b", "greek": "αβγ", "1": "one",
+		"stars": "a*b", "greek": "αβγ", "1": "one", "windows": `C:\dir\x`,
 	}
 	for _, tt := range []struct{ in, want string }{
 		{"plain", "plain"},
@@ -59,6 +59,9 @@ func TestExpand(t *testing.T) {
 		{"${dots#?.}", "b.c"},
 		{"${dots#x}", "a.b.c"},
 		{`${stars#a\*}`, "b"},
+		{`${windows#"C:\dir"}`, `\x`},
+		{`${windows#"C:\\dir\\"}`, "x"},
+		{`${windows/dir/"d\e"}`, `C:\d\\e\x`},
 		{"${dots/./-}", "a-b.c"},
 		{"${dots//./-}", "a-b-c"},
 		{`${path/\/usr/}`, "/local/bin"},
