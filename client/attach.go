@@ -16,7 +16,9 @@ import (
 	"github.com/kiln-build/kiln/internal/session/auth"
 	sessioncontent "github.com/kiln-build/kiln/internal/session/content"
 	"github.com/kiln-build/kiln/internal/session/export"
+	"github.com/kiln-build/kiln/internal/session/exporter"
 	"github.com/kiln-build/kiln/internal/session/files"
+	"github.com/kiln-build/kiln/internal/session/policy"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/ssh"
 	"github.com/kiln-build/kiln/internal/session/upload"
@@ -156,10 +158,10 @@ func (o *SolveOpt) services() (_ *services, err error) {
 		s.list = append(s.list, sessioncontent.NewProvider(s.stores))
 	}
 	if o.SourcePolicyVerifier != nil {
-		s.list = append(s.list, policyService{verify: o.SourcePolicyVerifier})
+		s.list = append(s.list, policy.NewProvider(o.SourcePolicyVerifier.answer))
 	}
 	if o.SessionExporter != nil {
-		s.list = append(s.list, exporterService{chooser: o.SessionExporter})
+		s.list = append(s.list, exporter.NewProvider(exportChooser{o.SessionExporter}))
 	}
 	s.list = append(s.list, a.Services...)
 	return s, nil

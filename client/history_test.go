@@ -17,9 +17,11 @@ import (
 	"github.com/kiln-build/kiln/client"
 	"github.com/kiln-build/kiln/client/clienttest"
 	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/gateway"
 	"github.com/kiln-build/kiln/internal/api/policysession"
 	"github.com/kiln-build/kiln/internal/api/sessionexporter"
 	"github.com/kiln-build/kiln/internal/api/sourcepolicy"
+	"github.com/kiln-build/kiln/llb/pb"
 )
 
 func TestHistory(t *testing.T) {
@@ -72,7 +74,9 @@ func TestSessionServices(t *testing.T) {
 		if b.Request.GetSourcePolicySession() != b.Client.ID() || !b.Request.GetEnableSessionExporter() {
 			return nil, errors.New("the request does not tell of the services")
 		}
-		answer, err := policysession.NewPolicyVerifierClient(b.Client.Conn()).CheckPolicy(ctx, &policysession.CheckPolicyRequest{})
+		answer, err := policysession.NewPolicyVerifierClient(b.Client.Conn()).CheckPolicy(ctx, &policysession.CheckPolicyRequest{
+			Source: &gateway.ResolveSourceMetaResponse{Source: &pb.SourceOp{Identifier: "docker-image://x"}},
+		})
 		if err != nil {
 			return nil, err
 		}

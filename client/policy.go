@@ -8,11 +8,9 @@ import (
 	"io"
 	"os"
 
-	"google.golang.org/grpc"
-
 	"github.com/kiln-build/kiln/internal/api/policysession"
-	"github.com/kiln-build/kiln/internal/api/sessionexporter"
 	"github.com/kiln-build/kiln/internal/api/sourcepolicy"
+	"github.com/kiln-build/kiln/internal/session/exporter"
 )
 
 // The rules about sources that a client may give to a build (BuildKit's
@@ -46,18 +44,9 @@ const (
 // must be found out first; then it is asked again.
 type PolicyVerifier func(context.Context, *PolicyQuestion) (*PolicyDecision, *SourceMetaRequest, error)
 
-// policyService lets the daemon ask a verifier.
-type policyService struct {
-	policysession.UnimplementedPolicyVerifierServer
-	verify PolicyVerifier
-}
-
-// Register attaches the service to a session.
-func (s policyService) Register(to *grpc.Server) { policysession.RegisterPolicyVerifierServer(to, s) }
-
-// CheckPolicy asks the verifier.
-func (s policyService) CheckPolicy(ctx context.Context, req *policysession.CheckPolicyRequest) (*policysession.CheckPolicyResponse, error) {
-	decision, more, err := s.verify(ctx, req)
+// answer asks the verifier, for the daemon.
+func (v PolicyVerifier) answer(ctx context.Context, req *policysession.CheckPolicyRequest) (*policysession.CheckPolicyResponse, error) {
+	decision, more, err := v(ctx, req)
 	switch {
 	case err != nil:
 		return nil, err
@@ -80,34 +69,19 @@ type SessionExporter interface {
 	FinalizeExport(ctx context.Context, response map[string]string) error
 }
 
-// exporterService lets the daemon ask for exporters.
-type exporterService struct {
-	sessionexporter.UnimplementedExporterServer
-	chooser SessionExporter
-}
+// exportChooser is a SessionExporter as package exporter asks it.
+type exportChooser struct{ SessionExporter }
 
-// Register attaches the service to a session.
-func (s exporterService) Register(to *grpc.Server) { sessionexporter.RegisterExporterServer(to, s) }
-
-// FindExporters asks the chooser.
-func (s exporterService) FindExporters(ctx context.Context, req *sessionexporter.FindExportersRequest) (*sessionexporter.FindExportersResponse, error) {
-	list, err := s.chooser.FindExporters(ctx, req.GetMetadata(), req.GetRefs())
-	if err != nil {
-		return nil, err
-	}
-	resp := &sessionexporter.FindExportersResponse{}
+func (c exportChooser) Find(ctx context.Context, meta map[string][]byte, refs []string) (out []exporter.Exporter, err error) {
+	list, err := c.FindExporters(ctx, meta, refs)
 	for _, e := range list {
-		resp.Exporters = append(resp.Exporters, &sessionexporter.ExporterRequest{Type: e.Type, Attrs: e.Attrs})
+		out = append(out, exporter.Exporter{Type: e.Type, Attrs: e.Attrs})
 	}
-	return resp, nil
+	return out, err
 }
 
-// FinalizeExport tells the chooser.
-func (s exporterService) FinalizeExport(ctx context.Context, req *sessionexporter.FinalizeExportRequest) (*sessionexporter.FinalizeExportResponse, error) {
-	if err := s.chooser.FinalizeExport(ctx, req.GetExporterResponse()); err != nil {
-		return nil, err
-	}
-	return &sessionexporter.FinalizeExportResponse{}, nil
+func (c exportChooser) Done(ctx context.Context, response map[string]string) error {
+	return c.FinalizeExport(ctx, response)
 }
 
 // maxPolicy is the size of the largest file of a policy, bytes.

@@ -33,6 +33,8 @@ func (Daemon) Check(ctx context.Context, c *session.Caller, req *policysession.C
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("check source policy of %q: %w", req.GetSource().GetSource().GetIdentifier(), context.Cause(ctx))
+	case status.Code(err) == codes.Unavailable: // the connection broke, and the session's end is told a moment later
+		return nil, fmt.Errorf("check source policy of %q: %w", req.GetSource().GetSource().GetIdentifier(), err)
 	case err != nil:
 		return nil, err // the policy's own words
 	case resp.GetDecision() == nil && resp.GetRequest() == nil:
