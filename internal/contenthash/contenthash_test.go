@@ -127,16 +127,6 @@ func TestDigestsAreBuildKits(t *testing.T) {
 			check(t, tree, dir, v)
 		}
 	})
-	t.Run("kept", func(t *testing.T) {
-		tree := New()
-		_, err := tree.Digest(t.Context(), dir, Selector{})
-		must(t, err)
-		tree, err = Decode(tree.Encode())
-		must(t, err)
-		for _, v := range all {
-			check(t, tree, "/does/not/exist", v)
-		}
-	})
 	t.Run("at once", func(t *testing.T) {
 		tree := New()
 		var wg sync.WaitGroup
@@ -295,12 +285,6 @@ func TestChecksumJoinsSelectors(t *testing.T) {
 	if !errors.Is(err, fs.ErrNotExist) || err.Error() != `"/nope": not found` {
 		t.Errorf("missing path: %v", err)
 	}
-	if d, err := Scratch(nil); err != nil || d != digest.FromString(string(digest.FromBytes(nil))) {
-		t.Errorf("scratch: %s, %v", d, err)
-	}
-	if _, err := Scratch([]Selector{{Path: "/x"}}); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("path in scratch: %v", err)
-	}
 }
 
 func TestOnlyWhatIsSelectedIsRead(t *testing.T) {
@@ -337,46 +321,6 @@ func TestCancel(t *testing.T) {
 		t.Fatalf("error %v", err)
 	}
 	digestOf(t, tree, dir, "/") // and it can be asked again
-}
-
-func TestDecodeRefuses(t *testing.T) {
-	tree := New()
-	received(t, tree, fixture(t))
-	good := tree.Encode()
-	for name, bad := range map[string][]byte{
-		"nothing": nil, "version": append([]byte{9}, good[1:]...), "tail": append(good[:len(good):len(good)], 0),
-		"root is a file": {encoding, 0}, "count": {encoding, 1, 255, 255, 255, 255, 15}, "flags": {encoding, 0xff},
-		"order": {encoding, 1, 2, 1, 'b', 0, 1, 'a', 0}, "slash": {encoding, 1, 1, 1, '/', 0}, "no name": {encoding, 1, 1, 0, 0},
-	} {
-		if _, err := Decode(bad); err == nil {
-			t.Errorf("%s was accepted", name)
-		}
-	}
-	for i := range good {
-		if _, err := Decode(good[:i]); err == nil {
-			t.Fatalf("%d of %d bytes were accepted", i, len(good))
-		}
-	}
-}
-
-func FuzzDecode(f *testing.F) {
-	tree := New()
-	received(f, tree, fixture(f))
-	f.Add(tree.Encode())
-	f.Add([]byte{encoding, 1, 1, 1, 'a', 2, 1, 'b'})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		tree, err := Decode(b)
-		if err != nil {
-			return
-		}
-		again, err := Decode(tree.Encode())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(again.Encode()) != string(tree.Encode()) {
-			t.Fatal("encoding is not stable")
-		}
-	})
 }
 
 func manyFiles(tb testing.TB, n int) string {

@@ -34,17 +34,6 @@ func (t *Tree) Checksum(ctx context.Context, root string, sels []Selector) (dige
 	return join(sels, func(s Selector) (digest.Digest, error) { return t.Digest(ctx, root, s) })
 }
 
-// Scratch is [Tree.Checksum] of the empty file system that no layer stands for:
-// only all of it can be selected.
-func Scratch(sels []Selector) (digest.Digest, error) {
-	return join(sels, func(s Selector) (digest.Digest, error) {
-		if p := path.Join("/", s.Path); p != "/" {
-			return "", &NotFoundError{p}
-		}
-		return digest.FromBytes(nil), nil
-	})
-}
-
 func join(sels []Selector, one func(Selector) (digest.Digest, error)) (digest.Digest, error) {
 	if len(sels) == 0 {
 		sels = []Selector{{}}

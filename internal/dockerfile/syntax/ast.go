@@ -12,16 +12,6 @@ type File struct {
 	Stages     []*Stage
 }
 
-// Directive returns the value of the directive called name, or "".
-func (f *File) Directive(name string) string {
-	for _, d := range f.Directives {
-		if d.Name == name {
-			return d.Value
-		}
-	}
-	return ""
-}
-
 // Stage is a FROM and the instructions below it.
 type Stage struct {
 	From         *From

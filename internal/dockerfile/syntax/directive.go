@@ -98,15 +98,9 @@ func namedDirective(line []byte, start int, mark string) (Directive, bool) {
 
 var jsonSyntax = regexp.MustCompile(`^\s*\{`)
 
-// DetectSyntax finds the "syntax" directive of any build file: written behind
-// "#" or "//", or as the field "syntax" of a JSON object.
-func DetectSyntax(data []byte) (string, bool) {
-	d, ok := FindSyntax(data)
-	return d.Value, ok
-}
-
-// FindSyntax is [DetectSyntax] with the place of the directive, which in a JSON
-// object is the object's first line.
+// FindSyntax finds the "syntax" directive of any build file: written behind "#" or
+// "//", or as the field "syntax" of a JSON object, whose first line is then the
+// directive's place.
 func FindSyntax(data []byte) (Directive, bool) {
 	start := len(data)
 	data = bytes.TrimPrefix(data, byteOrderMark)

@@ -447,14 +447,3 @@ func (s *statement) checkTrigger(word Text) {
 			fmt.Sprintf("any instruction but %s, %s and %s", s.parser.words.Name(VerbFrom), s.parser.words.Name(VerbMaintainer), s.parser.words.Name(VerbOnbuild)), "")
 	}
 }
-
-// heredocsOf returns the heredocs of an instruction in the order of the file.
-func heredocsOf(i Instruction) []Heredoc {
-	switch i := i.(type) {
-	case *Run:
-		return i.Heredocs
-	case *Copy:
-		return i.Heredocs
-	}
-	return nil
-}

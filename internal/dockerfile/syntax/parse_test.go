@@ -174,7 +174,7 @@ func TestPlaces(t *testing.T) {
 	if r := src.LineRange(run.Span); r.Start.Line != 12 || r.End.Line != 14 {
 		t.Errorf("lines of RUN: %+v", r)
 	}
-	if len(f.Directives) != 2 || f.Directive("syntax") != "docker/dockerfile:1" {
+	if len(f.Directives) != 2 || f.Directives[0].Name != "syntax" || f.Directives[0].Value != "docker/dockerfile:1" {
 		t.Errorf("directives: %+v", f.Directives)
 	}
 }
@@ -219,7 +219,7 @@ func TestNoEscapeInScript(t *testing.T) {
 	}
 }
 
-func TestDetectSyntax(t *testing.T) {
+func TestFindSyntax(t *testing.T) {
 	for in, want := range map[string]string{
 		"# syntax=a/b:1\nFROM x":             "a/b:1",
 		"#!/usr/bin/x\n#syntax = a\nx":       "a",
@@ -229,8 +229,8 @@ func TestDetectSyntax(t *testing.T) {
 		"FROM x\n# syntax=a":                 "",
 		"# comment\n# syntax=a":              "",
 	} {
-		if got, ok := DetectSyntax([]byte(in)); got != want || ok != (want != "") {
-			t.Errorf("DetectSyntax(%q) = %q, want %q", in, got, want)
+		if got, ok := FindSyntax([]byte(in)); got.Value != want || ok != (want != "") {
+			t.Errorf("FindSyntax(%q) = %q, want %q", in, got.Value, want)
 		}
 	}
 }
@@ -364,4 +364,15 @@ func FuzzParse(f *testing.F) {
 			x.Words()
 		}
 	})
+}
+
+// heredocsOf returns the heredocs of an instruction in the order of the file.
+func heredocsOf(i Instruction) []Heredoc {
+	switch i := i.(type) {
+	case *Run:
+		return i.Heredocs
+	case *Copy:
+		return i.Heredocs
+	}
+	return nil
 }
