@@ -20,13 +20,19 @@ import (
 	"github.com/kiln-build/kiln/llb/pb"
 )
 
-// definitions is a source of files with definitions, "definition://NAME". None is
-// fetched before all are asked for.
+// definitions is a source of files with definitions, "definition://NAME" or
+// "definition://NAME#WORDING". None is fetched before all are asked for.
 type definitions struct {
 	layers *layer.Store
-	files  map[string][]byte // by identifier
+	files  map[string][]byte // by name
 	all    sync.WaitGroup    // one for each that was not asked for yet
 	asked  map[string]*sync.Once
+}
+
+// bare is a name without its wording.
+func bare(name string) string {
+	name, _, _ = strings.Cut(name, "#")
+	return name
 }
 
 // newDefinitions has each name's file say that the next name's is to be evaluated, and
@@ -38,8 +44,7 @@ func newDefinitions(t *testing.T, g *gatewayServer, names ...string) *definition
 		if err != nil {
 			t.Fatal(err)
 		}
-		id := "definition://" + name
-		d.files[id], d.asked[id] = def, &sync.Once{}
+		d.files[bare(name)], d.asked[bare(name)] = def, &sync.Once{}
 		d.all.Add(1)
 	}
 	return d
@@ -70,11 +75,12 @@ func evaluation(t *testing.T, names ...string) *pb.Definition {
 func (d *definitions) Schemes() []string { return []string{"definition"} }
 
 func (d *definitions) Resolve(_ context.Context, op *llb.SourceOp, _ source.Options) (*source.Pin, error) {
-	return &source.Pin{Op: op, Key: op.Identifier, Name: op.Identifier}, nil
+	return &source.Pin{Op: op, Key: bare(op.Identifier), Name: op.Identifier}, nil
 }
 
 func (d *definitions) Fetch(ctx context.Context, pin *source.Pin) (_ *layer.Ref, err error) {
-	d.asked[pin.Op.Identifier].Do(d.all.Done)
+	name := strings.TrimPrefix(pin.Key, "definition://")
+	d.asked[name].Do(d.all.Done)
 	d.all.Wait()
 	m, err := d.layers.New(ctx, nil, layer.NewOptions{})
 	if err != nil {
@@ -84,7 +90,7 @@ func (d *definitions) Fetch(ctx context.Context, pin *source.Pin) (_ *layer.Ref,
 	if err != nil {
 		return nil, err
 	}
-	err = os.WriteFile(filepath.Join(dir, llb.BuildDefinition), d.files[pin.Op.Identifier], 0o600)
+	err = os.WriteFile(filepath.Join(dir, llb.BuildDefinition), d.files[name], 0o600)
 	if err = errors.Join(err, release()); err != nil {
 		return nil, errors.Join(err, m.Discard())
 	}
@@ -103,6 +109,9 @@ func TestBuildsInsideEachOther(t *testing.T) {
 		"three builds":   {[]string{"a", "b", "c"}, [][]string{{"a"}, {"b"}, {"c"}}},
 		"one with both":  {[]string{"a", "b"}, [][]string{{"a"}, {"a", "b"}}},
 		"itself, beside": {[]string{"a"}, [][]string{{"a"}, {"a"}}},
+		"two wordings":   {[]string{"a#2", "b#2"}, [][]string{{"a#1"}, {"b#1"}}},
+		"itself, worded": {[]string{"a#2"}, [][]string{{"a#1"}}},
+		"worded in one":  {[]string{"a#2", "b#2"}, [][]string{{"a#1", "b#1"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := serveGateway(t)

@@ -20,72 +20,50 @@ const mostNested = 16
 // buildOp evaluates a graph that a step wrote into a file (BuildKit's
 // solver/llbsolver/ops/build.go).
 //
-// It waits for steps of other graphs, which no other operation does while jobs
-// share it. So a build must not be inside itself: that is found out when its
-// graph is read, by way of the builds around it and of those that other jobs are
-// at (nested.go).
+// It waits for steps of other graphs, which no other operation does. So its run is
+// shared with no other vertex, and what waits for what is known within the job: a build
+// that is inside itself is found out when its graph is read, by way of the builds around
+// it, and of those that the job is at (nested.go).
 type buildOp struct {
 	base
 	op    *llb.BuildOp
+	job   *Job
 	above []digest.Digest // the builds that this one is in, the outermost first
 }
 
-func newBuildOp(b base, o *llb.BuildOp, above []digest.Digest) (*buildOp, error) {
+func newBuildOp(b base, o *llb.BuildOp, job *Job, above []digest.Digest) (*buildOp, error) {
 	if slices.Contains(above, b.vertex.Digest()) {
 		return nil, errInsideItself
 	}
 	if len(above) >= mostNested {
 		return nil, fmt.Errorf("more than %d builds inside each other", mostNested)
 	}
-	return &buildOp{b, o, above}, nil
+	return &buildOp{b, o, job, above}, nil
 }
 
 func (o *buildOp) CacheMap(context.Context) (solver.CacheMap, error) {
 	d, err := buildDigest(o.op)
-	return solver.CacheMap{Digest: d}, err
+	return solver.CacheMap{Digest: d, Nested: true}, err
 }
 
-// Exec reads the definition and has the first job that can evaluate it.
+// Exec reads the definition and has the job evaluate it.
 func (o *buildOp) Exec(ctx context.Context, inputs []solver.Result) ([]solver.Result, error) {
 	n := o.op.Inputs[llb.BuildDefinition]
 	g, err := o.read(ctx, refs(inputs)[n])
 	if err != nil {
 		return nil, err
 	}
-	leave, err := o.worker.nested.enter(o.vertex.Digest(), g)
+	leave, err := o.job.nested.enter(o.vertex.Digest(), g)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
 	ctx = context.WithValue(ctx, aroundKey{}, append(slices.Clone(o.above), o.vertex.Digest()))
-	tried := map[*Job]bool{}
-	err = errors.New("nobody waits for the build any more")
-	for {
-		job := nextBuilder(ctx, tried)
-		if job == nil {
-			return nil, err
-		}
-		tried[job] = true
-		var ref *layer.Ref
-		if ref, err = job.Build(ctx, g); err == nil {
-			return []solver.Result{ref}, nil
-		}
-		// A job that was cancelled fails for itself alone.
-		if !errors.Is(err, context.Canceled) || ctx.Err() != nil {
-			return nil, err
-		}
+	ref, err := o.job.Build(ctx, g)
+	if err != nil {
+		return nil, err
 	}
-}
-
-// nextBuilder is a job that waits for the work of ctx, can build a graph, and was not
-// tried before; nil if there is none.
-func nextBuilder(ctx context.Context, tried map[*Job]bool) *Job {
-	for _, v := range solver.Values(ctx) {
-		if j, ok := v.(*Job); ok && j.Build != nil && !tried[j] {
-			return j
-		}
-	}
-	return nil
+	return []solver.Result{ref}, nil
 }
 
 // read reads the graph from a file of ref.

@@ -13,11 +13,10 @@ import (
 // errInsideItself says that a build would have to wait for itself.
 var errInsideItself = errors.New("the definition that it evaluates contains the build itself")
 
-// nested says which builds under way wait for which others, over all jobs: two whose
-// definitions contain each other would otherwise wait for each other, if one job
-// carries out the first, and another the second. Builds are told apart by definition:
-// one build in two wordings, each in a job of its own, may still wait until it is
-// cancelled. The zero value is ready for use.
+// nested says which builds that a job is at wait for which others: two whose
+// definitions contain each other would otherwise wait for each other, if they were
+// begun side by side. They are told apart as the job's steps are, by their digests. The
+// zero value is ready for use.
 type nested struct {
 	mu   sync.Mutex
 	runs map[*nestedRun]struct{}

@@ -59,8 +59,6 @@ type Worker struct {
 	// Detected tells what containers can run here besides Platforms, by
 	// emulators that came later. Nil is nothing.
 	Detected func() []ocispecs.Platform
-
-	nested nested
 }
 
 // Secrets gets secrets from the clients that ctx's work is done for.
@@ -105,6 +103,8 @@ type Job struct {
 	Trace func(vertex digest.Digest) string
 	// Pinned is told what a source turned out to be. Nil for nobody.
 	Pinned func(*llb.Vertex, *source.Pin)
+
+	nested nested
 
 	mu     sync.Mutex
 	closed bool
@@ -216,7 +216,7 @@ func (w *Worker) op(v *llb.Vertex, job *Job, above []digest.Digest) (solver.Op, 
 	case *llb.PassthroughOp:
 		return &passthroughOp{b, o}, nil
 	case *llb.BuildOp:
-		return newBuildOp(b, o, above)
+		return newBuildOp(b, o, job, above)
 	}
 	return nil, fmt.Errorf("unknown operation %T", v.Op)
 }

@@ -39,10 +39,12 @@ type Solver struct {
 }
 
 // execKey names an execution. One that must be fresh is shared with no other
-// job, for the other's may have begun before this job did.
+// job, for the other's may have begun before this job did; a nested one with no other
+// node, for that one may wait for this one.
 type execKey struct {
 	key  Key
-	only *Job // nil if shared
+	job  *Job  // that alone has it; nil if shared
+	node *node // that alone has it; nil if shared
 }
 
 // New returns a Solver that remembers results in cache.
@@ -420,7 +422,10 @@ func (n *node) tellEnded(id identity, out []Result) {
 func (n *node) share(ctx context.Context, id identity, ins []Result, anew bool) (out []Result, own bool, err error) {
 	flight := execKey{key: id.key}
 	if id.fresh || anew || id.keep == KeepJob {
-		flight.only = n.job
+		flight.job = n.job
+	}
+	if id.basis.cm.Nested {
+		flight.node = n
 	}
 	enter := func(a *audience) (leave func()) {
 		n.report.executing()

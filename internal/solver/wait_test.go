@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"testing"
 	"testing/synctest"
+
+	digest "github.com/opencontainers/go-digest"
 )
 
 // stubborn is a vertex that does not heed that nobody wants it any more, and
@@ -109,6 +111,41 @@ func TestWaitForKilledStep(t *testing.T) {
 		synctest.Wait()
 		if !waited || j.Working() {
 			t.Error("a step that has ended is waited for")
+		}
+	})
+}
+
+// nesting is a vertex that builds another one, in a wording of its own.
+type nesting struct {
+	stubborn
+	wording string
+}
+
+func (v *nesting) Digest() digest.Digest { return digest.FromString(v.name + v.wording) }
+func (v *nesting) Op() Op                { return v }
+
+func (v *nesting) CacheMap(ctx context.Context) (CacheMap, error) {
+	cm, err := v.stubborn.CacheMap(ctx)
+	cm.Nested = true
+	return cm, err
+}
+
+// TestNestedRunsAreTheirOwn has a vertex wait for one that has its key: they share
+// no run, and do not wait for each other.
+func TestNestedRunsAreTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := New(newTables()).NewJob(t.Context(), JobOptions{})
+		defer j.Close()
+		nested := func(wording string, run func(context.Context) error) Edge {
+			return Edge{Vertex: &nesting{stubborn{fixed{name: "nested", value: "made"}, run}, wording}}
+		}
+		inner := nested("inner", func(context.Context) error { return nil })
+		outer := nested("outer", func(ctx context.Context) error {
+			_, err := j.Build(ctx, inner)
+			return err
+		})
+		if got, err := j.Build(t.Context(), outer); got != "made" || err != nil {
+			t.Errorf("got %v, %v", got, err)
 		}
 	})
 }
