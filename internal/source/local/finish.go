@@ -55,6 +55,7 @@ func (in *intake) flatten() error {
 		return fmt.Errorf("open last state: %w", err)
 	}
 	defer from.Close()
+	buf := make([]byte, copyBuffer)
 	for i := range in.old.entries {
 		e := &in.old.entries[i]
 		switch {
@@ -66,7 +67,7 @@ func (in *intake) flatten() error {
 		case e.isLink():
 			err = in.root.Link(e.Linkname, e.Path)
 		case e.isRegular():
-			err = in.copyFile(from, e)
+			err = in.copyFile(from, e, buf)
 		case e.Linkname != "":
 			if err = in.root.Symlink(e.Linkname, e.Path); err == nil {
 				err = in.own(e)
@@ -86,8 +87,12 @@ func (in *intake) flatten() error {
 	return nil
 }
 
-// copyFile copies a file of the last state.
-func (in *intake) copyFile(from *safepath.Root, e *entry) error {
+// copyBuffer is how much of a file is copied at once, bytes.
+const copyBuffer = 128 << 10
+
+// copyFile copies a file of the last state by way of buf. The kernel does not copy
+// from a stack of layers, and io.Copy would make a buffer of its own for each file.
+func (in *intake) copyFile(from *safepath.Root, e *entry, buf []byte) error {
 	src, err := from.Open(e.Path)
 	if err != nil {
 		return err
@@ -97,7 +102,7 @@ func (in *intake) copyFile(from *safepath.Root, e *entry) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(dst, src); err != nil { // by copy_file_range where it can be
+	if _, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf); err != nil {
 		_ = dst.Close() // the first error counts
 		return err
 	}

@@ -453,6 +453,20 @@ func BenchmarkContext(b *testing.B) {
 	})
 }
 
+// BenchmarkFlatten has every other change put the whole last state into a new layer.
+func BenchmarkFlatten(b *testing.B) {
+	r := newRig(b, 2)
+	for i := range 2000 {
+		r.write(b, fmt.Sprintf("d%d/f%d", i%10, i), strings.Repeat("x", 4096))
+	}
+	r.fetch(b, op())
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		r.write(b, "d5/f55", fmt.Sprint(i))
+		r.fetch(b, op())
+	}
+}
+
 func BenchmarkLargeFile(b *testing.B) {
 	r := newRig(b, 0)
 	f, err := os.Create(filepath.Join(r.dir, "large"))
