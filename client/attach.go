@@ -142,7 +142,7 @@ func (o *SolveOpt) services() (_ *services, err error) {
 		}
 	}()
 	a := &o.Attach
-	s.list = append(s.list, auth.NewProvider(auth.DockerConfig(a.DockerConfig), auth.Options{Dir: a.DockerConfig, TLS: a.RegistryTLS}))
+	s.list = append(s.list, auth.NewProvider((&auth.DockerConfig{Dir: a.DockerConfig}).Lookup, auth.Options{Dir: a.DockerConfig, TLS: a.RegistryTLS}))
 	for _, attach := range []func(*Attach) error{s.directories, s.uploads, s.secrets, s.agents, s.contentStores} {
 		if err := attach(a); err != nil {
 			return nil, err

@@ -23,7 +23,7 @@ func clientOf(t *testing.T, config string) context.Context {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	caller := sessiontest.Connect(t, auth.NewProvider(auth.DockerConfig(dir), auth.Options{Dir: dir}))
+	caller := sessiontest.Connect(t, auth.NewProvider((&auth.DockerConfig{Dir: dir}).Lookup, auth.Options{Dir: dir}))
 	return sessiontest.Context(context.Background(), caller)
 }
 
@@ -60,6 +60,69 @@ func TestCredentialHelper(t *testing.T) {
 	user, secret, err := auth.Credentials(ctx, "reg.example")
 	if err != nil || user != "u" || secret != "of reg.example" {
 		t.Errorf("%q, %q, %v", user, secret, err)
+	}
+}
+
+// TestSilentHelper asks a helper that never answers: it is told of by name, once, and
+// holds up nobody who does not need it.
+func TestSilentHelper(t *testing.T) {
+	dir := t.TempDir()
+	calls := filepath.Join(dir, "calls")
+	helper := "#!/bin/sh\necho $$ >>" + calls + "\nexec sleep 1000\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-silent"), []byte(helper), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	config := `{"credsStore": "silent", "credHelpers": {"plain.example": ""}, "auths": {"plain.example": {"auth": "dXNlcjpwYXNz"}}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := &auth.DockerConfig{Dir: dir, Timeout: 500 * time.Millisecond}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	asked := make(chan error, 2)
+	for range cap(asked) {
+		go func() {
+			_, err := d.Lookup(ctx, "reg.example")
+			asked <- err
+		}()
+	}
+	if c, err := d.Lookup(ctx, "plain.example"); err != nil || c.Username != "user" {
+		t.Errorf("a registry without a helper: %q, %v", c.Username, err)
+	}
+	for range cap(asked) {
+		if err := <-asked; err == nil || !strings.Contains(err.Error(), "docker-credential-silent gave no answer within 500ms") {
+			t.Errorf("error %v, want one that names the helper", err)
+		}
+	}
+	pids, err := os.ReadFile(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(pids), "\n"); n != 1 {
+		t.Errorf("the helper was asked %d times, want once", n)
+	}
+	if _, err := os.Stat("/proc/" + strings.TrimSpace(string(pids))); err == nil {
+		t.Error("the helper goes on")
+	}
+}
+
+// TestGivenUpHelper has the caller leave while a helper is asked.
+func TestGivenUpHelper(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-silent"), []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"credsStore": "silent"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	began := time.Now()
+	_, err := (&auth.DockerConfig{Dir: dir}).Lookup(ctx, "reg.example")
+	if took := time.Since(began); err == nil || took > 10*time.Second {
+		t.Errorf("%v after %v, want an error at once", err, took)
 	}
 }
 

@@ -32,8 +32,8 @@ import (
 // of the credentials. Those who have none all have the same authority.
 
 // GetTokenAuthority returns the public key for a host.
-func (p *Provider) GetTokenAuthority(_ context.Context, req *auth.GetTokenAuthorityRequest) (*auth.GetTokenAuthorityResponse, error) {
-	key, err := p.authority(req.GetHost(), req.GetSalt())
+func (p *Provider) GetTokenAuthority(ctx context.Context, req *auth.GetTokenAuthorityRequest) (*auth.GetTokenAuthorityResponse, error) {
+	key, err := p.authority(ctx, req.GetHost(), req.GetSalt())
 	if err != nil {
 		return nil, err
 	}
@@ -42,8 +42,8 @@ func (p *Provider) GetTokenAuthority(_ context.Context, req *auth.GetTokenAuthor
 
 // VerifyTokenAuthority signs what the daemon sends: the answer is the signature,
 // followed by what is signed.
-func (p *Provider) VerifyTokenAuthority(_ context.Context, req *auth.VerifyTokenAuthorityRequest) (*auth.VerifyTokenAuthorityResponse, error) {
-	key, err := p.authority(req.GetHost(), req.GetSalt())
+func (p *Provider) VerifyTokenAuthority(ctx context.Context, req *auth.VerifyTokenAuthorityRequest) (*auth.VerifyTokenAuthorityResponse, error) {
+	key, err := p.authority(ctx, req.GetHost(), req.GetSalt())
 	if err != nil {
 		return nil, err
 	}
@@ -51,11 +51,11 @@ func (p *Provider) VerifyTokenAuthority(_ context.Context, req *auth.VerifyToken
 	return &auth.VerifyTokenAuthorityResponse{Signed: append(signature, req.GetPayload()...)}, nil
 }
 
-func (p *Provider) authority(host string, salt []byte) (ed25519.PrivateKey, error) {
+func (p *Provider) authority(ctx context.Context, host string, salt []byte) (ed25519.PrivateKey, error) {
 	if noTokens() {
 		return nil, status.Error(codes.Unavailable, "client side tokens disabled")
 	}
-	_, secret, err := p.credentials(host)
+	_, secret, err := p.credentials(ctx, host)
 	if err != nil {
 		return nil, status.Errorf(codes.Unknown, "credentials of %s: %v", host, err)
 	}

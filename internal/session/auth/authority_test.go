@@ -23,7 +23,7 @@ const withPassword = `{"auths": {"reg.example": {"auth": "dXNlcjpwYXNz"}, "other
 // authClient is the wire's client of a session with a configuration in a directory.
 func authClient(t *testing.T, dir string, opt auth.Options) api.AuthClient {
 	t.Helper()
-	return api.NewAuthClient(sessiontest.Connect(t, auth.NewProvider(auth.DockerConfig(dir), opt)).Conn())
+	return api.NewAuthClient(sessiontest.Connect(t, auth.NewProvider((&auth.DockerConfig{Dir: dir}).Lookup, opt)).Conn())
 }
 
 func configIn(t *testing.T, text string) string {

@@ -9,11 +9,9 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	remoteauth "github.com/containerd/containerd/v2/core/remotes/docker/auth"
-	"github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,24 +23,6 @@ import (
 // hub is Docker Hub's key in the Docker configuration; its registry has other
 // names.
 const hub = "https://index.docker.io/v1/"
-
-// Lookup returns what is known of a registry, by its key in the configuration.
-type Lookup func(key string) (types.AuthConfig, error)
-
-// DockerConfig looks into the Docker configuration of a directory; "" is the
-// usual one ($DOCKER_CONFIG or ~/.docker). The file is read at the first use.
-func DockerConfig(dir string) Lookup {
-	var mu sync.Mutex // helpers and the file's cache are not for concurrent use
-	return func(key string) (types.AuthConfig, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		file, err := config.Load(dir)
-		if err != nil {
-			return types.AuthConfig{}, fmt.Errorf("read the Docker configuration: %w", err)
-		}
-		return file.GetAuthConfig(key)
-	}
-}
 
 // Provider serves a client's credentials. It is a [session.Attachable].
 type Provider struct {
@@ -110,8 +90,8 @@ func key(host string) string {
 }
 
 // credentials returns a user and a password, or an identity token without user.
-func (p *Provider) credentials(host string) (user, secret string, err error) {
-	c, err := p.lookup(key(host))
+func (p *Provider) credentials(ctx context.Context, host string) (user, secret string, err error) {
+	c, err := p.lookup(ctx, key(host))
 	if err != nil {
 		return "", "", err
 	}
@@ -131,8 +111,8 @@ func presented(c types.AuthConfig) (user, secret string) {
 }
 
 // Credentials returns what the configuration has for a host.
-func (p *Provider) Credentials(_ context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
-	user, secret, err := p.credentials(req.GetHost())
+func (p *Provider) Credentials(ctx context.Context, req *auth.CredentialsRequest) (*auth.CredentialsResponse, error) {
+	user, secret, err := p.credentials(ctx, req.GetHost())
 	if err != nil {
 		return nil, status.Errorf(codes.Unknown, "credentials of %s: %v", req.GetHost(), err)
 	}
@@ -144,7 +124,7 @@ func (p *Provider) FetchToken(ctx context.Context, req *auth.FetchTokenRequest) 
 	if noTokens() {
 		return nil, status.Error(codes.Unimplemented, "the client fetches no tokens")
 	}
-	entry, err := p.lookup(key(req.GetHost()))
+	entry, err := p.lookup(ctx, key(req.GetHost()))
 	if err != nil {
 		return nil, status.Errorf(codes.Unknown, "credentials of %s: %v", req.GetHost(), err)
 	}
