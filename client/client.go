@@ -110,9 +110,12 @@ func parseAddress(address string, opt Options) (target, error) {
 	}
 	switch u.Scheme {
 	case "unix":
-		t.authority, t.dial = "localhost", dialNetwork("unix", u.Host+u.Path)
+		t.authority, t.dial = "localhost", func(ctx context.Context) (net.Conn, error) { return session.DialUnix(ctx, u.Host+u.Path) }
 	case "tcp":
-		t.dial = dialNetwork("tcp", u.Host)
+		t.dial = func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", u.Host)
+		}
 	default:
 		argv, err := helperCommand(u)
 		if err != nil {
@@ -130,13 +133,6 @@ func parseAddress(address string, opt Options) (target, error) {
 		t.authority = "localhost"
 	}
 	return t, nil
-}
-
-func dialNetwork(network, where string) func(context.Context) (net.Conn, error) {
-	return func(ctx context.Context) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, where)
-	}
 }
 
 // Close ends the connection.

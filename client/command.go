@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/kiln-build/kiln/internal/session"
 )
 
 // commandConn is a connection to what a program connects to: its standard input
@@ -132,7 +135,13 @@ func (t *tailBuffer) text() string {
 // DialStdio connects in and out to the daemon at a unix socket, until either side
 // ends; it is what the addresses of containers run on the other end.
 func DialStdio(socket string, timeout time.Duration, in io.Reader, out io.Writer) (err error) {
-	conn, err := net.DialTimeout("unix", socket, timeout)
+	ctx := context.Background()
+	if timeout > 0 {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	conn, err := session.DialUnix(ctx, socket)
 	if err != nil {
 		return err
 	}

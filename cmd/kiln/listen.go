@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/kiln-build/kiln/internal/config"
+	"github.com/kiln-build/kiln/internal/session"
 )
 
 // socketOwner is who may connect to unix sockets.
@@ -93,7 +95,7 @@ func listenUnix(path string, owner socketOwner) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("unix", path)
+	l, err := session.ListenUnix(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on unix://%s: %w", path, err)
 	}
@@ -119,7 +121,9 @@ func removeStale(path string) error {
 	if fi.Mode()&fs.ModeSocket == 0 {
 		return fmt.Errorf("%s is there and is no socket: give another --addr", path)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if c, err := session.DialUnix(ctx, path); err == nil {
 		_ = c.Close() // it was opened only to see whether it can be
 		return fmt.Errorf("a daemon is serving on %s already", path)
 	}

@@ -10,9 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSocket is the length of the longest path of a unix socket, bytes.
-const maxSocket = 107
-
 // place is where a user's own daemon is.
 type place struct {
 	root   string // folder of its state
@@ -47,9 +44,6 @@ func ownPlace(getenv func(string) string, uid int) (place, error) {
 		if runtime != "" && roomFor(filepath.Join(runtime, "kiln")) {
 			p.socket = filepath.Join(runtime, "kiln", "kiln.sock")
 		}
-	}
-	if len(p.socket) > maxSocket {
-		return place{}, fmt.Errorf("the path of the daemon's socket, %s, is longer than %d bytes: set KILN_ROOT to a shorter one", p.socket, maxSocket)
 	}
 	p.log, p.lock = filepath.Join(p.root, "daemon.log"), filepath.Join(p.root, "start.lock")
 	return p, nil

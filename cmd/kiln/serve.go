@@ -55,7 +55,7 @@ func runDaemon(ctx context.Context, o daemonOptions, ns namespace.Info) (err err
 }
 
 // takeSpans takes the spans of steps until it is told to stop. A daemon works
-// without them: another one may have the socket, or its path be too long.
+// without them: another one may have the socket.
 func takeSpans(s *daemon.Server, path string) (stop func()) {
 	own := socketOwner{uid: os.Getuid(), gid: os.Getgid(), mode: 0o666} // of any user in a container
 	l, err := listenUnix(path, own)

@@ -50,8 +50,7 @@ func NewProvider(sockets map[string]string) *Provider {
 
 func dialSocket(path string) dialer {
 	return func(ctx context.Context) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
+		return session.DialUnix(ctx, path)
 	}
 }
 
@@ -157,7 +156,7 @@ func (Daemon) Listen(ctx context.Context, id, path string) (stop func(), err err
 	if err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("unix", path)
+	listener, err := session.ListenUnix(path)
 	if err != nil {
 		return nil, fmt.Errorf("make socket for ssh agent %q: %w", id, err)
 	}
