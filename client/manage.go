@@ -9,6 +9,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/api/control"
+	"github.com/kiln-build/kiln/internal/api/kiln"
 	"github.com/kiln-build/kiln/internal/api/worker"
 )
 
@@ -164,6 +165,16 @@ func versionOf(v *worker.BuildkitVersion) Version {
 	return Version{
 		Package: v.GetPackage(), Version: v.GetVersion(), Revision: v.GetRevision(), Dockerfile: v.GetDockerfileVersion(),
 	}
+}
+
+// Leave ends a daemon of a version that was started to leave when it is idle, and is
+// idle now; it tells whether it does. Others stay.
+func (c *Client) Leave(ctx context.Context, v Version) (leaving bool, err error) {
+	r, err := kiln.NewKilnClient(c.conn).Leave(ctx, &kiln.LeaveRequest{Version: v.Version, Revision: v.Revision})
+	if err != nil {
+		return false, c.own(err)
+	}
+	return r.GetLeaving(), nil
 }
 
 // Info asks the daemon what it is.

@@ -171,7 +171,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: collector,
 		History:   past, Ledger: ledger, Spans: spans,
-		WorkerID: id, Version: "v" + version, IdleTimeout: s.idle, Trim: trimMemory, Labels: workerLabels(snapshots.Kind, s, ns),
+		WorkerID: id, Version: "v" + version, Revision: revision(), IdleTimeout: s.idle, Trim: trimMemory, Labels: workerLabels(snapshots.Kind, s, ns),
 	})
 	images.Attach(server.Gateway())
 	return server, parts, nil

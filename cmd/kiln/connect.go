@@ -63,9 +63,9 @@ func daemonAddress(ctx context.Context, e *env, cmd *cli.Command) (string, error
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", client.ErrUnreachable, err)
 	}
-	s := starter{place: p, command: daemonProcess, notice: e.stderr}
-	if s.answers(ctx) {
-		return p.address(), nil
+	s := starter{place: p, command: daemonProcess, notice: e.stderr, version: client.Version{Version: "v" + version, Revision: revision()}}
+	if v, ok := s.answers(ctx); ok {
+		return p.address(), s.renew(ctx, v)
 	}
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
@@ -96,6 +96,55 @@ type starter struct {
 	place
 	command func(place) (*exec.Cmd, error)
 	notice  io.Writer
+	version client.Version // of the daemons that it starts
+}
+
+// leaveTimeout is how long a daemon may take to leave for another one.
+const leaveTimeout = 20 * time.Second
+
+// renew starts a daemon of this program's version in place of one of another
+// version. If that is at work, or was started to stay, it goes on.
+func (s starter) renew(ctx context.Context, old client.Version) error {
+	if old.Version == s.version.Version && old.Revision == s.version.Revision {
+		return nil
+	}
+	if !s.dismiss(ctx, old) {
+		fmt.Fprintf(s.notice, "kiln: warning: the daemon that answers is of another version (%s; this is %s) and stays, "+
+			"since it is at work or was not started by kiln itself: if things are amiss, restart it\n", shownVersion(old), shownVersion(s.version))
+		return nil
+	}
+	fmt.Fprintf(s.notice, "kiln: the daemon was idle and of another version (%s; this is %s), and has ended\n", shownVersion(old), shownVersion(s.version))
+	return s.start(ctx)
+}
+
+// dismiss has a daemon leave, and tells whether it has.
+func (s starter) dismiss(ctx context.Context, old client.Version) bool {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	c, err := client.New(s.address(), client.Options{})
+	if err != nil {
+		return false
+	}
+	leaving, err := c.Leave(ctx, old)
+	if err = errors.Join(err, c.Close()); err != nil || !leaving {
+		return false // or so old that it cannot be asked
+	}
+	for {
+		v, ok := s.answers(ctx)
+		if !ok || v != old {
+			return ctx.Err() == nil
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// shownVersion is a version as people are told of it.
+func shownVersion(v client.Version) string {
+	return strings.TrimSpace(v.Version + " " + v.Revision)
 }
 
 // daemonProcess is the command of a daemon in the background.
@@ -123,7 +172,7 @@ func (s starter) start(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: wait for another start of the daemon: %w", client.ErrUnreachable, err)
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	if s.answers(ctx) {
+	if _, ok := s.answers(ctx); ok {
 		return nil // the other start did it
 	}
 	cmd, err := s.command(s.place)
@@ -160,7 +209,7 @@ func (s starter) await(ctx context.Context, died <-chan error) error {
 		case <-deadline.C:
 			return fmt.Errorf("%w: the daemon that was started does not answer after %v%s", client.ErrUnreachable, startTimeout, s.logEnd())
 		case <-time.After(pause):
-			if s.answers(ctx) {
+			if _, ok := s.answers(ctx); ok {
 				return nil
 			}
 		}
@@ -174,18 +223,19 @@ func ending(err error) string {
 	return err.Error()
 }
 
-// answers tells whether the daemon answers.
-func (s starter) answers(ctx context.Context) bool {
+// answers tells whether the daemon answers, and what it is.
+func (s starter) answers(ctx context.Context) (v client.Version, ok bool) {
 	if _, err := os.Stat(s.socket); err != nil {
-		return false
+		return v, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	c, err := reach(ctx, s.address(), client.Options{})
 	if err != nil {
-		return false
+		return v, false
 	}
-	return c.Close() == nil
+	v, _ = c.Info(ctx) // a very old one cannot tell
+	return v, c.Close() == nil
 }
 
 // logEnd is the end of the daemon's log, as a part of an error.

@@ -14,9 +14,11 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/kiln-build/kiln/client"
 	"github.com/kiln-build/kiln/client/clienttest"
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/session/sessiontest"
@@ -432,6 +434,60 @@ func TestStartOnce(t *testing.T) {
 	work.Wait()
 	if starts != 1 {
 		t.Errorf("%d starts, want 1", starts)
+	}
+}
+
+// TestRenew meets daemons of another version: one that is idle makes room for a new one,
+// others stay, and the user is told.
+func TestRenew(t *testing.T) {
+	bin, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var notice bytes.Buffer
+	var began []*exec.Cmd
+	idle := "1h"
+	s := starter{place: placeIn(shortDir(t)), notice: &notice, version: client.Version{Version: "v9", Revision: "new"}}
+	s.command = func(p place) (*exec.Cmd, error) {
+		cmd := exec.Command(filepath.Join(bin, "kiln"), "daemon", "--executor", "fake", "--root", p.root, "--addr", p.address(), "--idle-timeout", idle)
+		began = append(began, cmd)
+		return cmd, nil
+	}
+	t.Cleanup(func() {
+		for _, cmd := range began {
+			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have left before
+		}
+		for len(daemonsOf(s.root)) > 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	if err := s.start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old, ok := s.answers(t.Context())
+	if !ok || old.Version != "v"+version {
+		t.Fatalf("the daemon is %v, %v", old, ok)
+	}
+	renew := func(starts int, told string) {
+		t.Helper()
+		notice.Reset()
+		if err := s.renew(t.Context(), old); err != nil {
+			t.Fatal(err)
+		}
+		if len(began) != starts || !strings.Contains(notice.String(), told) {
+			t.Errorf("%d starts, want %d; told %q, want %q", len(began), starts, notice.String(), told)
+		}
+		if _, ok := s.answers(t.Context()); !ok {
+			t.Error("no daemon answers")
+		}
+	}
+	idle = "0"
+	renew(2, "kiln: the daemon was idle and of another version (v"+version)
+	renew(2, "kiln: warning: the daemon that answers is of another version (v"+version)
+	s.version = old
+	renew(2, "")
+	if notice.Len() > 0 {
+		t.Errorf("told %q of a daemon of the same version", notice.String())
 	}
 }
 

@@ -192,5 +192,5 @@ func (s *controlService) Info(context.Context, *control.InfoRequest) (*control.I
 }
 
 func (s *Server) version() *worker.BuildkitVersion {
-	return &worker.BuildkitVersion{Package: "github.com/kiln-build/kiln", Version: s.config.Version, DockerfileVersion: s.config.Builder.DockerfileVersion}
+	return &worker.BuildkitVersion{Package: "github.com/kiln-build/kiln", Version: s.config.Version, Revision: s.config.Revision, DockerfileVersion: s.config.Builder.DockerfileVersion}
 }

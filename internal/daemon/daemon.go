@@ -55,6 +55,7 @@ type Config struct {
 	WorkerID string
 	Labels   map[string]string // of the worker (BuildKit's worker/label)
 	Version  string
+	Revision string // that the program was built of
 	// IdleTimeout has the daemon leave after so long without a build or a
 	// client; 0 keeps it.
 	IdleTimeout time.Duration
@@ -74,6 +75,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	clients int // open sessions
+
+	leaving chan struct{} // takes who asked the daemon to leave
 }
 
 // callWorkers is how many goroutines wait for calls. Their stacks have grown
@@ -83,7 +86,7 @@ const callWorkers = 4
 
 // New returns a daemon that does not listen yet.
 func New(c Config) *Server {
-	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version), metrics: newMetrics()}
+	s := &Server{config: c, builds: newBuilds(), traces: newTraces(c.History, c.Spans, c.Version), metrics: newMetrics(), leaving: make(chan struct{}, 1)}
 	s.grpc = grpc.NewServer(append(session.ServerOptions(), grpc.Creds(session.Handover()),
 		grpc.NumStreamWorkers(callWorkers), grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
 	control.RegisterControlServer(s.grpc, &controlService{Server: s})
@@ -135,6 +138,11 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		return fmt.Errorf("serve: %w", err)
 	case <-idle:
 		slog.Info("leaving after being idle", "for", s.config.IdleTimeout)
+	case <-s.leaving:
+		slog.Info("leaving for a daemon of another version")
+		late := time.AfterFunc(leaveWait, s.grpc.Stop)
+		s.grpc.GracefulStop() // who asked is to have the answer
+		late.Stop()
 	case <-ctx.Done():
 		s.drain(listeners)
 	}
@@ -151,6 +159,10 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 // closeWait bounds how long a daemon on its way out passes on spans.
 const closeWait = 2 * time.Second
 
+// leaveWait bounds how long a daemon that was asked to leave waits for those who only
+// watch it.
+const leaveWait = time.Second
+
 // watchIdle closes idle once nobody has needed the daemon for long enough.
 func (s *Server) watchIdle(idle, stop chan struct{}) {
 	tick := time.NewTicker(max(s.config.IdleTimeout/10, 100*time.Millisecond))
@@ -160,15 +172,20 @@ func (s *Server) watchIdle(idle, stop chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			s.mu.Lock()
-			clients := s.clients
-			s.mu.Unlock()
-			if clients == 0 && s.idleFor() >= s.config.IdleTimeout {
+			if s.unused(s.config.IdleTimeout) {
 				close(idle)
 				return
 			}
 		}
 	}
+}
+
+// unused tells whether nobody has needed the daemon for so long.
+func (s *Server) unused(since time.Duration) bool {
+	s.mu.Lock()
+	clients := s.clients
+	s.mu.Unlock()
+	return clients == 0 && s.idleFor() >= since
 }
 
 // unary is what each call goes through.

@@ -47,6 +47,7 @@ type gatewayServer struct {
 	// frontends and the worker's sources may be added to before the first build.
 	frontends map[string]frontend.Frontend
 	worker    *op.Worker
+	served    chan struct{} // closed when the daemon has ended
 }
 
 func serveGateway(t *testing.T) *gatewayServer { return serveGatewayOn(t, fake.New(), nil) }
@@ -91,6 +92,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 		Builder:  &build.Builder{Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: frontends, Worker: worker},
 		Sessions: session.NewManager(), History: openHistory(t), Ledger: history.NewLedger(db), Platforms: platform,
 		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
+		Version:   "v1", IdleTimeout: time.Hour,
 	})
 	if images != nil {
 		images.Attach(s.Gateway())
@@ -99,10 +101,14 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 	l, err := net.Listen("unix", socket)
 	must(err)
 	ctx, stop := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, l) }()
-	closing(func() error { stop(); return <-served })
-	g := &gatewayServer{root: root, layers: layers, socket: socket, images: images, frontends: frontends, worker: worker}
+	served := make(chan struct{})
+	var ended error
+	go func() {
+		defer close(served)
+		ended = s.Serve(ctx, l)
+	}()
+	closing(func() error { stop(); <-served; return ended })
+	g := &gatewayServer{root: root, layers: layers, socket: socket, images: images, frontends: frontends, worker: worker, served: served}
 	g.conn = g.dial(t)
 	return g
 }

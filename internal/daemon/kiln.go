@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -53,6 +54,20 @@ func (s *kilnService) Why(_ context.Context, r *kiln.WhyRequest) (*kiln.WhyRespo
 		resp.Steps = append(resp.Steps, w)
 	}
 	return resp, nil
+}
+
+// Leave ends the daemon for one of another version to come, if nobody needs it. One
+// that was started to stay does: whoever keeps it will start it anew.
+func (s *kilnService) Leave(_ context.Context, r *kiln.LeaveRequest) (*kiln.LeaveResponse, error) {
+	meant := r.GetVersion() == s.config.Version && r.GetRevision() == s.config.Revision
+	if !meant || s.config.IdleTimeout == 0 || !s.unused(time.Nanosecond) {
+		return &kiln.LeaveResponse{}, nil
+	}
+	select {
+	case s.leaving <- struct{}{}:
+	default: // it does already
+	}
+	return &kiln.LeaveResponse{Leaving: true}, nil
 }
 
 func wireDifferences(ds []history.Difference) (out []*kiln.Difference) {

@@ -1351,6 +1351,104 @@ func (x *RemoveImagesRequest) GetAll() bool {
 	return false
 }
 
+// LeaveRequest says which daemon is meant, as of moby.buildkit.v1.Control/Info: what
+// answers may be another one by now.
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Revision      string                 `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_internal_api_kiln_kiln_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_api_kiln_kiln_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_internal_api_kiln_kiln_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *LeaveRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *LeaveRequest) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+type LeaveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Leaving       bool                   `protobuf:"varint,1,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveResponse) Reset() {
+	*x = LeaveResponse{}
+	mi := &file_internal_api_kiln_kiln_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveResponse) ProtoMessage() {}
+
+func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_api_kiln_kiln_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
+func (*LeaveResponse) Descriptor() ([]byte, []int) {
+	return file_internal_api_kiln_kiln_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LeaveResponse) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type RemoveImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Removed       []string               `protobuf:"bytes,1,rep,name=removed,proto3" json:"removed,omitempty"`
@@ -1361,7 +1459,7 @@ type RemoveImagesResponse struct {
 
 func (x *RemoveImagesResponse) Reset() {
 	*x = RemoveImagesResponse{}
-	mi := &file_internal_api_kiln_kiln_proto_msgTypes[20]
+	mi := &file_internal_api_kiln_kiln_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1471,7 @@ func (x *RemoveImagesResponse) String() string {
 func (*RemoveImagesResponse) ProtoMessage() {}
 
 func (x *RemoveImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_api_kiln_kiln_proto_msgTypes[20]
+	mi := &file_internal_api_kiln_kiln_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1484,7 @@ func (x *RemoveImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImagesResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImagesResponse) Descriptor() ([]byte, []int) {
-	return file_internal_api_kiln_kiln_proto_rawDescGZIP(), []int{20}
+	return file_internal_api_kiln_kiln_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveImagesResponse) GetRemoved() []string {
@@ -1503,7 +1601,12 @@ const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"\x06layers\x18\x05 \x01(\x05R\x06layers\"=\n" +
 	"\x13RemoveImagesRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\"F\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"D\n" +
+	"\fLeaveRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\tR\brevision\")\n" +
+	"\rLeaveResponse\x12\x18\n" +
+	"\aleaving\x18\x01 \x01(\bR\aleaving\"F\n" +
 	"\x14RemoveImagesResponse\x12\x18\n" +
 	"\aremoved\x18\x01 \x03(\tR\aremoved\x12\x14\n" +
 	"\x05freed\x18\x02 \x01(\x03R\x05freed*X\n" +
@@ -1516,7 +1619,7 @@ const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"NOT_NEEDED\x10\x03\x12\n" +
 	"\n" +
 	"\x06FAILED\x10\x04\x12\x0f\n" +
-	"\vEVERY_BUILD\x10\x052\xd2\x03\n" +
+	"\vEVERY_BUILD\x10\x052\x8a\x04\n" +
 	"\x04Kiln\x120\n" +
 	"\x03Why\x12\x13.kiln.v1.WhyRequest\x1a\x14.kiln.v1.WhyResponse\x12>\n" +
 	"\tListCache\x12\x19.kiln.v1.ListCacheRequest\x1a\x14.kiln.v1.CacheRecord0\x01\x12<\n" +
@@ -1525,7 +1628,8 @@ const file_internal_api_kiln_kiln_proto_rawDesc = "" +
 	"\tDiskUsage\x12\x19.kiln.v1.DiskUsageRequest\x1a\x1a.kiln.v1.DiskUsageResponse\x12E\n" +
 	"\n" +
 	"ListImages\x12\x1a.kiln.v1.ListImagesRequest\x1a\x1b.kiln.v1.ListImagesResponse\x12K\n" +
-	"\fRemoveImages\x12\x1c.kiln.v1.RemoveImagesRequest\x1a\x1d.kiln.v1.RemoveImagesResponseB3Z1github.com/kiln-build/kiln/internal/api/kiln;kilnb\x06proto3"
+	"\fRemoveImages\x12\x1c.kiln.v1.RemoveImagesRequest\x1a\x1d.kiln.v1.RemoveImagesResponse\x126\n" +
+	"\x05Leave\x12\x15.kiln.v1.LeaveRequest\x1a\x16.kiln.v1.LeaveResponseB3Z1github.com/kiln-build/kiln/internal/api/kiln;kilnb\x06proto3"
 
 var (
 	file_internal_api_kiln_kiln_proto_rawDescOnce sync.Once
@@ -1540,7 +1644,7 @@ func file_internal_api_kiln_kiln_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_api_kiln_kiln_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_api_kiln_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_internal_api_kiln_kiln_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_internal_api_kiln_kiln_proto_goTypes = []any{
 	(Outcome)(0),                  // 0: kiln.v1.Outcome
 	(*WhyRequest)(nil),            // 1: kiln.v1.WhyRequest
@@ -1563,8 +1667,10 @@ var file_internal_api_kiln_kiln_proto_goTypes = []any{
 	(*ListImagesResponse)(nil),    // 18: kiln.v1.ListImagesResponse
 	(*Image)(nil),                 // 19: kiln.v1.Image
 	(*RemoveImagesRequest)(nil),   // 20: kiln.v1.RemoveImagesRequest
-	(*RemoveImagesResponse)(nil),  // 21: kiln.v1.RemoveImagesResponse
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*LeaveRequest)(nil),          // 21: kiln.v1.LeaveRequest
+	(*LeaveResponse)(nil),         // 22: kiln.v1.LeaveResponse
+	(*RemoveImagesResponse)(nil),  // 23: kiln.v1.RemoveImagesResponse
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_internal_api_kiln_kiln_proto_depIdxs = []int32{
 	4,  // 0: kiln.v1.WhyResponse.steps:type_name -> kiln.v1.Step
@@ -1574,8 +1680,8 @@ var file_internal_api_kiln_kiln_proto_depIdxs = []int32{
 	9,  // 4: kiln.v1.CacheRecord.parts:type_name -> kiln.v1.Part
 	10, // 5: kiln.v1.CacheRecord.inputs:type_name -> kiln.v1.Input
 	11, // 6: kiln.v1.CacheRecord.outputs:type_name -> kiln.v1.Output
-	22, // 7: kiln.v1.CacheRecord.made_at:type_name -> google.protobuf.Timestamp
-	22, // 8: kiln.v1.CacheRecord.evicted_at:type_name -> google.protobuf.Timestamp
+	24, // 7: kiln.v1.CacheRecord.made_at:type_name -> google.protobuf.Timestamp
+	24, // 8: kiln.v1.CacheRecord.evicted_at:type_name -> google.protobuf.Timestamp
 	8,  // 9: kiln.v1.DiffCacheResponse.a:type_name -> kiln.v1.CacheRecord
 	8,  // 10: kiln.v1.DiffCacheResponse.b:type_name -> kiln.v1.CacheRecord
 	5,  // 11: kiln.v1.DiffCacheResponse.differences:type_name -> kiln.v1.Difference
@@ -1588,15 +1694,17 @@ var file_internal_api_kiln_kiln_proto_depIdxs = []int32{
 	14, // 18: kiln.v1.Kiln.DiskUsage:input_type -> kiln.v1.DiskUsageRequest
 	17, // 19: kiln.v1.Kiln.ListImages:input_type -> kiln.v1.ListImagesRequest
 	20, // 20: kiln.v1.Kiln.RemoveImages:input_type -> kiln.v1.RemoveImagesRequest
-	2,  // 21: kiln.v1.Kiln.Why:output_type -> kiln.v1.WhyResponse
-	8,  // 22: kiln.v1.Kiln.ListCache:output_type -> kiln.v1.CacheRecord
-	8,  // 23: kiln.v1.Kiln.ShowCache:output_type -> kiln.v1.CacheRecord
-	13, // 24: kiln.v1.Kiln.DiffCache:output_type -> kiln.v1.DiffCacheResponse
-	15, // 25: kiln.v1.Kiln.DiskUsage:output_type -> kiln.v1.DiskUsageResponse
-	18, // 26: kiln.v1.Kiln.ListImages:output_type -> kiln.v1.ListImagesResponse
-	21, // 27: kiln.v1.Kiln.RemoveImages:output_type -> kiln.v1.RemoveImagesResponse
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
+	21, // 21: kiln.v1.Kiln.Leave:input_type -> kiln.v1.LeaveRequest
+	2,  // 22: kiln.v1.Kiln.Why:output_type -> kiln.v1.WhyResponse
+	8,  // 23: kiln.v1.Kiln.ListCache:output_type -> kiln.v1.CacheRecord
+	8,  // 24: kiln.v1.Kiln.ShowCache:output_type -> kiln.v1.CacheRecord
+	13, // 25: kiln.v1.Kiln.DiffCache:output_type -> kiln.v1.DiffCacheResponse
+	15, // 26: kiln.v1.Kiln.DiskUsage:output_type -> kiln.v1.DiskUsageResponse
+	18, // 27: kiln.v1.Kiln.ListImages:output_type -> kiln.v1.ListImagesResponse
+	23, // 28: kiln.v1.Kiln.RemoveImages:output_type -> kiln.v1.RemoveImagesResponse
+	22, // 29: kiln.v1.Kiln.Leave:output_type -> kiln.v1.LeaveResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1613,7 +1721,7 @@ func file_internal_api_kiln_kiln_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_api_kiln_kiln_proto_rawDesc), len(file_internal_api_kiln_kiln_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Kiln_DiskUsage_FullMethodName    = "/kiln.v1.Kiln/DiskUsage"
 	Kiln_ListImages_FullMethodName   = "/kiln.v1.Kiln/ListImages"
 	Kiln_RemoveImages_FullMethodName = "/kiln.v1.Kiln/RemoveImages"
+	Kiln_Leave_FullMethodName        = "/kiln.v1.Kiln/Leave"
 )
 
 // KilnClient is the client API for Kiln service.
@@ -51,6 +52,8 @@ type KilnClient interface {
 	// RemoveImages forgets names, and returns when the bytes are free that only
 	// they had.
 	RemoveImages(ctx context.Context, in *RemoveImagesRequest, opts ...grpc.CallOption) (*RemoveImagesResponse, error)
+	// Leave ends a daemon that leaves by itself when it is idle, if it is idle now.
+	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error)
 }
 
 type kilnClient struct {
@@ -140,6 +143,16 @@ func (c *kilnClient) RemoveImages(ctx context.Context, in *RemoveImagesRequest, 
 	return out, nil
 }
 
+func (c *kilnClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaveResponse)
+	err := c.cc.Invoke(ctx, Kiln_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KilnServer is the server API for Kiln service.
 // All implementations should embed UnimplementedKilnServer
 // for forward compatibility.
@@ -161,6 +174,8 @@ type KilnServer interface {
 	// RemoveImages forgets names, and returns when the bytes are free that only
 	// they had.
 	RemoveImages(context.Context, *RemoveImagesRequest) (*RemoveImagesResponse, error)
+	// Leave ends a daemon that leaves by itself when it is idle, if it is idle now.
+	Leave(context.Context, *LeaveRequest) (*LeaveResponse, error)
 }
 
 // UnimplementedKilnServer should be embedded to have
@@ -190,6 +205,9 @@ func (UnimplementedKilnServer) ListImages(context.Context, *ListImagesRequest) (
 }
 func (UnimplementedKilnServer) RemoveImages(context.Context, *RemoveImagesRequest) (*RemoveImagesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveImages not implemented")
+}
+func (UnimplementedKilnServer) Leave(context.Context, *LeaveRequest) (*LeaveResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
 }
 func (UnimplementedKilnServer) testEmbeddedByValue() {}
 
@@ -330,6 +348,24 @@ func _Kiln_RemoveImages_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Kiln_Leave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KilnServer).Leave(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Kiln_Leave_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KilnServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Kiln_ServiceDesc is the grpc.ServiceDesc for Kiln service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -360,6 +396,10 @@ var Kiln_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveImages",
 			Handler:    _Kiln_RemoveImages_Handler,
+		},
+		{
+			MethodName: "Leave",
+			Handler:    _Kiln_Leave_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
