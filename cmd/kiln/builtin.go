@@ -148,7 +148,8 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 			Platforms: native, Sources: newSources(layers, db, reg, sessions, folders.repos, folders.scratch), Executor: ex, Layers: layers.Store,
 			CacheMounts: folders.mounts, Devices: devices, Secrets: secret.Daemon{}, SSH: ssh.Daemon{}, Scratch: folders.scratch,
 			Slots: files, Steps: steps, Detected: machine.Platforms, Proxy: &proxy.Proxy{}, Room: newRoom(collector, ledger), Listed: listFiles(ledger), SecretHash: folders.hash,
-			Late: lateProgram(s, parts),
+			NoRoom: func(err error) error { return collector.Explain(err, true) },
+			Late:   lateProgram(s, parts),
 		},
 		Frontends: enabledFrontends(s.config, map[string]frontend.Frontend{
 			"dockerfile.v0": dockerfile.New(), build.ImageFrontendName: images,
@@ -156,6 +157,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Exporters:    newExporters(layers, db, reg, blobs),
 		Entitlements: entitlements(s.config), Caps: daemon.Caps(), ProxyNetwork: s.config.ProxyNetwork,
 		ProvenanceEnv: env, DockerfileVersion: dockerfile.Version, Version: version,
+		NoRoom: func(err error) error { return collector.Explain(err, false) },
 	}
 	parts.add(builder.Close)
 	spans, err := daemon.NewSpanCollector(ctx)

@@ -49,6 +49,9 @@ type Builder struct {
 	// DockerfileVersion is that of the language which the frontend "dockerfile.v0" reads.
 	DockerfileVersion string
 	Version           string // of Kiln
+	// NoRoom explains an error that comes of a full disk, and leaves others as they
+	// are. Nil leaves all.
+	NoRoom func(error) error
 
 	producers producers
 	leaving   solver.Crew // builds that have answered, and still hold something
@@ -366,6 +369,9 @@ func (br *Bridge) Locate(err error) error {
 	var done *Error
 	if err == nil || errors.As(err, &done) {
 		return err
+	}
+	if explain := br.builder.NoRoom; explain != nil {
+		err = explain(err)
 	}
 	e := &Error{Err: err, Stack: make([]uintptr, deepestStack)}
 	e.Stack = e.Stack[:runtime.Callers(1, e.Stack)]

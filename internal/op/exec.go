@@ -281,7 +281,11 @@ func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	case exit == nil:
 		exit = &executor.ExitError{Code: code}
 	}
-	return &ProcessError{Args: o.op.Args, Err: exit}
+	err = &ProcessError{Args: o.op.Args, Err: exit}
+	if o.worker.NoRoom != nil { // while the disk is as the process left it
+		err = o.worker.NoRoom(err)
+	}
+	return err
 }
 
 // ProcessError says that a step's process ended badly.

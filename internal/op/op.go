@@ -56,6 +56,8 @@ type Worker struct {
 	// Room lets steps begin while there is room for what they write; key is that of
 	// the result, name the step's. Nil lets all.
 	Room func(ctx context.Context, key, name string) (leave func(), err error)
+	// NoRoom explains why a process failed if the disk is full. Nil never does.
+	NoRoom func(error) error
 	// Detected tells what containers can run here besides Platforms, by
 	// emulators that came later. Nil is nothing.
 	Detected func() []ocispecs.Platform
