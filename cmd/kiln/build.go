@@ -9,7 +9,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v3"
-
+	"golang.org/x/term"
 	"google.golang.org/grpc/codes"
 
 	"github.com/kiln-build/kiln/client"
@@ -284,9 +284,16 @@ func report(e *env, cmd *cli.Command, r *client.Result) error {
 // isTerminal tells whether w is a terminal.
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// isDevice tells whether a stream is a terminal, or a device in place of one such as
+// /dev/null: nobody has piped something into it.
+func isDevice(w any) bool {
+	f, ok := w.(*os.File)
 	if !ok {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

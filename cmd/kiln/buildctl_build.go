@@ -203,10 +203,8 @@ var errNoDefinition = errors.New("empty definition sent to build. Specify --fron
 
 // stdinDefinition reads LLB from standard input.
 func stdinDefinition(e *env, noCache bool) (*pb.Definition, error) {
-	if f, ok := e.stdin.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			return nil, errors.New("please specify --frontend or pipe LLB definition to stdin")
-		}
+	if isDevice(e.stdin) {
+		return nil, errors.New("please specify --frontend or pipe LLB definition to stdin")
 	}
 	def, err := readDefinition(e, "-")
 	if err != nil {

@@ -15,7 +15,7 @@ func isGraphBuild(e *env, cmd *cli.Command) bool {
 	if cmd.Args().Present() {
 		return false
 	}
-	return cmd.IsSet("frontend") || cmd.IsSet("local") || cmd.IsSet("oci-layout") || !isTerminal(e.stdin)
+	return cmd.IsSet("frontend") || cmd.IsSet("local") || cmd.IsSet("oci-layout") || !isDevice(e.stdin)
 }
 
 // setGraph sets what to build where there is no PATH.
