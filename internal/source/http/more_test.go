@@ -3,8 +3,10 @@ package http_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -12,6 +14,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/session/secret"
 	"github.com/kiln-build/kiln/internal/session/sessiontest"
 	"github.com/kiln-build/kiln/internal/source"
@@ -70,7 +73,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestCompressedBomb counts what comes out, not what comes in.
+// TestCompressedBomb counts what comes out, not what comes in, and while it comes.
 func TestCompressedBomb(t *testing.T) {
 	layers, db := newLayers(t)
 	web := newSite(t)
@@ -86,8 +89,21 @@ func TestCompressedBomb(t *testing.T) {
 		w.Header().Set("Content-Encoding", "gzip")
 		_, _ = w.Write(bomb.Bytes())
 	})
-	if _, _, err := get(t.Context(), newSource(layers, db), op(web.url+"/f")); err == nil || !strings.Contains(err.Error(), "more than") {
+	var read atomic.Int64
+	sink := progress.SinkFunc(func(e progress.Event) {
+		if e.Status != nil {
+			read.Store(max(read.Load(), e.Status.Current))
+		}
+	})
+	err := progress.RunAs(t.Context(), sink, "sha256:"+digest.Digest(strings.Repeat("0", 64)), "download", func(ctx context.Context) error {
+		_, _, err := get(ctx, newSource(layers, db), op(web.url+"/f"))
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("got %v", err)
+	}
+	if n := read.Load(); n == 0 || n > 2<<20 {
+		t.Errorf("%d bytes were read, want no more than are allowed and a few", n)
 	}
 }
 
