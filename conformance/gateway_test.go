@@ -48,6 +48,10 @@ func TestGateway(t *testing.T) {
 		"Cancel":        gatewayCancel,
 		"CancelShared":  gatewayCancelShared,
 		"SSH":           gatewaySSH,
+		"NotStarted":    gatewayNotStarted,
+		"Environment":   gatewayEnvironment,
+		"SignalNames":   gatewaySignalNames,
+		"LocalSource":   gatewayLocalSource,
 	}
 	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
 		for name, f := range cases {

@@ -130,7 +130,10 @@ func (br *Bridge) Frontend(ctx context.Context, name string, opts map[string]str
 	ctx, s := br.records.enter(ctx, name, opts, inputs)
 	res, err := f.Build(ctx, frontend.Request{Opts: opts, Inputs: inputs, Worker: br.builder.Worker.Platforms[0]}, br)
 	br.records.returned(s, res)
-	return res, err
+	if err != nil {
+		return nil, &FrontendError{Name: name, Image: opts["source"], Err: err}
+	}
+	return res, nil
 }
 
 // Solve checks a graph and returns its result, to be made when it is read.

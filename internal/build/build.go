@@ -184,6 +184,9 @@ func (b *Builder) Build(ctx context.Context, req Request) (map[string]string, er
 func (b *Builder) newBridge(ctx context.Context, req Request, verify float64) (*Bridge, error) {
 	for _, e := range req.Entitlements {
 		kind, _, _ := strings.Cut(e, "=") // the rest says which devices
+		if !slices.Contains(op.Entitlements(), kind) {
+			return nil, fmt.Errorf("unknown entitlement %s: expected one of %v", e, op.Entitlements())
+		}
 		if !slices.Contains(b.Entitlements, kind) || kind != e && kind != op.EntitlementDevice {
 			return nil, fmt.Errorf("granting entitlement %s is not allowed by build daemon configuration: start the daemon with --allow-insecure-entitlement %s", e, kind)
 		}

@@ -36,6 +36,9 @@ type cacheExport struct {
 // cacheExports checks what a request wants exported, before any work is done.
 func (b *Builder) cacheExports(opts []CacheOption) (found []cacheExport, err error) {
 	for i, o := range opts {
+		if o.Type == inlineType && slices.ContainsFunc(found, func(e cacheExport) bool { return e.Type == inlineType }) {
+			continue // an image has one
+		}
 		if slices.ContainsFunc(opts[:i], func(p CacheOption) bool { return reflect.DeepEqual(p, o) }) {
 			return nil, fmt.Errorf("duplicate cache exports [%s]: name each place once", o.Type)
 		}

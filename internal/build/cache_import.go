@@ -130,7 +130,10 @@ func (one *imported) open() {
 			return nil // the index is read when a record is missing
 		}
 		err := one.fetch(ctx)
-		if errors.Is(err, errPassedOver) {
+		switch {
+		case ctx.Err() != nil && br.ctx.Err() == nil:
+			return nil // the build is done and nobody has needed it
+		case errors.Is(err, errPassedOver):
 			return shelfErr
 		}
 		return err // what is in BuildKit's format alone needs no shelf

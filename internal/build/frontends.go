@@ -30,6 +30,20 @@ func withoutImage(name string, opts map[string]string) (string, map[string]strin
 	return dockerfileName, opts
 }
 
+// FrontendError is why a frontend has no result. It says nothing itself: frontends
+// call each other, and people want to know what went wrong.
+type FrontendError struct {
+	Name  string
+	Image string // that it is made of; "" if of none
+	Err   error
+}
+
+// Error is what went wrong.
+func (e *FrontendError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what went wrong.
+func (e *FrontendError) Unwrap() error { return e.Err }
+
 // mostFrontends is how many frontends may call each other in a row.
 const mostFrontends = 16
 

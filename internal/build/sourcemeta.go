@@ -36,6 +36,9 @@ func (br *Bridge) ResolveSourceUnder(ctx context.Context, o *llb.SourceOp, opt f
 
 // resolveSource is ResolveSource without policies.
 func (br *Bridge) resolveSource(ctx context.Context, o *llb.SourceOp, opt frontend.ResolveOpt) (*frontend.SourceMeta, error) {
+	if strings.HasPrefix(o.Identifier, "local://") {
+		return &frontend.SourceMeta{Op: o}, nil // what is in it is known once it has been sent
+	}
 	name := opt.LogName
 	if name == "" {
 		name = "resolve image config for " + o.Identifier

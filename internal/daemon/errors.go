@@ -74,6 +74,7 @@ func errorStatus(err error) *status.Status {
 		st.Details = appendDetail(st.Details, "errdefs.Solve", failed.Detail())
 	}
 	attestDetails(st, err)
+	st.Details = append(st.Details, frontendDetails(err)...)
 	var be *build.Error
 	if errors.As(err, &be) {
 		if len(be.Stack) > 0 {
@@ -91,6 +92,16 @@ func errorStatus(err error) *status.Status {
 		}
 	}
 	return st
+}
+
+// frontendDetails names the frontends that err went through, the innermost first:
+// clients list them the other way round.
+func frontendDetails(err error) []*anypb.Any {
+	var failed *build.FrontendError
+	if !errors.As(err, &failed) {
+		return nil
+	}
+	return appendDetail(frontendDetails(failed.Err), "errdefs.Frontend", &errdefs.Frontend{Name: failed.Name, Source: failed.Image})
 }
 
 func errorCode(err error) codes.Code {

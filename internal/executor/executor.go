@@ -136,12 +136,18 @@ type ExitError struct {
 	Code int
 	// OOM says that the kernel killed a process for want of memory.
 	OOM bool
+	// NotStarted is why the runtime could not start the process. The code is then
+	// the runtime's own.
+	NotStarted string
 }
 
 // Error tells the code and, where known, the reason.
 func (e *ExitError) Error() string {
-	if e.OOM {
+	switch {
+	case e.OOM:
 		return fmt.Sprintf("exit code: %d (out of memory)", e.Code)
+	case e.NotStarted != "":
+		return fmt.Sprintf("exit code: %d (%s)", e.Code, e.NotStarted)
 	}
 	return fmt.Sprintf("exit code: %d", e.Code)
 }

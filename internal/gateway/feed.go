@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -105,8 +107,34 @@ func (f *feed) Close() error {
 	return nil
 }
 
+// The real-time signals that clients can send, which have no names of their own: the
+// kernel's, without the two that C libraries keep for themselves.
+const firstRealTime, lastRealTime = 34, 64
+
 // signalNumber knows a signal by its name without SIG, as clients send it.
 func signalNumber(name string) (int, bool) {
-	n := unix.SignalNum("SIG" + strings.TrimPrefix(name, "SIG"))
+	name = strings.TrimPrefix(name, "SIG")
+	base := firstRealTime
+	offset, ok := strings.CutPrefix(name, "RTMIN")
+	if !ok {
+		base = lastRealTime
+		offset, ok = strings.CutPrefix(name, "RTMAX")
+	}
+	if ok {
+		above, err := strconv.Atoi(cmp.Or(offset, "0"))
+		n := base + above
+		return n, err == nil && n >= firstRealTime && n <= lastRealTime
+	}
+	switch name { // of signals with two names clients send either, by chance
+	case "CLD":
+		name = "CHLD"
+	case "IOT":
+		name = "ABRT"
+	case "POLL":
+		name = "IO"
+	case "UNUSED":
+		name = "SYS"
+	}
+	n := unix.SignalNum("SIG" + name)
 	return int(n), n != 0
 }

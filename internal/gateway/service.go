@@ -11,6 +11,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -280,6 +281,9 @@ func (s *Service) Inputs(ctx context.Context, _ *gateway.InputsRequest) (*gatewa
 	return resp, nil
 }
 
+// defaultLevel is that of a warning whose frontend says none.
+const defaultLevel = 1
+
 // Warn tells the user of something that stops nothing.
 func (s *Service) Warn(ctx context.Context, r *gateway.WarnRequest) (*gateway.WarnResponse, error) {
 	run, br, err := s.running(ctx)
@@ -289,7 +293,7 @@ func (s *Service) Warn(ctx context.Context, r *gateway.WarnRequest) (*gateway.Wa
 	if err := run.admitWarning(proto.Size(r)); err != nil {
 		return nil, err
 	}
-	w := frontend.Warning{Level: int(r.Level), Short: string(r.Short), URL: r.Url}
+	w := frontend.Warning{Level: int(cmp.Or(r.Level, defaultLevel)), Short: string(r.Short), URL: r.Url}
 	for _, d := range r.Detail {
 		w.Detail = append(w.Detail, string(d))
 	}

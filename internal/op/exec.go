@@ -26,6 +26,11 @@ const (
 	EntitlementSecurityInsecure = "security.insecure"
 )
 
+// Entitlements are the kinds of entitlements that there are.
+func Entitlements() []string {
+	return []string{EntitlementNetworkHost, EntitlementSecurityInsecure, EntitlementDevice}
+}
+
 // mostMounts is how many mounts a step may have. All mounts that the daemon has made are
 // counted by the kernel together.
 const mostMounts = 1_000
@@ -276,6 +281,7 @@ func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case exit != nil && exit.NotStarted != "": // whose code is none of the process's
 	case slices.Contains(valid, code):
 		return nil
 	case exit == nil:

@@ -243,8 +243,9 @@ func testMissingProgram(t *testing.T, e executor.Executor) {
 	spec := Spec(t, "")
 	spec.Process.Args = []string{"/bin/no-such-program"}
 	_, _, err := Finish(t, e, spec)
-	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
-		t.Errorf("ended with %v, want an error that names the program", err)
+	var exit *executor.ExitError
+	if !errors.As(err, &exit) || exit.Code != 1 || !strings.Contains(exit.NotStarted, "no-such-program") {
+		t.Errorf("ended with %v, want exit code 1 and the program's name", err)
 	}
 	_, stderr, err := Finish(t, e, Spec(t, "no-such-program"))
 	if exitCode(err) != 127 || !strings.Contains(stderr, "no-such-program") {

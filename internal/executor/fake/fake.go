@@ -336,7 +336,7 @@ func (s *shell) script(args []string) (*syntax.File, []string, error) {
 		}
 	}
 	if _, known := programs()[name]; !known && !interp.IsBuiltin(name) {
-		return nil, nil, fmt.Errorf("%q: no such program here", args[0])
+		return nil, nil, &executor.ExitError{Code: 1, NotStarted: fmt.Sprintf("%q: no such program here", args[0])}
 	}
 	words := []string{name}
 	for _, a := range args[1:] {

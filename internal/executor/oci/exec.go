@@ -147,7 +147,8 @@ func (c *container) finish(ctx context.Context, t *task, ended <-chan error) {
 	}
 	t.err = t.outcome(result)
 	var exit *executor.ExitError
-	if t.err != nil && !errors.As(t.err, &exit) && c.endsSoon(ctx) {
+	ran := t.err == nil || errors.As(t.err, &exit) && exit.NotStarted == ""
+	if !ran && c.endsSoon(ctx) {
 		// The container ended while the runtime was about to enter it.
 		t.err = &executor.ExitError{Code: 128 + int(unix.SIGKILL)}
 	}
@@ -283,11 +284,14 @@ func (t *task) outcome(err error) error {
 		return nil
 	}
 	var exit *runc.ExitError
-	if _, started := os.Stat(t.pidFile); started == nil && errors.As(err, &exit) && exit.Status > 0 {
+	if !errors.As(err, &exit) || exit.Status <= 0 {
+		return fmt.Errorf("run in container: %w", err)
+	}
+	if _, started := os.Stat(t.pidFile); started == nil {
 		return &executor.ExitError{Code: exit.Status}
 	}
 	if reason := runtimeError(t.logFile); reason != "" {
-		return fmt.Errorf("run in container: %s", reason)
+		return &executor.ExitError{Code: exit.Status, NotStarted: reason}
 	}
 	return fmt.Errorf("run in container: %w", err)
 }

@@ -220,7 +220,7 @@ func (c *container) outcome(code int, err error) error {
 		return errors.New("run container: the runtime was killed")
 	}
 	if reason := runtimeError(c.logFile()); reason != "" {
-		return fmt.Errorf("run container: %s", reason)
+		return &executor.ExitError{Code: max(code, 1), NotStarted: reason}
 	}
 	return fmt.Errorf("run container: %w", err)
 }
@@ -244,7 +244,7 @@ func runtimeError(name string) string {
 			last = entry.Msg
 		}
 	}
-	for _, prefix := range []string{"runc run failed: ", "unable to start container process: "} {
+	for _, prefix := range []string{"runc run failed: ", "exec failed: ", "unable to start container process: "} {
 		last = strings.TrimPrefix(last, prefix)
 	}
 	return last

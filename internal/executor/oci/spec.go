@@ -59,8 +59,8 @@ func (e *Executor) checkProcess(p executor.Process) error {
 		return fmt.Errorf("working directory %q: want an absolute path", p.Cwd)
 	}
 	for _, env := range p.Env {
-		if name, _, ok := strings.Cut(env, "="); !ok || name == "" {
-			return fmt.Errorf("environment entry %q: want NAME=value", name)
+		if strings.HasPrefix(env, "=") {
+			return fmt.Errorf("environment entry %q: want NAME=value", env)
 		}
 	}
 	return e.ids.check(p.UID, p.GID)
@@ -121,11 +121,22 @@ func (e *Executor) ociProcess(p executor.Process, insecure bool) (*specs.Process
 		Terminal:     p.Tty,
 		User:         specs.User{UID: p.UID, GID: p.GID, AdditionalGids: e.ids.groups(allGroups(p))},
 		Args:         p.Args,
-		Env:          p.Env,
+		Env:          assigned(p.Env),
 		Cwd:          path.Clean(p.Cwd),
 		Capabilities: processCapabilities(e.caps, insecure),
 		Rlimits:      limits,
 	}, nil
+}
+
+// assigned are the variables of an environment that have values; programs that make a
+// container out of their own environment name others, too.
+func assigned(env []string) (out []string) {
+	for _, entry := range env {
+		if strings.Contains(entry, "=") {
+			out = append(out, entry)
+		}
+	}
+	return out
 }
 
 // rlimitNumbers are the limits that getrlimit(2) names, by the name that

@@ -1,0 +1,265 @@
+package conformance
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/stack"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/conformance/peer"
+)
+
+// TestProgramErrors compares what programs find in errors: the code of a process, the
+// step, the place in a file, the frontends that it went through.
+func TestProgramErrors(t *testing.T) {
+	file := llb.NewSourceMap(nil, "build.hlb", "hlb", []byte("one\ntwo\nthree\n"))
+	line := file.Location([]*pb.Range{{Start: &pb.Position{Line: 2}, End: &pb.Position{Line: 2, Character: 3}}})
+	run := func(opts ...llb.RunOption) gateway.SolveRequest {
+		return evaluated(t, base().Run(append(opts, line)...).Root())
+	}
+	lowered := func(text string, opts ...string) gateway.SolveRequest {
+		r := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: map[string]string{}, FrontendInputs: map[string]*pb.Definition{
+			"dockerfile": definition(t, llb.Scratch().File(llb.Mkfile("/Dockerfile", 0o644, []byte(text)))),
+			"context":    definition(t, llb.Scratch().File(llb.Mkdir("/none", 0o755))),
+		}}
+		for _, o := range opts {
+			key, value, _ := strings.Cut(o, "=")
+			r.FrontendOpt[key] = value
+		}
+		return r
+	}
+	for name, req := range map[string]gateway.SolveRequest{
+		"exit code":              run(llb.Args([]string{"/bin/sh", "-c", "exit 7"})),
+		"no such program":        run(llb.Args([]string{"/no/such"})),
+		"not in PATH":            run(llb.Args([]string{"no-such"})),
+		"a folder":               run(llb.Args([]string{"/bin"})),
+		"no user":                run(llb.Args([]string{"/bin/true"}), llb.User("nobody-known")),
+		"killed":                 run(llb.Args([]string{"/bin/sh", "-c", "sh -c 'kill -9 $$'; exit $?"})),
+		"a file is missing":      evaluated(t, llb.Scratch().File(llb.Copy(base(), "/none", "/"), line)),
+		"no such frontend":       {Frontend: "no-such"},
+		"bad Dockerfile":         lowered("FROM scratch\nHUH\n"),
+		"no Dockerfile":          {Frontend: "dockerfile.v0", FrontendInputs: map[string]*pb.Definition{"dockerfile": definition(t, base()), "context": definition(t, base())}},
+		"no such capability":     lowered("FROM scratch\n", "frontend.caps=moby.buildkit.frontend.huh"),
+		"no such request":        lowered("FROM scratch\n", "requestid=huh"),
+		"no frontend's image":    {Frontend: "gateway.v0", FrontendOpt: map[string]string{"source": "127.0.0.1:1/none"}},
+		"no image of its own":    {Frontend: "gateway.v0"},
+		"no image on first line": lowered("# syntax=127.0.0.1:1/none\nFROM scratch\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told [2]string
+			for i, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+				if err := asFrontend(t, d, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+					_, err := c.Solve(ctx, req)
+					return nil, err
+				}); err == nil {
+					t.Errorf("%s: no error", d.Name)
+				} else {
+					told[i] = anatomy(err)
+				}
+			}
+			if told[0] != told[1] {
+				t.Errorf("Kiln's error has\n%swant, as BuildKit's,\n%s", told[0], told[1])
+			}
+		})
+	}
+}
+
+// anatomy is what programs can find in an error without reading its text.
+func anatomy(err error) string {
+	var vertex *errdefs.VertexError
+	text := fmt.Sprintf("exit code %d, stacks %t, step %t\n", exitCode(err), len(stack.Traces(err)) > 0, errors.As(err, &vertex))
+	for _, s := range errdefs.Sources(err) {
+		text += fmt.Sprintf("%s line %d\n", s.Info.GetFilename(), s.Ranges[0].GetStart().GetLine())
+	}
+	for _, f := range errdefs.Frontends(err) {
+		text += fmt.Sprintf("frontend %s of %q\n", f.Name, f.Source)
+	}
+	var lacks *errdefs.UnsupportedFrontendCapError
+	var unknown *errdefs.UnsupportedSubrequestError
+	return text + fmt.Sprintf("lacks %t, unknown request %t\n", errors.As(err, &lacks), errors.As(err, &unknown))
+}
+
+func definition(t *testing.T, st llb.State) *pb.Definition {
+	t.Helper()
+	def, err := st.Marshal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return def.ToPB()
+}
+
+func evaluated(t *testing.T, st llb.State) gateway.SolveRequest {
+	t.Helper()
+	return gateway.SolveRequest{Definition: definition(t, st), Evaluate: true}
+}
+
+// gatewayNotStarted: a process that cannot be started has the runtime's exit code, in a
+// container of its own and beside another.
+func gatewayNotStarted(t *testing.T, ctx context.Context, c gateway.Client) {
+	for _, program := range []string{"/no/such", "no-such", "/bin"} {
+		ctr := container(t, ctx, c)
+		if _, err := output(t, ctx, ctr, program); exitCode(err) != 1 {
+			t.Errorf("%s: %v, want exit code 1", program, err)
+		}
+		_ = ctr.Release(ctx)
+		ctr = container(t, ctx, c)
+		start(t, ctx, ctr, gateway.StartRequest{Args: []string{"sleep", "50"}})
+		if _, err := output(t, ctx, ctr, program); exitCode(err) != 255 {
+			t.Errorf("%s beside another process: %v, want exit code 255", program, err)
+		}
+		_ = ctr.Release(ctx)
+	}
+}
+
+// gatewayEnvironment: names without values are none of the environment.
+func gatewayEnvironment(t *testing.T, ctx context.Context, c gateway.Client) {
+	ctr := container(t, ctx, c)
+	defer ctr.Release(context.WithoutCancel(ctx))
+	var out transcript
+	p := start(t, ctx, ctr, gateway.StartRequest{
+		Args: []string{"sh", "-c", "echo ${A-unset} ${B-unset} ${C-unset}"}, Env: []string{"PATH=/bin", "A=", "B", "", "C=x=y"}, Stdout: &out,
+	})
+	if err := p.Wait(); err != nil || out.String() != "unset x=y\n" {
+		t.Errorf("ended with %v and wrote %q", err, out.String())
+	}
+}
+
+// gatewaySignalNames: signals that have no names of their own, and those that have two.
+func gatewaySignalNames(t *testing.T, ctx context.Context, c gateway.Client) {
+	ctr := container(t, ctx, c)
+	defer ctr.Release(context.WithoutCancel(ctx))
+	var out transcript
+	p := start(t, ctx, ctr, gateway.StartRequest{
+		Args:   []string{"sh", "-c", "trap : ABRT CHLD IO SYS; trap 'echo first' 40; trap 'exit 5' 63; echo up; while :; do sleep 0.05; done"},
+		Stdout: &out,
+	})
+	out.await(t, "up")
+	for range 20 { // which of two names the library sends is chance
+		for _, s := range []syscall.Signal{syscall.SIGABRT, syscall.SIGCHLD, syscall.SIGIO, syscall.SIGSYS} {
+			if err := p.Signal(ctx, s); err != nil {
+				t.Fatalf("%v: %v", s, err)
+			}
+		}
+	}
+	if err := p.Signal(ctx, syscall.Signal(40)); err != nil {
+		t.Error(err)
+	}
+	out.await(t, "first")
+	if err := p.Signal(ctx, syscall.Signal(63)); err != nil {
+		t.Error(err)
+	}
+	if err := p.Wait(); exitCode(err) != 5 {
+		t.Errorf("ended with %v, want exit code 5", err)
+	}
+}
+
+// gatewayLocalSource: of a directory nothing is known before it is sent.
+func gatewayLocalSource(t *testing.T, ctx context.Context, c gateway.Client) {
+	m, err := c.ResolveSourceMetadata(ctx, &pb.SourceOp{Identifier: "local://anything"}, sourceresolver.Opt{})
+	if err != nil || m.Op.GetIdentifier() != "local://anything" || m.Image != nil || m.Git != nil || m.HTTP != nil {
+		t.Errorf("got %+v, %v", m, err)
+	}
+}
+
+// TestProgramWarnings compares what becomes of warnings that a frontend gives.
+func TestProgramWarnings(t *testing.T) {
+	source := &pb.SourceInfo{Filename: "build.hlb", Language: "hlb", Data: []byte("one\ntwo\n")}
+	place := []*pb.Range{{Start: &pb.Position{Line: 1, Character: 2}, End: &pb.Position{Line: 2, Character: 1}}}
+	given := []gateway.WarnOpts{
+		{},
+		{Level: 2, URL: "https://example.org/why", Detail: [][]byte{[]byte("first"), []byte("second")}},
+		{Level: 1, SourceInfo: source, Range: place},
+		{Level: -1},
+	}
+	var told [2]string
+	for i, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+		for _, s := range watched(t, d, client.SolveOpt{}, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+			for n, w := range given {
+				if err := c.Warn(ctx, digest.FromString("step"), fmt.Sprint("warning ", n), w); err != nil {
+					return nil, err
+				}
+			}
+			return gateway.NewResult(), nil
+		}) {
+			for _, w := range s.Warnings {
+				text, err := json.Marshal(w)
+				if err != nil {
+					t.Fatal(err)
+				}
+				told[i] += string(text) + "\n"
+			}
+		}
+	}
+	if told[0] != told[1] || strings.Count(told[0], "\n") != len(given) {
+		t.Errorf("Kiln tells\n%swant, as BuildKit,\n%s", told[0], told[1])
+	}
+}
+
+// watched builds with f as the frontend and returns all that is told meanwhile.
+func watched(t *testing.T, d *peer.Daemon, opt client.SolveOpt, f gateway.BuildFunc) (all []*client.SolveStatus) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	c, err := client.New(ctx, d.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	store, err := contentlocal.NewStore(shared.base.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt.OCIStores = map[string]content.Store{"base": store}
+	ch, done := make(chan *client.SolveStatus), make(chan struct{})
+	go func() {
+		defer close(done)
+		for s := range ch {
+			all = append(all, s)
+		}
+	}()
+	_, err = c.Build(ctx, opt, "", f, ch)
+	<-done
+	if err != nil {
+		t.Errorf("%s: %v", d.Name, err)
+	}
+	return all
+}
+
+// TestImportNobodyNeeds builds what the daemon has, with a cache of others that it has
+// no use for: that is no failure of any step.
+func TestImportNobodyNeeds(t *testing.T) {
+	cache := t.TempDir()
+	st := base().Run(llb.Args([]string{"/bin/sh", "-c", "echo made > /made"})).Root()
+	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+		exports := client.SolveOpt{CacheExports: []client.CacheOptionsEntry{
+			{Type: "local", Attrs: map[string]string{"dest": cache + "/" + d.Name}}, {Type: "inline"}, {Type: "inline"},
+		}}
+		imports := client.SolveOpt{FrontendAttrs: map[string]string{}, CacheImports: []client.CacheOptionsEntry{{Type: "local", Attrs: map[string]string{"src": cache + "/" + d.Name}}}}
+		for _, opt := range []client.SolveOpt{exports, imports, imports, imports} {
+			for _, s := range watched(t, d, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+				return c.Solve(ctx, gateway.SolveRequest{Definition: definition(t, st)})
+			}) {
+				for _, v := range s.Vertexes {
+					if v.Error != "" {
+						t.Errorf("%s: %s ended with %s", d.Name, v.Name, v.Error)
+					}
+				}
+			}
+		}
+	}
+}
