@@ -137,6 +137,9 @@ func likeBuildctl(cmd *cli.Command) {
 	cmd.DisableSliceFlagSeparator = true
 	cmd.OnUsageError = func(_ context.Context, c *cli.Command, err error, _ bool) error {
 		fmt.Fprintf(c.Root().ErrWriter, "Incorrect Usage: %v\n\n", err)
+		if c.Root() == c { // of other commands it does not tell the usage
+			return errors.Join(err, cli.ShowRootCommandHelp(c))
+		}
 		return err
 	}
 	for _, sub := range cmd.Commands {
@@ -196,6 +199,9 @@ func (b *buildctl) connect(ctx context.Context, cmd *cli.Command) (*client.Clien
 			defer cancel()
 		}
 		if err := c.Wait(ctx); err != nil {
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("%s: %w", codes.DeadlineExceeded, err)
+			}
 			return nil, errors.Join(err, c.Close())
 		}
 	}
