@@ -90,6 +90,9 @@ type Request struct {
 	Missed func(s Step, to *progress.Step, other func(Key) (Step, bool))
 	// Stepped is told at the end what the cache had of each step. Nil for nobody.
 	Stepped func([]Step)
+	// Resulted is told the metadata of the result once all of it is made, before it
+	// is exported. Nil for nobody.
+	Resulted func(meta map[string][]byte)
 	// Attested is told the whole provenance of each result, a predicate of SLSA,
 	// by the result's platform ID. Nil for nobody.
 	Attested func(platform, predicateType string, predicate []byte)
@@ -245,6 +248,13 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err != nil {
 		return nil, err
 	}
+	meta, err := req.told(res)
+	if err != nil {
+		return nil, err
+	}
+	if req.Resulted != nil {
+		req.Resulted(meta)
+	}
 	if err := br.attest(ctx, res, &in, asked); err != nil {
 		return nil, err
 	}
@@ -256,7 +266,7 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 		}
 	}
 	br.inlineCaches(caches, res, &in)
-	chosen, err := br.chooseExports(ctx, res)
+	chosen, err := br.chooseExports(ctx, res, meta)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +299,7 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 }
 
 // chooseExports asks the client what else to make of the result.
-func (br *Bridge) chooseExports(ctx context.Context, res *frontend.Result) ([]Export, error) {
+func (br *Bridge) chooseExports(ctx context.Context, res *frontend.Result, meta map[string][]byte) ([]Export, error) {
 	if br.req.Chooser == nil {
 		return nil, nil
 	}
@@ -304,7 +314,7 @@ func (br *Bridge) chooseExports(ctx context.Context, res *frontend.Result) ([]Ex
 		}
 		refs = append(refs, ref)
 	}
-	return br.req.Chooser.Choose(ctx, res.Meta, refs)
+	return br.req.Chooser.Choose(ctx, meta, refs)
 }
 
 // exportAll carries the result out by all exporters at once and adds to out

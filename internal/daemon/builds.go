@@ -36,6 +36,8 @@ func newBuilds() *builds {
 type running struct {
 	ref   string
 	began time.Time
+	meta  map[string][]byte // of the result; what runs the build sets it
+
 	phase *gateway.Phase // of a client that acts as the frontend
 	done  chan struct{}
 

@@ -87,6 +87,7 @@ func (s *controlService) request(ctx context.Context, r *control.SolveRequest, r
 		Exported: func(exporter int, response map[string]string) { s.noteImage(run, exporter, response) },
 		Keep:     func(d ocispecs.Descriptor, document []byte) { s.keepDocument(run, d, document) },
 		Stepped:  func(steps []build.Step) { s.noteSteps(run, steps) },
+		Resulted: func(meta map[string][]byte) { run.meta = meta },
 		Missed:   s.explainer(run, r.FrontendAttrs),
 	}
 	switch {

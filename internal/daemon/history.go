@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,7 +48,7 @@ func (s *Server) begin(ctx context.Context, r *control.SolveRequest) (*running, 
 // finish completes the record of a build, and forgets the build.
 func (s *Server) finish(run *running, response map[string]string, err error) {
 	run.events.close()
-	o := history.Outcome{ExporterResponse: response, Steps: run.events.steps()}
+	o := history.Outcome{ExporterResponse: recordedResponse(run.meta, response), Steps: run.events.steps()}
 	if err != nil {
 		o.Failure, o.Error = failure(err)
 	}
@@ -56,6 +58,24 @@ func (s *Server) finish(run *running, response map[string]string, err error) {
 	s.traces.end(run, err)
 	s.metrics.built(o.Steps, time.Since(run.began), err)
 	s.builds.end(run)
+}
+
+// mostMeta bounds what a record has of a result's metadata: listings send it.
+const mostMeta = 1 << 20
+
+// recordedResponse is what a record says of the result: what the frontend said of
+// it, as BuildKit has it there, and what the client was answered.
+func recordedResponse(meta map[string][]byte, response map[string]string) map[string]string {
+	out := map[string]string{}
+	left := mostMeta
+	for _, k := range slices.Sorted(maps.Keys(meta)) {
+		if size := len(k) + len(meta[k]); size <= left {
+			out[k] = string(meta[k])
+			left -= size
+		}
+	}
+	maps.Copy(out, response)
+	return out
 }
 
 // failure is what a record says of an error: shortly, and with all details.
@@ -172,9 +192,6 @@ func (s *controlService) UpdateBuildHistory(ctx context.Context, r *control.Upda
 	case r.Delete:
 		if err = s.traces.finalize(ctx, r.Ref); err == nil {
 			err = h.Delete(r.Ref)
-		}
-		if errors.Is(err, history.ErrNotFound) {
-			err = nil // as BuildKit has it: two clients may clean up at once
 		}
 	case r.Finalize:
 		err = s.traces.finalize(ctx, r.Ref)

@@ -23,18 +23,13 @@ import (
 
 // wireResult keeps a frontend's result for the client and names it.
 func (r *Phase) wireResult(ctx context.Context, br *build.Bridge, res *frontend.Result, req *gateway.SolveRequest) (*gateway.Result, error) {
-	out := &gateway.Result{Metadata: maps.Clone(res.Meta)}
-	if out.Metadata == nil {
-		out.Metadata = map[string][]byte{}
-	}
-	if err := notePlatforms(out.Metadata, res.Platforms); err != nil {
+	meta, err := build.Metadata(res)
+	if err != nil {
 		return nil, err
 	}
+	out := &gateway.Result{Metadata: meta}
 	refs := map[string]*gateway.Ref{}
 	for _, p := range res.Platforms {
-		if p.Config != nil {
-			out.Metadata[configKey(p.ID)] = p.Config
-		}
 		ref, err := r.keepGraph(ctx, br, p.Graph, req.Evaluate)
 		if err != nil {
 			return nil, err
@@ -129,44 +124,6 @@ func platformID(p frontend.PlatformResult) string {
 	return platforms.FormatAll(platforms.Normalize(p.Platform))
 }
 
-// platformList is the metadata refs.platforms (BuildKit's
-// exporter/containerimage/exptypes).
-type platformList struct {
-	Platforms []platformEntry
-}
-
-type platformEntry struct {
-	ID       string
-	Platform ocispecs.Platform
-}
-
-// notePlatforms says in meta which platform each result is for. That of a single
-// one without config is nobody's to know.
-func notePlatforms(meta map[string][]byte, ps []frontend.PlatformResult) error {
-	var list platformList
-	for _, p := range ps {
-		if p.ID != "" || len(p.Config) > 0 {
-			list.Platforms = append(list.Platforms, platformEntry{platformID(p), p.Platform})
-		}
-	}
-	if len(list.Platforms) == 0 || meta["refs.platforms"] != nil {
-		return nil
-	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return fmt.Errorf("encode platforms: %w", err)
-	}
-	meta["refs.platforms"] = b
-	return nil
-}
-
-func configKey(id string) string {
-	if id == "" {
-		return "containerimage.config"
-	}
-	return "containerimage.config/" + id
-}
-
 // result reads what a client returned.
 func (r *Phase) result(w *gateway.Result, native ocispecs.Platform) (*frontend.Result, error) {
 	res := &frontend.Result{Meta: map[string][]byte{}}
@@ -174,7 +131,7 @@ func (r *Phase) result(w *gateway.Result, native ocispecs.Platform) (*frontend.R
 		return res, nil
 	}
 	for k, v := range w.Metadata {
-		if !strings.HasPrefix(k, "containerimage.config") {
+		if !strings.HasPrefix(k, build.MetaConfig) {
 			res.Meta[k] = v
 		}
 	}
@@ -191,13 +148,13 @@ func (r *Phase) result(w *gateway.Result, native ocispecs.Platform) (*frontend.R
 			ids[k] = ref.GetId()
 		}
 	}
-	known, err := resultPlatforms(w.Metadata["refs.platforms"])
+	known, err := resultPlatforms(w.Metadata[build.MetaPlatforms])
 	if err != nil {
 		return nil, err
 	}
 	// Images stand in an index in the order in which their platforms were asked for.
 	place := func(id string) int {
-		return slices.IndexFunc(known, func(p platformEntry) bool { return p.ID == id || id == "" && len(known) == 1 })
+		return slices.IndexFunc(known, func(p build.PlatformEntry) bool { return p.ID == id || id == "" && len(known) == 1 })
 	}
 	order := func(a, b string) int { return cmp.Or(cmp.Compare(place(a), place(b)), strings.Compare(a, b)) }
 	names := slices.SortedFunc(maps.Keys(ids), order)
@@ -207,7 +164,7 @@ func (r *Phase) result(w *gateway.Result, native ocispecs.Platform) (*frontend.R
 		}
 	}
 	for _, id := range names {
-		p := frontend.PlatformResult{ID: id, Config: w.Metadata[configKey(id)]}
+		p := frontend.PlatformResult{ID: id, Config: w.Metadata[build.ConfigKey(id)]}
 		if i := place(id); i >= 0 {
 			p.Platform = known[i].Platform
 		} else if id != "" {
@@ -310,11 +267,11 @@ func configPlatform(config []byte, native ocispecs.Platform) ocispecs.Platform {
 }
 
 // resultPlatforms reads the metadata refs.platforms.
-func resultPlatforms(b []byte) ([]platformEntry, error) {
+func resultPlatforms(b []byte) ([]build.PlatformEntry, error) {
 	if len(b) == 0 {
 		return nil, nil
 	}
-	var list platformList
+	var list build.PlatformList
 	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "decode refs.platforms: %v", err)
 	}
