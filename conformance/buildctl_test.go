@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,6 +89,46 @@ func TestUsageAndPrune(t *testing.T) {
 	command(t, shared.kiln, shared.kiln.BuildArgs(peer.Build{Context: context, Output: "type=local,dest=" + dest})...)
 	if _, ok := walk(t, dest)["made"]; !ok {
 		t.Error("the build after prune made something else")
+	}
+}
+
+// TestBuildctlProcessErrors compares what buildctl says of processes that cannot be
+// started, or end badly.
+func TestBuildctlProcessErrors(t *testing.T) {
+	for name, lines := range map[string]string{
+		"missing":        `RUN ["/nope", "x"]`,
+		"not in PATH":    `RUN ["nope"]`,
+		"not found":      `RUN nope`,
+		"not executable": "RUN echo > /f\nRUN [\"/f\"]",
+		"bad format":     "RUN echo x > /f; chmod 755 /f\nRUN [\"/f\"]",
+		"interpreter":    "RUN echo '#!/no/such' > /f; chmod 755 /f\nRUN [\"/f\"]",
+		"folder":         `RUN ["/bin"]`,
+		"killed":         `RUN sh -c 'kill -9 $PPID; kill -9 $$'; kill -15 $$; exit 137`,
+		"user":           "USER nobody-knows\nRUN echo",
+		"code":           `RUN exit 300`,
+		"workdir":        "WORKDIR /bin/busybox\nRUN echo",
+	} {
+		t.Run(name, func(t *testing.T) {
+			context := t.TempDir()
+			if err := peer.WriteFiles(context, map[string]string{"Dockerfile": "FROM base\n" + lines + "\n"}); err != nil {
+				t.Fatal(err)
+			}
+			said := map[*peer.Daemon][]string{}
+			for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+				out := failing(t, d, shared.tools.BuildArgs(d, shared.base, peer.Build{Context: context})...)
+				errors := regexp.MustCompile(`(?m)^(#\d+ ERROR|error): .*$`).FindAllString(out, -1)
+				if len(errors) == 0 {
+					t.Fatalf("%s says no error:\n%s", d.Name, out)
+				}
+				if d == shared.kiln && name == "workdir" { // it names the step of what is no process
+					errors[len(errors)-1] = strings.Replace(errors[len(errors)-1], "[1/3] WORKDIR /bin/busybox: ", "", 1)
+				}
+				said[d] = errors
+			}
+			if ours, theirs := said[shared.kiln], said[shared.buildkit]; !slices.Equal(ours, theirs) {
+				t.Errorf("of kiln's daemon:\n%q\nof buildkit's:\n%q", ours, theirs)
+			}
+		})
 	}
 }
 

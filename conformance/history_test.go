@@ -403,12 +403,21 @@ func historyTrace(h *historian) {
 	}
 	dec := json.NewDecoder(bytes.NewReader(h.blob(rec.Trace)))
 	names, traces := map[string]bool{}, map[string]bool{}
+	var events []string
 	for {
 		var span struct {
 			Name        string
 			SpanContext struct{ TraceID, SpanID string }
 			StartTime   time.Time
 			EndTime     time.Time
+			Events      []struct {
+				Name       string
+				Time       time.Time
+				Attributes []struct {
+					Key   string
+					Value struct{ Value any }
+				}
+			}
 		}
 		if err := dec.Decode(&span); errors.Is(err, io.EOF) {
 			break
@@ -416,9 +425,17 @@ func historyTrace(h *historian) {
 			h.t.Fatal(err)
 		}
 		names[span.Name], traces[span.SpanContext.TraceID] = true, true
+		for _, e := range span.Events {
+			if span.Name == "the script" && !e.Time.Before(span.StartTime) && !e.Time.After(span.EndTime) {
+				events = append(events, fmt.Sprint(e.Name, e.Attributes))
+			}
+		}
 		if len(span.SpanContext.SpanID) != 16 || span.EndTime.Before(span.StartTime) {
 			h.t.Errorf("span is %+v", span)
 		}
+	}
+	if want := []string{"ExecOp started[]", "Container created[]", "Container started[]", "Container exited[{exit.code {0}}]"}; !slices.Equal(events, want) {
+		h.t.Errorf("events of the script are %q, want %q", events, want)
 	}
 	if !names["the script"] || len(traces) != 1 {
 		h.t.Errorf("spans are %v in %d traces", slices.Sorted(maps.Keys(names)), len(traces))

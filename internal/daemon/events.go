@@ -49,6 +49,9 @@ func (l *eventLog) Emit(e progress.Event) {
 		return
 	}
 	switch {
+	case e.Moment != nil:
+		l.trace.moment(e.Moment)
+		return
 	case e.Vertex != nil:
 		l.note(e.Vertex)
 	case e.Warning != nil:

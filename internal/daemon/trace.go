@@ -72,9 +72,10 @@ type buildTrace struct {
 	timer  *time.Timer
 	done   chan struct{} // closed once the spans are with the record
 
-	mu    sync.Mutex
-	root  tracetest.SpanStub
-	spans []tracetest.SpanStub
+	mu      sync.Mutex
+	root    tracetest.SpanStub
+	spans   []tracetest.SpanStub
+	moments map[digest.Digest][]sdktrace.Event // of steps that have not ended
 }
 
 // begin starts the spans of a build, as a part of the client's trace if the
@@ -84,7 +85,10 @@ func (t *traces) begin(ctx context.Context, run *running) *buildTrace {
 		return nil
 	}
 	parent := trace.SpanContextFromContext(incomingTrace(ctx))
-	b := &buildTrace{traces: t, ref: run.ref, record: run.record.Recorded(), id: parent.TraceID(), done: make(chan struct{})}
+	b := &buildTrace{
+		traces: t, ref: run.ref, record: run.record.Recorded(), id: parent.TraceID(), done: make(chan struct{}),
+		moments: map[digest.Digest][]sdktrace.Event{},
+	}
 	if !parent.IsValid() {
 		_, _ = rand.Read(b.id[:]) // never fails
 	}
@@ -158,8 +162,26 @@ func (b *buildTrace) vertex(v *progress.Vertex) {
 	if v.Error != "" {
 		s.Status = sdktrace.Status{Code: codes.Error, Description: v.Error}
 	}
+	b.mu.Lock()
+	s.Events = b.moments[v.Digest]
+	delete(b.moments, v.Digest)
+	b.mu.Unlock()
 	b.add(s)
 	b.traces.collect(s)
+}
+
+// moment keeps an event for the span of its step.
+func (b *buildTrace) moment(m *progress.Moment) {
+	if b == nil {
+		return
+	}
+	e := sdktrace.Event{Name: m.Name, Time: m.Time}
+	if m.ExitCode != nil {
+		e.Attributes = []attribute.KeyValue{attribute.Int("exit.code", *m.ExitCode)}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.moments[m.Vertex] = append(b.moments[m.Vertex], e)
 }
 
 func (b *buildTrace) add(s tracetest.SpanStub) {

@@ -131,23 +131,30 @@ type Limits struct {
 	CPUSetMems         string
 }
 
+// StartError says why a program could not be started. It wraps the *[ExitError] that
+// the runtime ended with, which counts as the program's.
+type StartError struct {
+	Exit   *ExitError
+	Reason string
+}
+
+// Error tells the reason.
+func (e *StartError) Error() string { return "run container: " + e.Reason }
+
+// Unwrap returns the exit code.
+func (e *StartError) Unwrap() error { return e.Exit }
+
 // ExitError says that a process ended with a code other than 0.
 type ExitError struct {
 	Code int
 	// OOM says that the kernel killed a process for want of memory.
 	OOM bool
-	// NotStarted is why the runtime could not start the process. The code is then
-	// the runtime's own.
-	NotStarted string
 }
 
 // Error tells the code and, where known, the reason.
 func (e *ExitError) Error() string {
-	switch {
-	case e.OOM:
+	if e.OOM {
 		return fmt.Sprintf("exit code: %d (out of memory)", e.Code)
-	case e.NotStarted != "":
-		return fmt.Sprintf("exit code: %d (%s)", e.Code, e.NotStarted)
 	}
 	return fmt.Sprintf("exit code: %d", e.Code)
 }

@@ -100,14 +100,14 @@ func mkdirAll(root *safepath.Root, name string, perm fs.FileMode, owner *Owner, 
 		return nil, nil
 	}
 	if made, err = root.MkdirAll(name, perm); err != nil {
-		return nil, failed("make directory", name, err)
+		return nil, failed("mkdir", name, err)
 	}
 	for i := len(made) - 1; i >= 0; i-- { // children first: they change their parents' times
 		if err := root.Lchmod(made[i], perm); err != nil {
-			return nil, failed("make directory", name, err)
+			return nil, failed("mkdir", name, err)
 		}
 		if err := dress(root, made[i], owner, at); err != nil {
-			return nil, failed("make directory", name, err)
+			return nil, failed("mkdir", name, err)
 		}
 	}
 	return made, nil
@@ -122,19 +122,19 @@ func Mkdir(root *safepath.Root, a *llb.DoMkdir, owner *Owner) error {
 	}
 	name, err := root.Resolve(a.Path)
 	if err != nil {
-		return failed("make directory", a.Path, err)
+		return failed("mkdir", a.Path, err)
 	}
 	if fi, err := root.Lstat(name); err == nil && fi.IsDir() {
 		return nil
 	}
 	if err := root.Mkdir(name, perm); err != nil {
-		return failed("make directory", a.Path, err)
+		return failed("mkdir", a.Path, err)
 	}
 	if err := root.Lchmod(name, perm); err != nil {
-		return failed("make directory", a.Path, err)
+		return failed("mkdir", a.Path, err)
 	}
 	if err := dress(root, name, owner, timeOf(a.Timestamp)); err != nil {
-		return failed("make directory", a.Path, err)
+		return failed("mkdir", a.Path, err)
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func TestMkdir(t *testing.T) {
 		{"one", nil, llb.DoMkdir{Path: "/a", Mode: 0o700, Timestamp: at}, nil, []string{"a/@700"}, ""},
 		{"whatever the umask", nil, llb.DoMkdir{Path: "a", Mode: 0o777, Timestamp: -1}, nil, []string{"a/@777"}, ""},
 		{"parents", nil, llb.DoMkdir{Path: "/a/b", Mode: 0o711, Parents: true, Timestamp: at}, &Owner{1, 2}, []string{"a/@711#1:2", "a/b/@711#1:2"}, ""},
-		{"no parent", nil, llb.DoMkdir{Path: "/a/b", Mode: 0o755}, nil, nil, "make directory /a/b: no such file"},
+		{"no parent", nil, llb.DoMkdir{Path: "/a/b", Mode: 0o755}, nil, nil, "mkdir /a/b: no such file"},
 		{"exists", []string{"a/@700"}, llb.DoMkdir{Path: "/a", Mode: 0o755}, &Owner{1, 2}, []string{"a/@700"}, ""},
 		{"is a file", []string{"a"}, llb.DoMkdir{Path: "/a", Mode: 0o755}, nil, []string{"a"}, "file exists"},
 		{"is a file, parents", []string{"a"}, llb.DoMkdir{Path: "/a/b", Parents: true}, nil, []string{"a"}, "not a directory"},

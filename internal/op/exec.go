@@ -1,9 +1,11 @@
 package op
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"path"
 	"slices"
@@ -253,27 +255,33 @@ func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	step := progress.StepFrom(ctx)
 	ctx, stop := o.limited(ctx)
 	defer stop()
-	c, err := o.worker.Executor.Start(ctx, spec, executor.IO{Stdout: step.Log(1), Stderr: step.Log(2)})
-	failed := func(err error) error {
-		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(o.op.Args, " "), err)
-	}
+	step.Moment("ExecOp started", nil)
+	said := &lastBytes{to: step.Log(2)}
+	c, err := o.worker.Executor.Start(ctx, spec, executor.IO{Stdout: step.Log(1), Stderr: said})
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return failed(fmt.Errorf("start container: %w", err))
+		return o.failed(err)
 	}
+	step.Moment("Container created", nil)
+	step.Moment("Container started", nil)
 	err = c.Wait(ctx)
 	if cerr := c.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("remove container: %w", cerr)
+	}
+	var start *executor.StartError
+	if errors.As(err, &start) && !bytes.Contains(said.last, []byte(start.Reason)) {
+		fmt.Fprintln(said, start.Reason) // some runtimes do not; the error has the code alone
 	}
 	var exit *executor.ExitError
 	code := 0
 	if errors.As(err, &exit) {
 		code = exit.Code
 	} else if err != nil && ctx.Err() == nil {
-		return failed(err)
+		return o.failed(err)
 	}
+	step.Moment("Container exited", &code)
 	valid := o.op.ValidExitCodes
 	if len(valid) == 0 {
 		valid = []int{0}
@@ -281,41 +289,53 @@ func (o *execOp) run(ctx context.Context, spec executor.Spec) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case exit != nil && exit.NotStarted != "": // whose code is none of the process's
+	case start != nil: // the code is none of the process's
 	case slices.Contains(valid, code):
 		return nil
 	case exit == nil:
 		exit = &executor.ExitError{Code: code}
 	}
-	err = &ProcessError{Args: o.op.Args, Err: exit}
+	err = o.failed(exit)
 	if o.worker.NoRoom != nil { // while the disk is as the process left it
 		err = o.worker.NoRoom(err)
 	}
 	return err
 }
 
-// ProcessError says that a step's process ended badly.
-type ProcessError struct {
-	Args []string
-	Err  *executor.ExitError
+// lastBytes passes on what is written, and remembers the end of it.
+type lastBytes struct {
+	to   io.Writer
+	last []byte
 }
 
-// Error names the process and its exit code.
+func (w *lastBytes) Write(p []byte) (int, error) {
+	const most = 4 << 10
+	w.last = append(w.last, p[max(0, len(p)-most):]...)
+	w.last = w.last[max(0, len(w.last)-most):]
+	return w.to.Write(p)
+}
+
+func (o *execOp) failed(err error) error { return &ProcessError{Args: o.op.Args, Err: err} }
+
+// ProcessError says that a step's process ended badly, or could not be started.
+type ProcessError struct {
+	Args []string
+	Err  error // an *[executor.ExitError], if it ended
+}
+
+// Error names the process and how it ended.
 func (e *ProcessError) Error() string {
 	return fmt.Sprintf("process %q did not complete successfully: %v", strings.Join(e.Args, " "), e.Err)
 }
 
-// Unwrap returns the exit code.
+// Unwrap returns how it ended.
 func (e *ProcessError) Unwrap() error { return e.Err }
-
-// ExitCode is the code that the process ended with.
-func (e *ProcessError) ExitCode() int { return e.Err.Code }
 
 func (o *execOp) spec(ctx context.Context, ms *mountSet) (executor.Spec, error) {
 	p := executor.Process{Args: o.op.Args, Cwd: path.Join("/", o.op.Cwd)}
 	var err error
 	if p.UID, p.GID, p.Groups, err = ms.user(o.op.User); err != nil {
-		return executor.Spec{}, err
+		return executor.Spec{}, o.failed(err)
 	}
 	env := append(slices.Clone(o.op.Env), proxyEnv(o.op.Proxy)...)
 	if p.Env, err = o.worker.environment(ctx, env, o.op.SecretEnv, o.platform().OS); err != nil {

@@ -77,6 +77,10 @@ func (e Event) as(s *Step) Event {
 		w := *e.Warning
 		w.Vertex = s.Vertex()
 		return Event{Warning: &w}
+	case e.Moment != nil:
+		m := *e.Moment
+		m.Vertex = s.Vertex()
+		return Event{Moment: &m}
 	}
 	return e
 }

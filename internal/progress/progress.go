@@ -1,5 +1,5 @@
 // Package progress carries what a build has to tell while it runs: vertices,
-// their sub-tasks, logs and warnings.
+// their sub-tasks, logs, warnings and, for traces, moments.
 //
 // Events flow one way, from the rim (pulls, containers, exports) to sinks (a
 // client's display, the history). Losing one never changes a build. The daemon and
@@ -18,6 +18,7 @@ type Event struct {
 	Status  *Status
 	Log     *Log
 	Warning *Warning
+	Moment  *Moment
 }
 
 // Vertex tells of a step's state. A later one with the same digest replaces it.
@@ -67,6 +68,14 @@ type Warning struct {
 	Detail [][]byte
 	URL    string
 	Source *Source
+}
+
+// Moment is something that happened in a step, for traces: displays do not show it.
+type Moment struct {
+	Vertex   digest.Digest
+	Name     string
+	Time     time.Time
+	ExitCode *int // of the process that ended, if it is that
 }
 
 // Source is a stretch of a file that a person wrote.

@@ -82,6 +82,11 @@ func (s *Step) Note(text string) {
 	s.emit(Event{Status: &Status{ID: text, Vertex: s.Vertex(), Timestamp: now, Started: &now, Completed: &now}})
 }
 
+// Moment tells that something happens now. exitCode is nil, unless a process ended.
+func (s *Step) Moment(name string, exitCode *int) {
+	s.emit(Event{Moment: &Moment{Vertex: s.Vertex(), Name: name, Time: time.Now(), ExitCode: exitCode}})
+}
+
 // Task begins a part of the step, shown by name id. total may be 0 for
 // unknown. The caller must call Done.
 func (s *Step) Task(id string, total int64) *Task {

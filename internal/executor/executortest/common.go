@@ -243,9 +243,12 @@ func testMissingProgram(t *testing.T, e executor.Executor) {
 	spec := Spec(t, "")
 	spec.Process.Args = []string{"/bin/no-such-program"}
 	_, _, err := Finish(t, e, spec)
-	var exit *executor.ExitError
-	if !errors.As(err, &exit) || exit.Code != 1 || !strings.Contains(exit.NotStarted, "no-such-program") {
-		t.Errorf("ended with %v, want exit code 1 and the program's name", err)
+	var start *executor.StartError
+	if !errors.As(err, &start) || !strings.Contains(start.Reason, "no-such-program") {
+		t.Errorf("ended with %v, want an error of the start that names the program", err)
+	}
+	if exitCode(err) != 1 {
+		t.Errorf("ended with %v, want exit code 1, which is the runtime's", err)
 	}
 	_, stderr, err := Finish(t, e, Spec(t, "no-such-program"))
 	if exitCode(err) != 127 || !strings.Contains(stderr, "no-such-program") {

@@ -220,7 +220,7 @@ func run(ctx context.Context, v *view, p executor.Process, stdio executor.IO) er
 	s := &shell{view: v, process: p}
 	script, args, err := s.script(p.Args)
 	if err != nil {
-		return fmt.Errorf("run container: %w", err)
+		return &executor.StartError{Exit: &executor.ExitError{Code: 1}, Reason: err.Error()}
 	}
 	stdin, stopInput, err := inputFile(stdio.Stdin)
 	if err != nil {
@@ -336,7 +336,7 @@ func (s *shell) script(args []string) (*syntax.File, []string, error) {
 		}
 	}
 	if _, known := programs()[name]; !known && !interp.IsBuiltin(name) {
-		return nil, nil, &executor.ExitError{Code: 1, NotStarted: fmt.Sprintf("%q: no such program here", args[0])}
+		return nil, nil, fmt.Errorf("%q: no such program here", args[0])
 	}
 	words := []string{name}
 	for _, a := range args[1:] {

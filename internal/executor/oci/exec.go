@@ -146,9 +146,9 @@ func (c *container) finish(ctx context.Context, t *task, ended <-chan error) {
 		return
 	}
 	t.err = t.outcome(result)
+	var start *executor.StartError
 	var exit *executor.ExitError
-	ran := t.err == nil || errors.As(t.err, &exit) && exit.NotStarted == ""
-	if !ran && c.endsSoon(ctx) {
+	if t.err != nil && (errors.As(t.err, &start) || !errors.As(t.err, &exit)) && c.endsSoon(ctx) {
 		// The container ended while the runtime was about to enter it.
 		t.err = &executor.ExitError{Code: 128 + int(unix.SIGKILL)}
 	}
@@ -283,15 +283,16 @@ func (t *task) outcome(err error) error {
 	if err == nil {
 		return nil
 	}
+	code := 0
 	var exit *runc.ExitError
-	if !errors.As(err, &exit) || exit.Status <= 0 {
-		return fmt.Errorf("run in container: %w", err)
+	if errors.As(err, &exit) {
+		code = exit.Status
 	}
-	if _, started := os.Stat(t.pidFile); started == nil {
-		return &executor.ExitError{Code: exit.Status}
+	if _, started := os.Stat(t.pidFile); started == nil && code > 0 {
+		return &executor.ExitError{Code: code}
 	}
 	if reason := runtimeError(t.logFile); reason != "" {
-		return &executor.ExitError{Code: exit.Status, NotStarted: reason}
+		return startError(code, false, reason)
 	}
 	return fmt.Errorf("run in container: %w", err)
 }

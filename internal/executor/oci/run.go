@@ -220,9 +220,17 @@ func (c *container) outcome(code int, err error) error {
 		return errors.New("run container: the runtime was killed")
 	}
 	if reason := runtimeError(c.logFile()); reason != "" {
-		return &executor.ExitError{Code: max(code, 1), NotStarted: reason}
+		return startError(code, oom, reason)
 	}
 	return fmt.Errorf("run container: %w", err)
+}
+
+// startError is why a runtime that ended with a code has not started a program.
+func startError(code int, oom bool, reason string) error {
+	if code <= 0 {
+		return fmt.Errorf("run container: %s", reason)
+	}
+	return &executor.StartError{Exit: &executor.ExitError{Code: code, OOM: oom}, Reason: reason}
 }
 
 // runtimeError finds the last error in a runtime's log, which is lines of JSON.
