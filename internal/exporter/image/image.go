@@ -63,6 +63,9 @@ func (e *Exporter) Check(attrs map[string]string) error {
 	return err
 }
 
+// errNoName is what BuildKit passes over: it pushes nothing and says that all went
+// well. Nobody who asks for a push wants that, and without push=true it is still to
+// be had.
 var errNoName = errors.New("push image: it has no name to push to: give one with -t or name=")
 
 // Export stores an image and, once all else is done, pushes it.
