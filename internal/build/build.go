@@ -248,23 +248,15 @@ func (b *Builder) build(ctx context.Context, req Request, br *Bridge) (map[strin
 	if err != nil {
 		return nil, err
 	}
-	meta, err := req.told(res)
+	meta, err := req.tell(res)
 	if err != nil {
 		return nil, err
-	}
-	if req.Resulted != nil {
-		req.Resulted(meta)
 	}
 	if err := br.attest(ctx, res, &in, asked); err != nil {
 		return nil, err
 	}
 	defer br.recordProvenance(res, in, asked)
-	out := map[string]string{}
-	for k, v := range res.Meta {
-		if strings.HasPrefix(k, "frontend.") {
-			out[k] = string(v)
-		}
-	}
+	out := answered(meta)
 	br.inlineCaches(caches, res, &in)
 	chosen, err := br.chooseExports(ctx, res, meta)
 	if err != nil {

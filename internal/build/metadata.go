@@ -69,9 +69,20 @@ func Metadata(res *frontend.Result) (map[string][]byte, error) {
 // metaRequest is the key of what a build was asked for (BuildKit's exporter/verifier).
 const metaRequest = "verifier.requestopts"
 
-// told is the metadata of a result, with what was asked for, for those who record
-// the build or choose how to export it.
-func (req *Request) told(res *frontend.Result) (map[string][]byte, error) {
+// answered is what of a result's metadata clients are answered.
+func answered(meta map[string][]byte) map[string]string {
+	out := map[string]string{}
+	for k, v := range meta {
+		if strings.HasPrefix(k, "frontend.") {
+			out[k] = string(v)
+		}
+	}
+	return out
+}
+
+// tell returns the metadata of a result, with what was asked for, for those who
+// choose how to export it, and tells Resulted.
+func (req *Request) tell(res *frontend.Result) (map[string][]byte, error) {
 	meta, err := Metadata(res)
 	if err != nil {
 		return nil, err
@@ -94,5 +105,8 @@ func (req *Request) told(res *frontend.Result) (map[string][]byte, error) {
 		return nil, fmt.Errorf("encode what was asked for: %w", err)
 	}
 	meta[metaRequest] = b
+	if req.Resulted != nil {
+		req.Resulted(meta)
+	}
 	return meta, nil
 }
