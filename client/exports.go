@@ -27,7 +27,7 @@ type CacheExport struct {
 func (c *Client) CacheExports(ctx context.Context) ([]CacheExport, error) {
 	r, err := kiln.NewCachesClient(c.conn).Exports(ctx, &kiln.ExportsRequest{})
 	if err != nil {
-		return nil, c.wrap(err)
+		return nil, c.own(err)
 	}
 	states := map[kiln.ExportState]string{
 		kiln.ExportState_EXPORT_RUNNING: "running", kiln.ExportState_EXPORT_DONE: "done",
@@ -52,7 +52,7 @@ func (c *Client) CacheExports(ctx context.Context) ([]CacheExport, error) {
 func (c *Client) CacheIdentity(ctx context.Context) (string, error) {
 	r, err := kiln.NewCachesClient(c.conn).Identity(ctx, &kiln.IdentityRequest{})
 	if err != nil {
-		return "", c.wrap(err)
+		return "", c.own(err)
 	}
 	return r.GetPublicKey(), nil
 }

@@ -35,7 +35,7 @@ func cacheMounts(list []*kiln.CacheMount) (out []CacheMount) {
 func (c *Client) CacheMounts(ctx context.Context) ([]CacheMount, error) {
 	r, err := kiln.NewCacheMountsClient(c.conn).ListCacheMounts(ctx, &kiln.ListCacheMountsRequest{})
 	if err != nil {
-		return nil, c.wrap(err)
+		return nil, c.own(err)
 	}
 	return cacheMounts(r.GetMounts()), nil
 }
@@ -45,7 +45,7 @@ func (c *Client) CacheMounts(ctx context.Context) ([]CacheMount, error) {
 func (c *Client) RemoveCacheMounts(ctx context.Context, all bool, ids ...string) (removed, inUse []CacheMount, err error) {
 	r, err := kiln.NewCacheMountsClient(c.conn).RemoveCacheMounts(ctx, &kiln.RemoveCacheMountsRequest{Ids: ids, All: all})
 	if err != nil {
-		return nil, nil, c.wrap(err)
+		return nil, nil, c.own(err)
 	}
 	return cacheMounts(r.GetRemoved()), cacheMounts(r.GetInUse()), nil
 }
@@ -54,7 +54,7 @@ func (c *Client) RemoveCacheMounts(ctx context.Context, all bool, ids ...string)
 func (c *Client) WriteCacheMount(ctx context.Context, id string, w io.Writer) error {
 	stream, err := kiln.NewCacheMountsClient(c.conn).ExportCacheMount(ctx, &kiln.ExportCacheMountRequest{Id: id})
 	if err != nil {
-		return c.wrap(err)
+		return c.own(err)
 	}
 	for {
 		m, err := stream.Recv()
@@ -62,7 +62,7 @@ func (c *Client) WriteCacheMount(ctx context.Context, id string, w io.Writer) er
 			return nil
 		}
 		if err != nil {
-			return c.wrap(err)
+			return c.own(err)
 		}
 		if _, err := w.Write(m.GetData()); err != nil {
 			return fmt.Errorf("write archive: %w", err)
@@ -79,7 +79,7 @@ func (c *Client) ReadCacheMount(ctx context.Context, id string, archive io.Reade
 	defer cancel() // a stream that is left is given up
 	stream, err := kiln.NewCacheMountsClient(c.conn).ImportCacheMount(ctx)
 	if err != nil {
-		return 0, c.wrap(err)
+		return 0, c.own(err)
 	}
 	buf := make([]byte, archivePiece)
 	for first := true; ; first = false {
@@ -98,7 +98,7 @@ func (c *Client) ReadCacheMount(ctx context.Context, id string, archive io.Reade
 	}
 	r, err := stream.CloseAndRecv()
 	if err != nil {
-		return 0, c.wrap(err)
+		return 0, c.own(err)
 	}
 	return r.GetSize(), nil
 }
