@@ -61,7 +61,7 @@ func TestNoDaemon(t *testing.T) {
 		want string
 	}{
 		{map[string]string{}, "set KILN_ROOT"},
-		{map[string]string{"KILN_ROOT": "/" + strings.Repeat("x", 200)}, "shorter"},
+		{map[string]string{"KILN_ROOT": "/" + strings.Repeat("x", 300)}, "set KILN_ROOT to a folder that is yours"},
 		{map[string]string{"KILN_ROOT": file + "/below"}, "set KILN_ROOT to a folder that is yours"},
 		{map[string]string{"KILN_HOST": "what"}, "want unix://PATH"},
 		{map[string]string{"KILN_HOST": "unix://" + dir + "/none"}, "/none: dial unix " + dir + "/none: connect: no such file"},

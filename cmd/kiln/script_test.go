@@ -20,8 +20,14 @@ import (
 // runtime beside it, as they are installed.
 var programs = sync.OnceValues(buildPrograms)
 
-// TestMain removes what the tests have built.
+// TestMain removes what the tests have built, and refuses to be a daemon.
 func TestMain(m *testing.M) {
+	// kiln starts its daemon as the program that it is itself. Here that is these
+	// tests, all of them, and each such start would start more.
+	if len(os.Args) > 1 && os.Args[1] == "daemon" {
+		fmt.Fprintln(os.Stderr, "a test was to start no daemon, and did")
+		os.Exit(1)
+	}
 	code := m.Run()
 	if dir, err := programs(); err == nil {
 		os.RemoveAll(dir)

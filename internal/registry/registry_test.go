@@ -251,7 +251,9 @@ func TestPullSurvives(t *testing.T) {
 		"HEAD is not supported": func(w http.ResponseWriter, r *http.Request) bool { return r.Method == "HEAD" && status(405)(w, r) },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r, c := newTestRegistry(t), testClient()
+			c.cfg.Stall = 3 * time.Second // what a busy machine may take
 			img.push(t, c, r.host+"/app:v1")
 			r.spoil(f)
 			if err := img.pull(t.Context(), c, r.host+"/app:v1"); err != nil {
