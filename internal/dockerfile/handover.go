@@ -10,7 +10,6 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
-	"github.com/kiln-build/kiln/llb"
 )
 
 // syntaxArg is the build argument that wins over the file's syntax directive.
@@ -41,7 +40,7 @@ func (d *driver) handOver(ctx context.Context) (_ *frontend.Result, handed bool,
 	case at.Name == "":
 		err = fmt.Errorf("failed with build-arg:%s = %s: %w", syntaxArg, line, err)
 	default:
-		err = &frontend.SourceError{File: d.source.LLB(), Ranges: []llb.Range{d.source.LineRange(at.Span)}, Err: err}
+		err = &frontend.SourceError{File: d.source.LLB(), Ranges: d.source.LineRanges(at.Span), Err: err}
 	}
 	return res, true, err
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/internal/dockerfile/syntax"
-	"github.com/kiln-build/kiln/llb"
 )
 
 // lintConfig is a "check" directive: which rules to skip, which experimental
@@ -140,7 +139,7 @@ func (l *linter) remarkFix(r rule, head *syntax.Head, at syntax.Span, mend *fix,
 	file := l.source.LLB()
 	one := remark{rule: r, short: short, fix: mend, Warning: frontend.Warning{
 		Level: 1, Short: fmt.Sprintf("%s: %s (line %d)", r, short, l.source.Position(at.Start).Line), Detail: []string{r.explain(l.words)}, URL: r.url(),
-		File: &file, Ranges: []llb.Range{l.source.LineRange(at)},
+		File: &file, Ranges: l.source.LineRanges(at),
 	}}
 	if mend != nil {
 		one.Detail = append(one.Detail, l.describe(*mend))

@@ -50,7 +50,7 @@ func (l *lowering) outline(source *syntax.Source) (*frontend.Result, error) {
 	for _, arg := range l.in.file.Global {
 		for _, a := range arg.Args {
 			v, _ := l.args.Get(a.Key.Value)
-			o.globals[a.Key.Value] = o.arg(a, &arg.Head, arg.Line, v)
+			o.globals[a.Key.Value] = o.arg(a, &arg.Head, arg.Span, v)
 		}
 	}
 	// Of those of one name, the last of the target's own chain of bases counts, and
@@ -105,9 +105,9 @@ type outliner struct {
 	used    map[string]bool       // those of them that are used
 }
 
-func (o *outliner) arg(a syntax.ArgDecl, h *syntax.Head, line syntax.Span, value string) outlineArg {
-	r := o.in.file.Source.LineRange(line)
-	return outlineArg{a.Key.Value, description(h, a.Key.Value), value, locate(r), int(r.Start.Line)}
+func (o *outliner) arg(a syntax.ArgDecl, h *syntax.Head, at syntax.Span, value string) outlineArg {
+	lines := o.in.file.Source.LineRanges(at)
+	return outlineArg{a.Key.Value, description(h, a.Key.Value), value, locate(lines...), lines[0].Start.Line}
 }
 
 // stage adds what a stage takes. Its triggers are at its FROM.
@@ -120,27 +120,27 @@ func (o *outliner) stage(s *stage, args map[string]outlineArg) {
 		o.uses(p.Value)
 	}
 	for _, c := range s.commands {
-		line := syntax.HeadOf(c.Instruction).Line
+		at := syntax.HeadOf(c.Instruction).Span
 		if c.trigger {
-			line = s.decl.From.Line
+			at = s.decl.From.Span
 		}
 		switch i := c.Instruction.(type) {
 		case *syntax.Arg:
 			for _, a := range i.Args {
-				o.stageArg(s, a, &i.Head, line, args)
+				o.stageArg(s, a, &i.Head, at, args)
 			}
 		case *syntax.Run:
-			o.mounts(s, i, line)
+			o.mounts(s, i, at)
 		}
 	}
 }
 
-func (o *outliner) stageArg(s *stage, a syntax.ArgDecl, h *syntax.Head, line syntax.Span, args map[string]outlineArg) {
+func (o *outliner) stageArg(s *stage, a syntax.ArgDecl, h *syntax.Head, at syntax.Span, args map[string]outlineArg) {
 	name := a.Key.Value
 	_, given := o.in.opts.buildArgs[name]
 	_, inherited := o.args.Get(name)
 	if given || a.Default != nil || !inherited {
-		args[name] = o.arg(a, h, line, s.argValues[name])
+		args[name] = o.arg(a, h, at, s.argValues[name])
 		return
 	}
 	// It is what a stage below or the file's head says; those of platforms, which
@@ -151,7 +151,7 @@ func (o *outliner) stageArg(s *stage, a syntax.ArgDecl, h *syntax.Head, line syn
 	}
 }
 
-func (o *outliner) mounts(s *stage, run *syntax.Run, line syntax.Span) {
+func (o *outliner) mounts(s *stage, run *syntax.Run, at syntax.Span) {
 	for _, text := range run.Mounts {
 		m, err := o.parseMount(s, &run.Head, text)
 		if err != nil {
@@ -170,8 +170,8 @@ func (o *outliner) mounts(s *stage, run *syntax.Run, line syntax.Span) {
 			continue
 		}
 		if !slices.ContainsFunc(*list, func(known outlineID) bool { return known.Name == id }) {
-			r := o.in.file.Source.LineRange(line)
-			*list = append(*list, outlineID{id, m.required, locate(r), int(r.Start.Line)})
+			lines := o.in.file.Source.LineRanges(at)
+			*list = append(*list, outlineID{id, m.required, locate(lines...), lines[0].Start.Line})
 		}
 	}
 }

@@ -159,7 +159,7 @@ func listTargets(file *syntax.File) (*frontend.Result, error) {
 		from := st.From
 		t := target{
 			Name: strings.ToLower(from.Name.Value), Default: i == len(file.Stages)-1, Base: from.Image.Value,
-			Description: targetDescription(from), Location: locate(file.Source.LineRange(from.Line)),
+			Description: targetDescription(from), Location: locate(file.Source.LineRanges(from.Span)...),
 		}
 		if from.Platform != nil {
 			t.Platform = from.Platform.Value

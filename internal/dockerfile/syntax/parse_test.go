@@ -171,7 +171,7 @@ func TestPlaces(t *testing.T) {
 	if len(env.Blanks) != 1 || src.Position(env.Blanks[0].Start).Line != 8 {
 		t.Errorf("empty continuation lines: %v", env.Blanks)
 	}
-	if r := src.LineRange(run.Span); r.Start.Line != 12 || r.End.Line != 14 {
+	if r := src.LineRanges(run.Span); len(r) != 3 || r[0].Start.Line != 12 || r[2].End.Line != 14 {
 		t.Errorf("lines of RUN: %+v", r)
 	}
 	if len(f.Directives) != 2 || f.Directives[0].Name != "syntax" || f.Directives[0].Value != "docker/dockerfile:1" {

@@ -63,24 +63,15 @@ func (s *Source) Range(span Span) llb.Range {
 	return llb.Range{Start: s.Position(span.Start), End: s.Position(span.End)}
 }
 
-// LineRange is the range of the whole lines that a span touches, with
-// characters 0 as BuildKit's clients expect of an instruction.
-func (s *Source) LineRange(span Span) llb.Range {
+// LineRanges are the whole lines that a span touches, each a range of its own with
+// characters 0, as BuildKit's clients expect of an instruction.
+func (s *Source) LineRanges(span Span) (out []llb.Range) {
 	end := span.End
 	if end > span.Start {
 		end-- // a span that ends with a newline does not touch the next line
 	}
-	return llb.Range{
-		Start: llb.Position{Line: s.Position(span.Start).Line},
-		End:   llb.Position{Line: s.Position(end).Line},
-	}
-}
-
-// LineRanges are the lines that a span touches, each a range of its own, as
-// BuildKit's clients expect of an instruction.
-func (s *Source) LineRanges(span Span) (out []llb.Range) {
-	all := s.LineRange(span)
-	for line := all.Start.Line; line <= all.End.Line; line++ {
+	last := s.Position(end).Line
+	for line := s.Position(span.Start).Line; line <= last; line++ {
 		out = append(out, llb.Range{Start: llb.Position{Line: line}, End: llb.Position{Line: line}})
 	}
 	return out
