@@ -34,14 +34,13 @@ func Shape(d Document) (string, error) {
 }
 
 // ForgetOwn removes from the predicate of a provenance what is each builder's
-// own: the version of its Dockerfile frontend, the result's platform, which BuildKit
-// tells from v0.34 on, what layers the cache happens to have of steps in between, a
-// client's session, which Kiln does not tell, and which digest has which step. Steps
-// without a place in the Dockerfile are listed by BuildKit all the same.
+// own: the version of its Dockerfile frontend, what layers the cache happens to
+// have of steps in between, a client's session, which Kiln does not tell, and
+// which digest has which step. Steps without a place in the Dockerfile are listed
+// by BuildKit all the same.
 func ForgetOwn(p Document) {
 	for _, path := range [][]string{
 		{"buildDefinition", "internalParameters", "dockerfileVersion"}, {"invocation", "environment", "dockerfileVersion"},
-		{"buildDefinition", "internalParameters", "targetPlatform"},
 		{"runDetails", "metadata", "buildkit_metadata", "layers"}, {"metadata", "https://mobyproject.org/buildkit@v1#metadata", "layers"},
 	} {
 		d := p

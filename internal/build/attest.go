@@ -138,7 +138,7 @@ func (br *Bridge) predicate(res *frontend.Result, i int, ref *layer.Ref, o prove
 	br.finished.Do(func() { br.finishedAt = time.Now().UTC() })
 	run := provenance.Run{
 		ID: br.invocation, Started: br.started, Finished: br.finishedAt, CompatibilityVersion: br.req.CompatibilityVersion,
-		Builder: br.builder.Worker.Platforms[0], Target: p.Platform, Custom: br.builder.ProvenanceEnv,
+		Builder: br.builder.Worker.Platforms[0], Custom: br.builder.ProvenanceEnv,
 	}
 	if run.CompatibilityVersion == 0 {
 		run.CompatibilityVersion = exporter.CompatCurrent

@@ -51,7 +51,6 @@ type ExternalParameters struct {
 type InternalParameters struct {
 	BuildConfig       *BuildConfig   `json:"buildConfig,omitempty"`
 	BuilderPlatform   string         `json:"builderPlatform"`
-	TargetPlatform    string         `json:"targetPlatform,omitempty"`
 	DockerfileVersion string         `json:"dockerfileVersion,omitempty"`
 	Custom            map[string]any `json:"-"`
 }
@@ -116,9 +115,8 @@ type Run struct {
 	Started, Finished    time.Time
 	CompatibilityVersion int
 	Builder              ocispecs.Platform
-	Target               ocispecs.Platform // of the result
-	DockerfileVersion    string            // "" if the Dockerfile frontend was not used
-	Custom               map[string]any    // what the daemon's owner adds
+	DockerfileVersion    string         // "" if the Dockerfile frontend was not used
+	Custom               map[string]any // what the daemon's owner adds
 	// Layers are those of the results of steps, by vertex and output.
 	Layers map[llb.Edge][]ocispecs.Descriptor
 }
@@ -135,8 +133,7 @@ func New(c *Capture, g *llb.Graph, run Run, o Options) (*Predicate, error) {
 			BuildType: buildType1, ResolvedDependencies: materials,
 			ExternalParameters: ExternalParameters{ConfigSource: request.ConfigSource, Request: c.Request},
 			InternalParameters: InternalParameters{
-				BuilderPlatform: platforms.Format(platforms.Normalize(run.Builder)), TargetPlatform: platforms.FormatAll(run.Target),
-				DockerfileVersion: run.DockerfileVersion, Custom: run.Custom,
+				BuilderPlatform: platforms.Format(platforms.Normalize(run.Builder)), DockerfileVersion: run.DockerfileVersion, Custom: run.Custom,
 			},
 		},
 		RunDetails: RunDetails{Builder: Builder{ID: o.BuilderID}},

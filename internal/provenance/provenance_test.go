@@ -91,7 +91,6 @@ func TestGolden(t *testing.T) {
 	at := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
 	run := Run{
 		ID: "run1", Started: at, Finished: at.Add(time.Minute), CompatibilityVersion: 30, Builder: amd64,
-		Target:            ocispecs.Platform{OS: "linux", Architecture: "arm", Variant: "v7"},
 		DockerfileVersion: "1.27", Custom: map[string]any{"site": map[string]any{"rack": 7}},
 		Layers: map[llb.Edge][]ocispecs.Descriptor{g.Root: {{MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: digest.FromString("layer"), Size: 5}}},
 	}
