@@ -210,6 +210,11 @@ type localUse struct {
 
 // finish puts what is to be transferred into the vertex.
 func (u localUse) finish() error {
+	for _, p := range u.patterns {
+		if _, err := patternmatcher.New([]string{p}); err != nil {
+			return fmt.Errorf("read pattern %q of .dockerignore: %w", p, err)
+		}
+	}
 	attrs := u.vertex.Op.(*llb.SourceOp).Attrs
 	if err := setList(attrs, "local.excludepatterns", u.patterns); err != nil {
 		return err
