@@ -145,10 +145,7 @@ func prune(t *testing.T, d *peer.Daemon) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
 	if err := c.Prune(ctx, nil, client.PruneAll); err != nil {
 		t.Fatal(err)

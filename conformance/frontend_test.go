@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -103,15 +101,8 @@ type frontendEnd struct {
 
 func (r frontendRun) on(ctx context.Context, t *testing.T, d *peer.Daemon) frontendEnd {
 	t.Helper()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	local := t.TempDir()
 	if err := os.WriteFile(filepath.Join(local, "Dockerfile"), []byte(r.dockerfile), 0o600); err != nil {
 		t.Fatal(err)
@@ -122,7 +113,7 @@ func (r frontendRun) on(ctx context.Context, t *testing.T, d *peer.Daemon) front
 	}
 	into := t.TempDir()
 	opt := client.SolveOpt{
-		Frontend: r.frontend, FrontendAttrs: maps.Clone(r.attrs), OCIStores: map[string]content.Store{"base": store},
+		Frontend: r.frontend, FrontendAttrs: maps.Clone(r.attrs), OCIStores: baseStores(t),
 		LocalMounts: map[string]fsutil.FS{"dockerfile": folder, "context": folder},
 		Exports:     []client.ExportEntry{{Type: client.ExporterLocal, OutputDir: into}},
 	}

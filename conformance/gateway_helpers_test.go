@@ -26,6 +26,26 @@ import (
 	"github.com/kiln-build/kiln/conformance/peer"
 )
 
+// dial returns a client of a daemon, which the caller closes.
+func dial(ctx context.Context, t *testing.T, d *peer.Daemon) *client.Client {
+	t.Helper()
+	c, err := client.New(ctx, d.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// baseStores are the layouts by which builds know the base image.
+func baseStores(t *testing.T) map[string]content.Store {
+	t.Helper()
+	store, err := contentlocal.NewStore(shared.base.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]content.Store{"base": store}
+}
+
 // asFrontend runs f as the frontend of a build on a daemon.
 func asFrontend(t *testing.T, d *peer.Daemon, f gateway.BuildFunc) error {
 	t.Helper()
@@ -36,15 +56,8 @@ func asFrontend(t *testing.T, d *peer.Daemon, f gateway.BuildFunc) error {
 
 func asFrontendIn(ctx context.Context, t *testing.T, d *peer.Daemon, f gateway.BuildFunc) error {
 	t.Helper()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	inputs, err := base().File(llb.Mkfile("/input", 0o644, []byte("given"))).Marshal(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +72,7 @@ func asFrontendIn(ctx context.Context, t *testing.T, d *peer.Daemon, f gateway.B
 		t.Fatal(err)
 	}
 	_, err = c.Build(ctx, client.SolveOpt{
-		OCIStores: map[string]content.Store{"base": store},
+		OCIStores: baseStores(t),
 		Session: []session.Attachable{agents, secretsprovider.FromMap(map[string][]byte{
 			"token": []byte("hush"),
 		})},

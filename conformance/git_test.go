@@ -150,10 +150,7 @@ func gitFiles(t *testing.T, d *peer.Daemon, st llb.State, times bool) map[string
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
 	def, err := st.Marshal(ctx)
 	if err != nil {

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/containerd/v2/core/content"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/identity"
@@ -78,12 +76,8 @@ func TestHistoryResponse(t *testing.T) {
 // returnedMeta is what the record has of a build whose client is its frontend.
 func returnedMeta(h *historian) map[string]string {
 	h.t.Helper()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	opt := client.SolveOpt{Ref: identity.NewID(), OCIStores: map[string]content.Store{"base": store}}
-	_, err = h.c.Build(h.ctx, opt, "conformance", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+	opt := client.SolveOpt{Ref: identity.NewID(), OCIStores: baseStores(h.t)}
+	_, err := h.c.Build(h.ctx, opt, "conformance", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 		res := gateway.NewResult()
 		res.SetRef(solve(h.t, ctx, c, base()))
 		res.AddMeta("mine", []byte("said"))

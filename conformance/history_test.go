@@ -17,7 +17,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/content/proxy"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -92,10 +91,7 @@ func newHistorian(t *testing.T, d *peer.Daemon) *historian {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	t.Cleanup(func() { _ = c.Close() }) // the daemon may have been killed
 	return &historian{t, d, ctx, c}
 }
@@ -103,17 +99,13 @@ func newHistorian(t *testing.T, d *peer.Daemon) *historian {
 // build runs a script in the base image.
 func (h *historian) build(script string, change func(*client.SolveOpt)) recorded {
 	h.t.Helper()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		h.t.Fatal(err)
-	}
 	// No two runs are the same, so that none is cached.
 	run := base().AddEnv("UNIQUE", fmt.Sprint(rand.Uint64())).Run(llb.Args([]string{"/bin/sh", "-c", script}), llb.WithCustomName("the script"))
 	def, err := run.Root().Marshal(h.ctx)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	opt := client.SolveOpt{Ref: identity.NewID(), OCIStores: map[string]content.Store{"base": store}}
+	opt := client.SolveOpt{Ref: identity.NewID(), OCIStores: baseStores(h.t)}
 	if change != nil {
 		change(&opt)
 	}

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/frontend/subrequests/lint"
@@ -61,22 +59,15 @@ func lintOn(t *testing.T, d *peer.Daemon, dir string) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	folder, err := fsutil.NewFS(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var report lint.LintResults
 	_, err = c.Build(ctx, client.SolveOpt{
-		OCIStores:   map[string]content.Store{"base": store},
+		OCIStores:   baseStores(t),
 		LocalMounts: map[string]fsutil.FS{"dockerfile": folder, "context": folder},
 	}, "conformance", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 		res, err := c.Solve(ctx, gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: map[string]string{

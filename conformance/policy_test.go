@@ -75,10 +75,7 @@ func onBoth(t *testing.T, f func(t *testing.T, ctx context.Context, c *client.Cl
 		t.Run(d.Name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
-			c, err := client.New(ctx, d.Addr())
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := dial(ctx, t, d)
 			defer c.Close()
 			f(t, ctx, c)
 		})

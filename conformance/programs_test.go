@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
@@ -215,16 +213,9 @@ func watched(t *testing.T, d *peer.Daemon, opt client.SolveOpt, f gateway.BuildF
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opt.OCIStores = map[string]content.Store{"base": store}
+	opt.OCIStores = baseStores(t)
 	ch, done := make(chan *client.SolveStatus), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -232,7 +223,7 @@ func watched(t *testing.T, d *peer.Daemon, opt client.SolveOpt, f gateway.BuildF
 			all = append(all, s)
 		}
 	}()
-	_, err = c.Build(ctx, opt, "", f, ch)
+	_, err := c.Build(ctx, opt, "", f, ch)
 	<-done
 	if err != nil {
 		t.Errorf("%s: %v", d.Name, err)

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/moby/buildkit/client"
 	digest "github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
@@ -84,15 +82,8 @@ func (l statusLog) summary() (lines []string) {
 func buildFile(t *testing.T, d *peer.Daemon, dir string) statusLog {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	c, err := client.New(ctx, d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := dial(ctx, t, d)
 	defer c.Close()
-	store, err := contentlocal.NewStore(shared.base.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	fs, err := fsutil.NewFS(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +105,7 @@ func buildFile(t *testing.T, d *peer.Daemon, dir string) statusLog {
 		Frontend:      "dockerfile.v0",
 		FrontendAttrs: map[string]string{"context:base": "oci-layout://base@" + shared.base.Digest},
 		LocalMounts:   map[string]fsutil.FS{"context": fs, "dockerfile": fs},
-		OCIStores:     map[string]content.Store{"base": store},
+		OCIStores:     baseStores(t),
 		Exports:       []client.ExportEntry{{Type: client.ExporterTar, Output: func(map[string]string) (io.WriteCloser, error) { return out, nil }}},
 	}, ch)
 	if err != nil {
