@@ -3,10 +3,8 @@ package gc
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/status"
 )
 
 // littleRoom is how much of a disk is free at most that counts as full, bytes.
@@ -54,15 +52,6 @@ func (c *Collector) Explain(err error, maybe bool) error {
 	return e
 }
 
-// lacksRoom tells whether an error comes of a full disk of this side.
-func lacksRoom(err error) bool {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return true
-	}
-	var other interface{ GRPCStatus() *status.Status }
-	if errors.As(err, &other) {
-		return false // it is about the client's
-	}
-	text := err.Error() // of a container's runtime, for one
-	return strings.Contains(text, unix.ENOSPC.Error()) || strings.Contains(text, unix.EDQUOT.Error())
-}
+// lacksRoom tells whether an error comes of a full disk. Its words alone say nothing:
+// they may be of the client's disk, or of a registry's.
+func lacksRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
