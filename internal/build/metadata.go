@@ -74,7 +74,7 @@ func answered(meta map[string][]byte) map[string]string {
 	out := map[string]string{}
 	for k, v := range meta {
 		if strings.HasPrefix(k, "frontend.") {
-			out[k] = string(v)
+			out[k] = strings.ToValidUTF8(string(v), "\uFFFD") // clients refuse all else
 		}
 	}
 	return out
