@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/kiln-build/kiln/client"
+	"github.com/kiln-build/kiln/internal/session/export"
 	"github.com/kiln-build/kiln/internal/ui"
 )
 
@@ -163,26 +164,14 @@ func moveMount(ctx context.Context, e *env, cmd *cli.Command, opt client.SolveOp
 	})
 }
 
-func exportMountTo(ctx context.Context, e *env, c *client.Client, id, file string) (err error) {
+func exportMountTo(ctx context.Context, e *env, c *client.Client, id, file string) error {
 	if file == "-" {
 		return c.WriteCacheMount(ctx, id, e.stdout)
 	}
-	// Nothing is left where there is nothing to write.
-	part := file + ".part"
-	f, err := os.Create(part)
-	if err != nil {
-		return fmt.Errorf("write archive: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(part))
-		}
-	}()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if err := errors.Join(c.WriteCacheMount(ctx, id, w), w.Flush(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(part, file)
+	return export.WriteFile(file, func(to io.Writer) error {
+		w := bufio.NewWriterSize(to, 1<<20)
+		return errors.Join(c.WriteCacheMount(ctx, id, w), w.Flush())
+	})
 }
 
 func cacheMountsImportCommand(e *env) *cli.Command {

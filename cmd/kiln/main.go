@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,6 +21,7 @@ import (
 	"github.com/kiln-build/kiln/client"
 	"github.com/kiln-build/kiln/internal/executor"
 	"github.com/kiln-build/kiln/internal/namespace"
+	"github.com/kiln-build/kiln/internal/session/export"
 )
 
 // Exit codes. They are documented in the help of kiln itself.
@@ -428,19 +428,10 @@ func noArgs(cmd *cli.Command) error {
 	return nil
 }
 
-// writeFile writes a file that appears whole or not at all.
-func writeFile(name string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".kiln-*")
-	if err != nil {
+// writeFile writes a file as [export.WriteFile] does.
+func writeFile(name string, data []byte) error {
+	return export.WriteFile(name, func(w io.Writer) error {
+		_, err := w.Write(data)
 		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		err = errors.Join(err, os.Remove(f.Name()))
-	}
-	return err
+	})
 }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/kiln-build/kiln/internal/session/export"
@@ -96,5 +98,32 @@ func TestExport(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 2 {
 		t.Errorf("left are %v, %v, want the file and the link", left, err)
+	}
+}
+
+// A pipe is written to, and stays one.
+func TestWriteFileToPipe(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0) // so that nobody waits for another side
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	err = export.WriteFile(pipe, func(w io.Writer) error {
+		_, err := io.WriteString(w, "said")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(reader, got); err != nil || string(got) != "said" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if info, err := os.Lstat(pipe); err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
+		t.Errorf("the pipe became %v, %v", info, err)
 	}
 }

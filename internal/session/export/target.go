@@ -14,8 +14,7 @@ import (
 	"github.com/kiln-build/kiln/internal/session"
 )
 
-// FileTarget is a file that takes an archive. It appears whole or not at all. If
-// the name is that of a device or a pipe, it is written to as it is.
+// FileTarget is a file that takes an archive, see [WriteFile].
 type FileTarget struct{ Name string }
 
 // Receive writes what comes on stream, see take.
@@ -23,9 +22,13 @@ func (t FileTarget) Receive(stream grpc.ServerStream) error {
 	return t.take(func(w io.Writer) error { return session.CopyContent(w, stream) })
 }
 
-// take has the archive written beside the file, which it then renames.
-func (t FileTarget) take(write func(io.Writer) error) error {
-	name := t.Name
+func (t FileTarget) take(write func(io.Writer) error) error { return WriteFile(t.Name, write) }
+
+// WriteFile makes a file of what is written. It appears whole or not at all, in the
+// place of one that is there, or of what a symlink leads to; but a device or a pipe
+// is written to as it is.
+func WriteFile(name string, write func(io.Writer) error) error {
+	given := name
 	if real, err := filepath.EvalSymlinks(name); err == nil {
 		name = real
 	}
@@ -35,7 +38,7 @@ func (t FileTarget) take(write func(io.Writer) error) error {
 	case err != nil:
 		return err
 	case info.IsDir():
-		return fmt.Errorf("%s is a directory: want the name of a file", t.Name)
+		return fmt.Errorf("%s is a directory: want the name of a file", given)
 	case !info.Mode().IsRegular():
 		f, err := os.OpenFile(name, os.O_WRONLY, 0)
 		if err != nil {
