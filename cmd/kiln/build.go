@@ -140,23 +140,25 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err != nil {
 		return usagef(cmd, "%v", err)
 	}
-	finish := func(err error) error {
-		if finishErr := display.Finish(failureOf(ctx, err)); finishErr != nil && err == nil {
-			return fmt.Errorf("show progress: %w", finishErr)
-		}
-		return nil
-	}
+	finish := func(err error) error { return endDisplay(ctx, display, mode, err) }
 	if asked != nil {
 		return runCall(ctx, e, cmd, asked, opt, display, finish)
 	}
 	result, err := solve(ctx, e, cmd, opt, display)
-	if finishErr := finish(err); err == nil {
-		err = finishErr
-	}
-	if err != nil {
+	if err := finish(err); err != nil {
 		return err
 	}
 	return report(e, cmd, result)
+}
+
+// endDisplay ends the display of what has ended with err. That nobody could see the
+// progress is no failure, unless it was for a program.
+func endDisplay(ctx context.Context, d client.Display, mode client.DisplayMode, err error) error {
+	shown := d.Finish(failureOf(ctx, err))
+	if err == nil && shown != nil && mode == client.DisplayRawJSON {
+		return fmt.Errorf("show progress: %w", shown)
+	}
+	return err
 }
 
 // awaitOptions reads the flags, and maybe standard input: an interrupt does not

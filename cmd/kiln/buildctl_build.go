@@ -95,9 +95,7 @@ func (b *buildctl) build(ctx context.Context, cmd *cli.Command, c *client.Client
 		sinks = append(sinks, metrics)
 	}
 	result, sub, err := solveThroughGateway(ctx, c, opt, def, sinks)
-	if finishErr := display.Finish(failureOf(ctx, err)); err == nil {
-		err = finishErr
-	}
+	_ = display.Finish(failureOf(ctx, err)) // that nobody could see the progress is no failure to buildctl
 	if metrics != nil {
 		err = errors.Join(err, b.writeMetrics(cmd.String("debug-json-cache-metrics"), metrics))
 	}

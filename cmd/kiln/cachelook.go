@@ -69,7 +69,7 @@ func cacheLookCommands(e *env) []*cli.Command {
 			if asJSON {
 				return writeJSON(e.stdout, d)
 			}
-			writeCacheDiff(e.stdout, d)
+			writeCacheDiff(e.pages, d)
 			return nil
 		}),
 	}

@@ -157,10 +157,7 @@ func moveMount(ctx context.Context, e *env, cmd *cli.Command, opt client.SolveOp
 			return err
 		}
 		_, err = c.Build(ctx, opt, func(context.Context, *client.Gateway) (*client.BuildResult, error) { return &client.BuildResult{}, nil }, display)
-		if finishErr := display.Finish(failureOf(ctx, err)); finishErr != nil && err == nil {
-			err = fmt.Errorf("show progress: %w", finishErr)
-		}
-		return err
+		return endDisplay(ctx, display, client.DisplayAuto, err)
 	})
 }
 
@@ -243,7 +240,7 @@ func cacheMountsRemoveCommand(e *env) *cli.Command {
 				for _, m := range removed {
 					total += m.Size
 				}
-				fmt.Fprintf(e.stdout, "Removed %d, freed %s\n", len(removed), ui.Bytes(total))
+				fmt.Fprintf(e.pages, "Removed %d, freed %s\n", len(removed), ui.Bytes(total))
 				for _, m := range inUse {
 					fmt.Fprintf(e.stderr, "kiln: cache mount %s is in use and stays\n", m.ID)
 				}

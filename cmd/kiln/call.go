@@ -83,14 +83,10 @@ func runCall(ctx context.Context, e *env, cmd *cli.Command, c *call, opt client.
 	opt.FrontendAttrs["requestid"] = c.request
 	daemon, err := connect(ctx, e, cmd)
 	if err != nil {
-		return errors.Join(err, finish(err))
+		return finish(err)
 	}
 	_, answer, err := solveThroughGateway(ctx, daemon, opt, nil, sink)
-	err = errors.Join(err, daemon.Close())
-	if ferr := finish(err); err == nil {
-		err = ferr
-	}
-	if err != nil {
+	if err := finish(errors.Join(err, daemon.Close())); err != nil {
 		return err
 	}
 	return c.print(e.stdout, answer)

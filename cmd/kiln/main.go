@@ -40,6 +40,7 @@ var version = "0.1.0-dev"
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	pages          *firstError // stdout, for text that is written piece by piece; run sets it
 	getenv         func(string) string
 	uid            int            // of who started the program
 	namespaces     namespace.Info // of the daemon
@@ -145,7 +146,11 @@ func interruptible(ctx context.Context, patience int, exit func(int)) (context.C
 // run runs a command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
 	spanned, span := startSpan(ctx, "kiln", e.getenv)
+	e.pages = &firstError{to: e.stdout}
 	err := rootCommand(e).Run(spanned, splitShorthands(args))
+	if err == nil {
+		err = e.pages.err
+	}
 	if !isDaemon(args) { // which has spans of its own
 		span.end(err)
 	}
@@ -159,6 +164,21 @@ func run(ctx context.Context, e *env, args []string) int {
 		fmt.Fprintf(e.stderr, "kiln: %v\n", err)
 	}
 	return code
+}
+
+// firstError is a writer that remembers its first error, for those who do not look
+// at each.
+type firstError struct {
+	to  io.Writer
+	err error
+}
+
+func (w *firstError) Write(p []byte) (int, error) {
+	n, err := w.to.Write(p)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 func exitCode(ctx context.Context, err error) int {
@@ -264,7 +284,7 @@ func rootCommand(e *env) *cli.Command {
 		Usage:       "build container images",
 		Description: rootDescription,
 		Version:     version,
-		Writer:      e.stdout,
+		Writer:      e.pages,
 		ErrWriter:   e.stderr,
 		Reader:      e.stdin,
 		Commands:    commands(e),

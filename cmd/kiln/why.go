@@ -52,7 +52,7 @@ func whyCommand(e *env) *cli.Command {
 				if asJSON {
 					return writeJSON(e.stdout, x)
 				}
-				writeExplanation(e.stdout, x, step)
+				writeExplanation(e.pages, x, step)
 				return nil
 			})
 		},
