@@ -5,19 +5,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/stack"
 	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/conformance/peer"
 )
@@ -30,17 +35,6 @@ func TestProgramErrors(t *testing.T) {
 	run := func(opts ...llb.RunOption) gateway.SolveRequest {
 		return evaluated(t, base().Run(append(opts, line)...).Root())
 	}
-	lowered := func(text string, opts ...string) gateway.SolveRequest {
-		r := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: map[string]string{}, FrontendInputs: map[string]*pb.Definition{
-			"dockerfile": definition(t, llb.Scratch().File(llb.Mkfile("/Dockerfile", 0o644, []byte(text)))),
-			"context":    definition(t, llb.Scratch().File(llb.Mkdir("/none", 0o755))),
-		}}
-		for _, o := range opts {
-			key, value, _ := strings.Cut(o, "=")
-			r.FrontendOpt[key] = value
-		}
-		return r
-	}
 	for name, req := range map[string]gateway.SolveRequest{
 		"exit code":              run(llb.Args([]string{"/bin/sh", "-c", "exit 7"})),
 		"no such program":        run(llb.Args([]string{"/no/such"})),
@@ -50,13 +44,13 @@ func TestProgramErrors(t *testing.T) {
 		"killed":                 run(llb.Args([]string{"/bin/sh", "-c", "sh -c 'kill -9 $$'; exit $?"})),
 		"a file is missing":      evaluated(t, llb.Scratch().File(llb.Copy(base(), "/none", "/"), line)),
 		"no such frontend":       {Frontend: "no-such"},
-		"bad Dockerfile":         lowered("FROM scratch\nHUH\n"),
+		"bad Dockerfile":         lowered(t, "FROM scratch\nHUH\n"),
 		"no Dockerfile":          {Frontend: "dockerfile.v0", FrontendInputs: map[string]*pb.Definition{"dockerfile": definition(t, base()), "context": definition(t, base())}},
-		"no such capability":     lowered("FROM scratch\n", "frontend.caps=moby.buildkit.frontend.huh"),
-		"no such request":        lowered("FROM scratch\n", "requestid=huh"),
+		"no such capability":     lowered(t, "FROM scratch\n", "frontend.caps=moby.buildkit.frontend.huh"),
+		"no such request":        lowered(t, "FROM scratch\n", "requestid=huh"),
 		"no frontend's image":    {Frontend: "gateway.v0", FrontendOpt: map[string]string{"source": "127.0.0.1:1/none"}},
 		"no image of its own":    {Frontend: "gateway.v0"},
-		"no image on first line": lowered("# syntax=127.0.0.1:1/none\nFROM scratch\n"),
+		"no image on first line": lowered(t, "# syntax=127.0.0.1:1/none\nFROM scratch\n"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told [2]string
@@ -75,6 +69,20 @@ func TestProgramErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lowered asks the frontend for Dockerfiles to build a file.
+func lowered(t *testing.T, text string, opts ...string) gateway.SolveRequest {
+	t.Helper()
+	r := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: map[string]string{}, FrontendInputs: map[string]*pb.Definition{
+		"dockerfile": definition(t, llb.Scratch().File(llb.Mkfile("/Dockerfile", 0o644, []byte(text)))),
+		"context":    definition(t, llb.Scratch().File(llb.Mkdir("/none", 0o755))),
+	}}
+	for _, o := range opts {
+		key, value, _ := strings.Cut(o, "=")
+		r.FrontendOpt[key] = value
+	}
+	return r
 }
 
 // anatomy is what programs can find in an error without reading its text.
@@ -253,4 +261,72 @@ func TestImportNobodyNeeds(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestProgramContent has programs look at what they had exported: the image's
+// documents and layers can be read from the daemon, though no record names them.
+func TestProgramContent(t *testing.T) {
+	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+		c := dial(t.Context(), t, d)
+		defer c.Close()
+		def, err := base().File(llb.Mkfile("/content", 0o644, []byte("of an image"))).Marshal(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.Solve(t.Context(), def, client.SolveOpt{
+			Exports:   []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": "example.org/content:1"}}},
+			OCIStores: baseStores(t),
+			Internal:  true,
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := digest.Digest(resp.ExporterResponse[exptypes.ExporterImageDigestKey])
+		store := proxy.NewContentStore(c.ContentClient())
+		var manifest ocispecs.Manifest
+		if err := json.Unmarshal(readInParts(t, d, store, image), &manifest); err != nil {
+			t.Errorf("%s: %v", d.Name, err)
+			continue
+		}
+		for _, blob := range append(manifest.Layers[1:], manifest.Config) {
+			if data := readInParts(t, d, store, blob.Digest); int64(len(data)) != blob.Size {
+				t.Errorf("%s: %s has %d bytes, want %d", d.Name, blob.MediaType, len(data), blob.Size)
+			}
+		}
+		var listed []digest.Digest
+		if err := store.Walk(t.Context(), func(i content.Info) error {
+			listed = append(listed, i.Digest)
+			return nil
+		}, "digest=="+string(image)); err != nil || len(listed) != 1 || listed[0] != image {
+			t.Errorf("%s: of the image is listed %v (%v)", d.Name, listed, err)
+		}
+	}
+}
+
+// readInParts reads a blob as programs do that know no size, a buffer at a time.
+func readInParts(t *testing.T, d *peer.Daemon, store content.Provider, blob digest.Digest) []byte {
+	t.Helper()
+	ra, err := store.ReaderAt(t.Context(), ocispecs.Descriptor{Digest: blob})
+	if err != nil {
+		t.Errorf("%s: %v", d.Name, err)
+		return nil
+	}
+	defer ra.Close()
+	var data []byte
+	for {
+		buf := make([]byte, 100)
+		n, err := ra.ReadAt(buf, int64(len(data)))
+		data = append(data, buf[:n]...)
+		if err != nil && !errors.Is(err, io.EOF) {
+			t.Errorf("%s: after %d bytes: %v", d.Name, len(data), err)
+			return nil
+		}
+		if n == 0 || err != nil {
+			break
+		}
+	}
+	if digest.FromBytes(data) != blob {
+		t.Errorf("%s: %s has other content, %d bytes", d.Name, blob, len(data))
+	}
+	return data
 }

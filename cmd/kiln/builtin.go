@@ -172,7 +172,7 @@ func newDaemon(ctx context.Context, s settings, ns namespace.Info) (_ *daemon.Se
 		Builder: builder, Sessions: sessions, Policy: policy.Daemon{}, Exports: sessionexporter.Daemon{}, Platforms: native,
 		Detected: machine.Platforms, Policies: policies, Devices: devices,
 		Collector: collector,
-		History:   past, Ledger: ledger, Spans: spans,
+		History:   past, Blobs: layers.blobs, Ledger: ledger, Spans: spans,
 		WorkerID: id, Version: "v" + version, Revision: revision(), IdleTimeout: s.idle, Trim: trimMemory, Labels: workerLabels(snapshots.Kind, s, ns),
 	})
 	images.Attach(server.Gateway())

@@ -42,6 +42,7 @@ type Config struct {
 	Exports   ExportClient // asks clients how to bring out results
 	Collector *gc.Collector
 	History   *history.History
+	Blobs     Blobs           // what clients may read besides the history
 	Ledger    *history.Ledger // knows why steps run
 	// Spans takes the spans of builds and clients on their way to a collector,
 	// see [NewSpanCollector]; nil for nobody.

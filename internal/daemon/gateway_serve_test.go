@@ -41,6 +41,7 @@ import (
 type gatewayServer struct {
 	root   string
 	layers *layer.Store
+	blobs  *content.Store
 	conn   *grpc.ClientConn
 	socket string
 	images *gateway.ImageFrontend
@@ -90,7 +91,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 	worker := &op.Worker{Platforms: platform, Executor: ex, Layers: layers, CacheMounts: mounts, Scratch: scratch}
 	s := New(Config{
 		Builder:  &build.Builder{Solver: solver.New(cache.New(db, layers)), Caps: Caps(), Frontends: frontends, Worker: worker},
-		Sessions: session.NewManager(), History: openHistory(t), Ledger: history.NewLedger(db), Platforms: platform,
+		Sessions: session.NewManager(), History: openHistory(t), Blobs: blobs, Ledger: history.NewLedger(db), Platforms: platform,
 		Collector: &gc.Collector{Root: root, Layers: layers, Store: db},
 		Version:   "v1", IdleTimeout: time.Hour,
 	})
@@ -108,7 +109,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 		ended = s.Serve(ctx, l)
 	}()
 	closing(func() error { stop(); <-served; return ended })
-	g := &gatewayServer{root: root, layers: layers, socket: socket, images: images, frontends: frontends, worker: worker, served: served}
+	g := &gatewayServer{root: root, layers: layers, blobs: blobs, socket: socket, images: images, frontends: frontends, worker: worker, served: served}
 	g.conn = g.dial(t)
 	return g
 }

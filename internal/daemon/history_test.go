@@ -26,6 +26,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	gatewaypb "github.com/kiln-build/kiln/internal/api/gateway"
+	"github.com/kiln-build/kiln/internal/content"
 	"github.com/kiln-build/kiln/internal/gateway"
 	"github.com/kiln-build/kiln/internal/history"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -64,14 +65,14 @@ func readBlob(t *testing.T, conn *grpc.ClientConn, d string, offset, size int64)
 		if err != nil {
 			return nil, err
 		}
-		if m.Offset != offset+int64(len(data)) {
-			t.Errorf("bytes at %d come at %d", m.Offset, offset+int64(len(data)))
+		if at := max(offset, 0) + int64(len(data)); m.Offset != at {
+			t.Errorf("bytes at %d come at %d", at, m.Offset)
 		}
 		data = append(data, m.Data...)
 	}
 }
 
-// Only blobs of the history can be read, in whole or in part.
+// The history's blobs can be read, in whole or in part.
 func TestContent(t *testing.T) {
 	g := serveGateway(t)
 	b := begin(t, g.conn, "build")
@@ -99,13 +100,23 @@ func TestContent(t *testing.T) {
 		"no digest":       {"../../kiln.db", 0, 0, codes.InvalidArgument},
 		"other algorithm": {string(digest.SHA512.FromString("x")), 0, 0, codes.NotFound},
 		"past the end":    {logs.Digest, logs.Size + 1, 0, codes.OutOfRange},
-		"too much":        {logs.Digest, 1, logs.Size, codes.OutOfRange},
-		"overflow":        {logs.Digest, 1, 1<<63 - 1, codes.OutOfRange},
-		"negative":        {logs.Digest, -1, 0, codes.OutOfRange},
-		"negative size":   {logs.Digest, 0, -1, codes.OutOfRange},
 	} {
 		if _, err := readBlob(t, g.conn, tc.digest, tc.offset, tc.size); status.Code(err) != tc.code {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, tc := range map[string]struct {
+		offset, size int64
+		want         []byte
+	}{
+		"too much":      {1, logs.Size, all[1:]},
+		"overflow":      {1, 1<<63 - 1, all[1:]},
+		"negative":      {-1 << 63, 3, all[:3]},
+		"negative size": {2, -1 << 63, all[2:]},
+		"the end":       {logs.Size, 5, nil},
+	} {
+		if got, err := readBlob(t, g.conn, logs.Digest, tc.offset, tc.size); err != nil || !bytes.Equal(got, tc.want) {
+			t.Errorf("%s: %d bytes, want %d (%v)", name, len(got), len(tc.want), err)
 		}
 	}
 	c := contentpb.NewContentClient(g.conn)
@@ -118,6 +129,62 @@ func TestContent(t *testing.T) {
 	}
 	if _, err := c.Delete(t.Context(), &contentpb.DeleteContentRequest{Digest: logs.Digest}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("delete: %v", err)
+	}
+}
+
+// What images and results are made of can be read, too, and is listed once.
+func TestContentOfImages(t *testing.T) {
+	g := serveGateway(t)
+	b := begin(t, g.conn, "build")
+	b.solve(t)
+	b.end(t)
+	logs := recordOf(t, g.conn, "build").Logs
+	desc, err := content.Write(t.Context(), g.blobs, "text/plain", []byte("a manifest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := readBlob(t, g.conn, string(desc.Digest), 2, 1024); err != nil || string(data) != "manifest" {
+		t.Errorf("read %q (%v)", data, err)
+	}
+	c := contentpb.NewContentClient(g.conn)
+	info, err := c.Info(t.Context(), &contentpb.InfoRequest{Digest: string(desc.Digest)})
+	if err != nil || info.Info.Size != desc.Size {
+		t.Errorf("info is %v (%v)", info, err)
+	}
+	list := func(filters ...string) (digests []string) {
+		stream, err := c.List(t.Context(), &contentpb.ListContentRequest{Filters: filters})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return digests
+			}
+			if err != nil {
+				t.Errorf("list by %v: %v", filters, err)
+				return digests
+			}
+			for _, i := range m.Info {
+				digests = append(digests, i.Digest)
+			}
+		}
+	}
+	all := list()
+	for _, d := range []string{string(desc.Digest), logs.Digest} {
+		if n := len(slices.DeleteFunc(slices.Clone(all), func(other string) bool { return other != d })); n != 1 {
+			t.Errorf("%s is listed %d times", d, n)
+		}
+	}
+	if one := list("digest==" + string(desc.Digest)); len(one) != 1 || one[0] != string(desc.Digest) {
+		t.Errorf("by its digest is listed %v", one)
+	}
+	stream, err := c.List(t.Context(), &contentpb.ListContentRequest{Filters: []string{"=="}})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a bad filter: %v", err)
 	}
 }
 

@@ -101,7 +101,7 @@ func (d *driver) fetchImage(ctx context.Context, q imageQuery) (*imageFact, erro
 	op := q.op
 	meta, err := d.gw.ResolveSource(ctx, &op, frontend.ResolveOpt{Platform: &q.platform, Mode: q.mode, LogName: q.log})
 	if err != nil {
-		e := &syntax.Error{Source: d.source, Span: q.at, Message: fmt.Sprintf("image %s: %v", q.name, err)}
+		e := &syntax.Error{Source: d.source, Span: q.at, Message: fmt.Sprintf("failed to resolve source metadata for %s: %v", strings.TrimPrefix(op.Identifier, "docker-image://"), err)}
 		if q.laterStage > 0 {
 			e.Expected = fmt.Sprintf("an image, or the stage of that name above this line and not on line %d", q.laterStage)
 		} else {

@@ -44,11 +44,11 @@ func (s *Store) Checksum(ctx context.Context, r *Ref, sels []contenthash.Selecto
 	tree := s.trees.get(r.ID())
 	dir, release, err := s.View(ctx, r)
 	if err != nil {
-		return "", fmt.Errorf("digest files: %w", err)
+		return "", fmt.Errorf("failed to calculate checksum of ref %s: %w", r.ID(), err)
 	}
 	d, err := tree.Checksum(ctx, dir, sels)
 	if err = errors.Join(err, release()); err != nil {
-		return "", fmt.Errorf("digest files: %w", err)
+		return "", fmt.Errorf("failed to calculate checksum of ref %s: %w", r.ID(), err)
 	}
 	return d, nil
 }

@@ -73,8 +73,7 @@ func (o *fileOp) dep(i int) solver.Dep {
 }
 
 // required fails if a path is missing from input i that must be among what is
-// copied, before anything is. How it is told is what those look for who know
-// BuildKit.
+// copied, before anything is.
 func (o *fileOp) required(ctx context.Context, i int, ref *layer.Ref) error {
 	for _, a := range o.op.Actions {
 		d, ok := a.Do.(*llb.DoCopy)
@@ -84,11 +83,7 @@ func (o *fileOp) required(ctx context.Context, i int, ref *layer.Ref) error {
 		for _, name := range d.Required {
 			sel := []contenthash.Selector{{Path: path.Join("/", name), FollowLinks: true}}
 			if _, err := o.worker.checksum(ctx, i, ref, sel); err != nil {
-				id := "scratch"
-				if ref != nil {
-					id = ref.ID()
-				}
-				return fmt.Errorf("failed to calculate checksum of ref %s: %w", id, err)
+				return err
 			}
 		}
 	}

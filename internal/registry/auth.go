@@ -181,7 +181,7 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 				g.failed = err
 				continue
 			}
-			return g.refused(fmt.Errorf("fetch token from %s: %w", realm.Host, err))
+			return g.refused(fmt.Errorf("failed to authorize: failed to fetch anonymous token from %s: %w", realm.Host, err))
 		}
 		g.header = "Bearer " + t.Value
 		return nil
@@ -189,6 +189,9 @@ func (a *authorizer) bearer(ctx context.Context, g *grant, c auth.Challenge, sco
 	if !trusted && len(a.logins) > 0 {
 		return fmt.Errorf("%w: the registry sends for tokens to %s, which is not its own host, so no credentials were given (allow it in the daemon's registry settings)",
 			docker.ErrInvalidAuthorization, realm.Host)
+	}
+	if said := c.Parameters["error"]; said != "" {
+		return g.refused(fmt.Errorf("the registry took no client's login: server message: %s", printable([]byte(said))))
 	}
 	return g.refused(errors.New("the registry took no client's login"))
 }

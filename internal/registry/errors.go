@@ -29,7 +29,8 @@ func (e *Error) Error() string { return fmt.Sprintf("%s %s: %s", e.Op, e.Ref, e.
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// explain turns what containerd's client says into an Error.
+// explain turns what containerd's client says into an Error. Programs tell its
+// kinds apart by that client's words, so they are among ours.
 func explain(op, ref string, err error) error {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return err
@@ -64,15 +65,15 @@ func reason(op, registry, login string, err error) string {
 	case errors.As(err, &failed):
 		return failed.Error() + ": " + failed.advice()
 	case errors.Is(err, docker.ErrInvalidAuthorization):
-		return fmt.Sprintf("%s refused access (401): %s: %v", registry, denied, err)
+		return fmt.Sprintf("%s refused access (unexpected status 401 Unauthorized): %s: %v", registry, denied, err)
 	case code == http.StatusUnauthorized:
-		return fmt.Sprintf("%s refused access (401)%s: %s", registry, said, denied)
+		return fmt.Sprintf("%s refused access (unexpected status 401 Unauthorized)%s: %s", registry, said, denied)
 	case code == http.StatusForbidden:
-		return fmt.Sprintf("%s forbids this (403)%s: %s", registry, said, denied)
+		return fmt.Sprintf("%s forbids this (unexpected status 403 Forbidden)%s: %s", registry, said, denied)
 	case code == http.StatusNotFound || errdefs.IsNotFound(err):
-		return fmt.Sprintf("%s has no such image (404)%s: check the name, the tag and the spelling", registry, said)
+		return fmt.Sprintf("not found: %s has no such image (404)%s: check the name, the tag and the spelling", registry, said)
 	case code != 0:
-		return fmt.Sprintf("%s answered with status %s%s", registry, status.Status, said)
+		return fmt.Sprintf("%s answered with unexpected status %s%s", registry, status.Status, said)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Sprintf("%s broke the connection off again and again: check the network and try again", registry)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -194,11 +194,11 @@ func (f *failure) Error() string {
 			what += fmt.Sprintf(" and asks to wait %v", f.retryAfter)
 		}
 	case f.status != 0:
-		what = fmt.Sprintf("failed (%d %s)", f.status, http.StatusText(f.status))
+		what = fmt.Sprintf("failed (unexpected status %d %s)", f.status, http.StatusText(f.status))
 	case errors.Is(f.cause, errStalled):
 		what = fmt.Sprintf("did not answer: %v", f.cause)
 	default:
-		what = fmt.Sprintf("cannot be reached: %v", f.cause)
+		what = fmt.Sprintf("cannot be reached: failed to do request: %v", f.cause)
 	}
 	if f.detail != "" {
 		what += ": " + f.detail
