@@ -49,7 +49,7 @@ func unasked(c *corpus.Case, request string) string {
 		return "BuildKit looks for images of its own platform"
 	case (request == "frontend.outline" || request == "frontend.convertllb") && c.Name == "contexts/named-chain-fails":
 		return "BuildKit looks into a context at once, Kiln when a file of it is needed"
-	case request == "frontend.targets" && (c.Name == "mounts/from-variable-fails" || c.Name == "run/device-bad-fails"):
+	case request == "frontend.targets" && slices.Contains([]string{"mounts/from-variable-fails", "run/device-bad-fails", "run/network-bad-fails"}, c.Name):
 		return "BuildKit reads the values of all flags first, Kiln those of the target"
 	case c.Fails != "" && strings.HasPrefix(c.Name, "attest/"):
 		return "BuildKit reads what is said of attestations when there is something to attest, Kiln at once"

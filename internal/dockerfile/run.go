@@ -139,15 +139,34 @@ func (l *lowering) addMount(s *stage, r *run, h *syntax.Head, t syntax.Text, src
 // runModes reads --network, --security and --device.
 func (l *lowering) runModes(s *stage, r *run, i *syntax.Run) error {
 	if i.Network != nil {
-		switch i.Network.Value {
+		network, err := l.expand(s, &i.Head, *i.Network)
+		if err != nil {
+			return err
+		}
+		switch network {
+		case "default":
 		case "host":
 			r.op.Network = llb.NetHost
 		case "none":
 			r.op.Network = llb.NetNone
+		default:
+			return l.errorAt(i.Network.Span, fmt.Sprintf("network %q is not known", network), "default, none or host",
+				syntax.Suggest(network, []string{"default", "none", "host"}))
 		}
 	}
-	if i.Security != nil && i.Security.Value == "insecure" {
-		r.op.Security = llb.SecurityInsecure
+	if i.Security != nil {
+		security, err := l.expand(s, &i.Head, *i.Security)
+		if err != nil {
+			return err
+		}
+		switch security {
+		case "sandbox":
+		case "insecure":
+			r.op.Security = llb.SecurityInsecure
+		default:
+			return l.errorAt(i.Security.Span, fmt.Sprintf("security mode %q is not known", security), "sandbox or insecure",
+				syntax.Suggest(security, []string{"sandbox", "insecure"}))
+		}
 	}
 	for _, t := range i.Devices {
 		d, err := parseDevice(t.Value)

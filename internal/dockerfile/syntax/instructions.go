@@ -114,7 +114,7 @@ func (s *statement) parseRun() Instruction {
 	r := &Run{
 		Head: s.Head, Heredocs: s.docs,
 		Mounts: s.flagList("mount"), Devices: s.flagList("device"),
-		Network: s.mode("network", "default", "none", "host"), Security: s.mode("security", "sandbox", "insecure"),
+		Network: s.flag("network"), Security: s.flag("security"),
 		Timeout: s.flag("timeout"), Memory: s.flag("memory"), CPUs: s.flag("cpus"),
 	}
 	r.Command = s.commandLine()
@@ -122,15 +122,6 @@ func (s *statement) parseRun() Instruction {
 		s.fail(r.Command.Span, s.name()+" has an empty command", usage(VerbRun), "")
 	}
 	return r
-}
-
-// mode reads a flag that has one of some values.
-func (s *statement) mode(name string, known ...string) *Text {
-	t := s.flag(name)
-	if t != nil && !s.bad && !slices.Contains(known, t.Value) {
-		s.fail(t.Span, fmt.Sprintf("%s mode %q is not known", name, t.Value), "one of "+strings.Join(known, ", "), Suggest(t.Value, known))
-	}
-	return t
 }
 
 // commandLine reads all arguments as a command line, which may be blank.
