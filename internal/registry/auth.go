@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	"github.com/containerd/errdefs"
 	"golang.org/x/net/publicsuffix"
+
+	sessionauth "github.com/kiln-build/kiln/internal/session/auth"
 )
 
 // ErrNoTokens says that a Login cannot fetch tokens, but may know credentials.
@@ -238,6 +240,7 @@ func (a *authorizer) fetch(ctx context.Context, l Login, r TokenRequest) (Token,
 		return Token{}, fmt.Errorf("ask client for credentials of %s: %w", a.host, err)
 	}
 	client := *a.client
+	client.Transport = sessionauth.Bounded(client.Transport, sessionauth.MostToken)
 	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		if req.URL.Host != via[0].URL.Host || req.URL.Scheme != via[0].URL.Scheme {
 			return fmt.Errorf("token realm %s redirects to %s, which was refused", via[0].URL.Host, req.URL.Host)

@@ -20,6 +20,7 @@ const MaxManifest = 4 << 20
 // Resolve asks the registry what a normalised reference means now.
 func (c *Client) Resolve(ctx context.Context, ref string) (ocispecs.Descriptor, error) {
 	ref, o := c.optionsOf(ctx, ref)
+	o.small = true
 	task := progress.StepFrom(ctx).Task("resolve "+ref, 0)
 	defer task.Done()
 	_, desc, err := c.resolver(ctx, o).Resolve(quiet(ctx), ref)

@@ -26,6 +26,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/distribution/reference"
 	"github.com/sirupsen/logrus"
+
+	"github.com/kiln-build/kiln/internal/session/auth"
 )
 
 // Config says how to talk to registries. The zero value is of use.
@@ -128,6 +130,8 @@ type hostOptions struct {
 	insecure bool // plain http will do, and any certificate
 	// plain makes an insecure host be spoken to by http.
 	plain bool
+	// small is that manifests are asked for and nothing else.
+	small bool
 }
 
 // hosts lists where a namespace is served: mirrors first, then its own host.
@@ -137,7 +141,7 @@ func (c *Client) hosts(ctx context.Context, ns string, o hostOptions) ([]docker.
 	var hosts []docker.RegistryHost
 	for _, mirror := range conf.Mirrors {
 		name, path, _ := strings.Cut(mirror, "/")
-		h, err := c.host(ctx, name, strings.TrimSuffix("/v2/"+path, "/"), c.cfg.Hosts[name], hostOptions{}, logins)
+		h, err := c.host(ctx, name, strings.TrimSuffix("/v2/"+path, "/"), c.cfg.Hosts[name], hostOptions{small: o.small}, logins)
 		if err != nil {
 			return nil, err
 		}
@@ -164,6 +168,9 @@ func (c *Client) host(ctx context.Context, name, path string, conf Host, o hostO
 	transport, err := c.transport(name, conf, o)
 	if err != nil {
 		return docker.RegistryHost{}, err
+	}
+	if o.small {
+		transport = auth.Bounded(transport, MaxManifest)
 	}
 	client := &http.Client{Transport: transport, CheckRedirect: checkRedirect}
 	return docker.RegistryHost{

@@ -303,6 +303,43 @@ func TestPullErrorsAreClear(t *testing.T) {
 	}
 }
 
+// An answer that ought to be small is read so far and no further.
+func TestEndlessAnswers(t *testing.T) {
+	const most = 64 << 20
+	var sent atomic.Int64
+	endless := func(begin string) http.HandlerFunc {
+		return func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Content-Type", ocispecs.MediaTypeImageManifest)
+			if req.Method == http.MethodHead {
+				return // neither a size nor a digest
+			}
+			_, err := io.WriteString(w, begin)
+			for chunk := bytes.Repeat([]byte("x"), 1<<16); err == nil && sent.Load() < most; sent.Add(int64(len(chunk))) {
+				_, err = w.Write(chunk)
+			}
+		}
+	}
+	tokens := httptest.NewServer(endless(`{"token":"`))
+	t.Cleanup(tokens.Close)
+	for name, f := range map[string]fault{
+		"manifest": func(w http.ResponseWriter, req *http.Request) bool { endless("{")(w, req); return true },
+		"token":    wantsToken(tokens.URL + "/token"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			sent.Store(0)
+			r := newTestRegistry(t)
+			r.spoil(f)
+			_, err := testClient().Resolve(t.Context(), r.host+"/app:v1")
+			if err == nil || !strings.Contains(err.Error(), "bytes that are allowed") {
+				t.Errorf("got %v, want that the answer is too large", err)
+			}
+			if sent.Load() >= most {
+				t.Error("the answer was read to its end")
+			}
+		})
+	}
+}
+
 func TestPushSurvivesAndExplains(t *testing.T) {
 	img := newTestImage(1 << 20)
 	put := func(f fault) fault {

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,5 +168,26 @@ func TestToken(t *testing.T) {
 	t.Setenv("BUILDKIT_NO_CLIENT_TOKEN", "1")
 	if _, err := c.Token(ctx, req); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("error %v, want ErrUnsupported", err)
+	}
+}
+
+// A token server's answer is read so far and no further.
+func TestEndlessToken(t *testing.T) {
+	const most = 64 << 20
+	var sent atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, err := fmt.Fprint(w, `{"token": "`)
+		for chunk := bytes.Repeat([]byte("T"), 1<<16); err == nil && sent.Load() < most; sent.Add(int64(len(chunk))) {
+			_, err = w.Write(chunk)
+		}
+	}))
+	t.Cleanup(server.Close)
+	ctx := clientOf(t, `{}`)
+	_, err := auth.Clients(ctx)[0].Token(ctx, auth.Request{Host: "127.0.0.1:5000", Realm: server.URL + "/token"})
+	if err == nil || !strings.Contains(err.Error(), "bytes that are allowed") {
+		t.Errorf("error %v, want one about the size of the answer", err)
+	}
+	if sent.Load() >= most {
+		t.Error("the answer was read to its end")
 	}
 }

@@ -56,7 +56,8 @@ func NewProvider(lookup Lookup, opt Options) *Provider {
 // tokenClient is the client for token servers.
 func tokenClient(config *tls.Config) *http.Client {
 	c := &http.Client{
-		Timeout: timeout,
+		Timeout:   timeout,
+		Transport: Bounded(http.DefaultTransport, MostToken),
 		CheckRedirect: func(*http.Request, []*http.Request) error {
 			return errors.New("a token server must not redirect")
 		},
@@ -64,7 +65,7 @@ func tokenClient(config *tls.Config) *http.Client {
 	if config != nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.TLSClientConfig = config
-		c.Transport = t
+		c.Transport = Bounded(t, MostToken)
 	}
 	return c
 }
