@@ -69,7 +69,7 @@ func Metadata(res *frontend.Result) (map[string][]byte, error) {
 // metaRequest is the key of what a build was asked for (BuildKit's exporter/verifier).
 const metaRequest = "verifier.requestopts"
 
-// answered is what of a result's metadata clients are answered.
+// answered is what of a result's metadata clients are answered, which must be text.
 func answered(meta map[string][]byte) map[string]string {
 	out := map[string]string{}
 	for k, v := range meta {

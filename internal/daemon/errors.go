@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
@@ -33,18 +35,63 @@ const (
 // headers of 16 MiB (grpc-go's limit) and drop the connection at more.
 const maxSourceDetails = 4 << 20
 
+// Limits of what an error says, bytes. It is sent in headers: the message twice, where
+// what is no ASCII takes three times as much, and the details as base64.
+const (
+	maxErrorText    = 1 << 20
+	maxErrorDetails = 8 << 20
+)
+
 // wireError makes err a status whose details clients understand.
 func wireError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(interface{ GRPCStatus() *grpcstatus.Status }); ok {
+	if own, ok := err.(interface{ GRPCStatus() *grpcstatus.Status }); ok {
+		if st := own.GRPCStatus().Proto(); fit(st) {
+			return grpcstatus.FromProto(st).Err()
+		}
 		return err
 	}
 	return grpcstatus.FromProto(errorStatus(err)).Err()
 }
 
+// fit makes a status fit into headers, and tells whether it did not: what a build
+// fails with may be anybody's words. A text that is no UTF-8 would cost the details,
+// and clients can not read a code below zero.
+func fit(st *status.Status) (changed bool) {
+	if st.GetCode() < 0 {
+		st.Code, changed = int32(codes.Unknown), true
+	}
+	if text := st.GetMessage(); len(text) > maxErrorText || !utf8.ValidString(text) {
+		changed = true
+		st.Message = strings.ToValidUTF8(text[:min(len(text), maxErrorText)], "\uFFFD")
+		if len(text) > maxErrorText {
+			st.Message += fmt.Sprintf("… (of %d bytes)", len(text))
+		}
+	}
+	room, all := maxErrorDetails, len(st.GetDetails())
+	if all == 0 {
+		return changed
+	}
+	st.Details = slices.DeleteFunc(st.Details, func(d *anypb.Any) bool {
+		size := proto.Size(d)
+		if size <= room {
+			room -= size
+			return false
+		}
+		return true
+	})
+	return changed || len(st.Details) < all
+}
+
 func errorStatus(err error) *status.Status {
+	st := statusOf(err)
+	fit(st)
+	return st
+}
+
+func statusOf(err error) *status.Status {
 	st := &status.Status{Code: int32(errorCode(err)), Message: err.Error()}
 	var foreign interface{ GRPCStatus() *grpcstatus.Status }
 	if errors.As(err, &foreign) { // another side's error, with its own details

@@ -33,9 +33,16 @@ func timeHeader() metadata.MD {
 
 // begin registers the build that a request asks for, and its record.
 func (s *Server) begin(ctx context.Context, r *control.SolveRequest) (*running, error) {
-	rec := history.Record{Ref: r.Ref, Frontend: r.Frontend, FrontendAttrs: withoutPasswords(r.FrontendAttrs)}
+	room := mostRecorded
+	rec := history.Record{Ref: r.Ref, FrontendAttrs: withoutPasswords(thatFit(r.FrontendAttrs, &room))}
+	if len(r.Frontend) <= room {
+		rec.Frontend = r.Frontend
+	}
 	for _, e := range exporters(r) {
-		rec.Exporters = append(rec.Exporters, history.Exporter{Type: e.Type, Attrs: e.Attrs})
+		if room -= len(e.Type); room < 0 {
+			break
+		}
+		rec.Exporters = append(rec.Exporters, history.Exporter{Type: e.Type, Attrs: thatFit(e.Attrs, &room)})
 	}
 	run, err := s.builds.begin(r.Ref, func() (*history.Build, error) { return s.config.History.Begin(rec, r.Internal) })
 	if err != nil {
@@ -60,21 +67,29 @@ func (s *Server) finish(run *running, response map[string]string, err error) {
 	s.builds.end(run)
 }
 
-// mostMeta bounds what a record has of a result's metadata: listings send it.
-const mostMeta = 1 << 20
+// mostRecorded bounds what a record has of a request, and of a result, bytes: all
+// listings send it, and clients refuse a record that is too large, with all that follow.
+const mostRecorded = 1 << 20
 
 // recordedResponse is what a record says of the result: what the frontend said of
 // it, as BuildKit has it there, and what the client was answered.
 func recordedResponse(meta map[string][]byte, response map[string]string) map[string]string {
+	room := mostRecorded
+	answered := thatFit(response, &room)
+	out := thatFit(meta, &room)
+	maps.Copy(out, answered)
+	return out
+}
+
+// thatFit returns the texts for which there is room, without those that are too large.
+func thatFit[T ~string | ~[]byte](texts map[string]T, room *int) map[string]string {
 	out := map[string]string{}
-	left := mostMeta
-	for _, k := range slices.Sorted(maps.Keys(meta)) {
-		if size := len(k) + len(meta[k]); size <= left {
-			out[k] = string(meta[k])
-			left -= size
+	for _, k := range slices.Sorted(maps.Keys(texts)) {
+		if size := len(k) + len(texts[k]); size <= *room {
+			out[k] = string(texts[k])
+			*room -= size
 		}
 	}
-	maps.Copy(out, response)
 	return out
 }
 

@@ -18,7 +18,9 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -251,6 +253,119 @@ func TestTrace(t *testing.T) {
 	names := slices.Sorted(maps.Keys(parents))
 	if parents["moby.buildkit.v1.Control/Solve"] != parent || parents["client's"] != "0000000000000000" || len(names) != 3 {
 		t.Errorf("spans are %q, the build's parent is %s", names, parents["moby.buildkit.v1.Control/Solve"])
+	}
+}
+
+// What a build's client and its steps send in spans is kept as far as there is room.
+func TestSpansAreBounded(t *testing.T) {
+	g := serveGateway(t)
+	id := []byte("trace of a flood")
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+hex.EncodeToString(id)+"-b7ad6b7169203331-01")
+	b := &clientBuild{
+		gatewaypb.NewLLBBridgeClient(g.conn), metadata.AppendToOutgoingContext(ctx, gateway.BuildIDKey, "flooded"), make(chan error, 1),
+	}
+	go func() {
+		_, err := control.NewControlClient(g.conn).Solve(ctx, &control.SolveRequest{Ref: "flooded"})
+		b.done <- err
+	}()
+	b.solve(t)
+	const each, many = 3 << 20, 40
+	text := &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: strings.Repeat("x", each)}}
+	for i := range many {
+		all := &tracepb.ResourceSpans{ScopeSpans: []*tracepb.ScopeSpans{{Spans: []*tracepb.Span{{TraceId: id, SpanId: []byte("12345678"), Name: "flood"}}}}}
+		attribute := []*commonpb.KeyValue{{Key: "k", Value: text}}
+		if i%2 == 0 {
+			all.ScopeSpans[0].Spans[0].Attributes = attribute
+		} else {
+			all.Resource = &resourcepb.Resource{Attributes: attribute}
+		}
+		if _, err := collectorpb.NewTraceServiceClient(g.conn).Export(ctx, &collectorpb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{all}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.end(t)
+	if _, err := control.NewControlClient(g.conn).UpdateBuildHistory(ctx, &control.UpdateBuildHistoryRequest{Ref: "flooded", Finalize: true}); err != nil {
+		t.Fatal(err)
+	}
+	if size := recordOf(t, g.conn, "flooded").Trace.GetSize(); size < 5*each || size > mostSpanBytes+1<<20 {
+		t.Errorf("of %d bytes of spans, %d are kept, of at most %d", each*many, size, mostSpanBytes)
+	}
+}
+
+// What others say of a build, be it ever so much, makes no record that listings
+// cannot send.
+func TestRecordsAreBounded(t *testing.T) {
+	g := serveGateway(t)
+	large := strings.Repeat("x", 2<<20)
+	client := control.NewControlClient(g.conn)
+	for ref, r := range map[string]*control.SolveRequest{
+		"attributes": {FrontendAttrs: map[string]string{"a": large, "target": "t", "z" + large: ""}},
+		"frontend":   {Frontend: large + large, FrontendAttrs: map[string]string{"target": "t"}},
+		"exporters": {FrontendAttrs: map[string]string{"target": "t"}, Exporters: []*control.Exporter{
+			{Type: "image", Attrs: map[string]string{"x": large, "name": "n"}}, {Type: large},
+		}},
+		"error": {FrontendAttrs: map[string]string{"target": "t"}},
+	} {
+		t.Run(ref, func(t *testing.T) {
+			r.Ref = ref
+			done := make(chan error, 1)
+			go func() {
+				_, err := client.Solve(t.Context(), r)
+				done <- err
+			}()
+			if r.Frontend == "" && r.Exporters == nil { // else it fails by itself
+				ctx := metadata.AppendToOutgoingContext(t.Context(), gateway.BuildIDKey, ref)
+				b := gatewaypb.NewLLBBridgeClient(g.conn)
+				if _, err := b.Ping(ctx, &gatewaypb.PingRequest{}); err != nil {
+					t.Fatal(err)
+				}
+				answer := &gatewaypb.ReturnRequest{Result: &gatewaypb.Result{Metadata: map[string][]byte{"frontend.a": []byte(large), "frontend.b": []byte("b")}}}
+				if ref == "error" {
+					answer = &gatewaypb.ReturnRequest{Error: &rpcstatus.Status{Code: 2, Message: large + large}}
+				}
+				if _, err := b.Return(ctx, answer); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := <-done; (err != nil) != (ref == "error" || r.Frontend != "" || r.Exporters != nil) {
+				t.Errorf("the build ended with %.200v", err)
+			}
+			rec := recordOf(t, g.conn, ref)
+			if rec.FrontendAttrs["target"] != "t" {
+				t.Errorf("the record lost what is small: %.200v", rec)
+			}
+			if ref == "attributes" && rec.ExporterResponse["frontend.b"] != "b" {
+				t.Errorf("the record lost what is small of the result: %.200v", rec.ExporterResponse)
+			}
+			if ref == "exporters" && (len(rec.Exporters) != 1 || rec.Exporters[0].Attrs["name"] != "n") {
+				t.Errorf("the record lost what is small of the exporters: %.200v", rec.Exporters)
+			}
+		})
+	}
+}
+
+// Metadata of a result that is no text is told as far as it is.
+func TestMetadataOfOddBytes(t *testing.T) {
+	g := serveGateway(t)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), gateway.BuildIDKey, "odd")
+	type answer struct {
+		resp *control.SolveResponse
+		err  error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		resp, err := control.NewControlClient(g.conn).Solve(t.Context(), &control.SolveRequest{Ref: "odd"})
+		done <- answer{resp, err}
+	}()
+	result := &gatewaypb.Result{Metadata: map[string][]byte{"frontend.odd": []byte("a\xffb"), "odd": {0xff}}}
+	if _, err := gatewaypb.NewLLBBridgeClient(g.conn).Return(ctx, &gatewaypb.ReturnRequest{Result: result}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-done; got.err != nil || got.resp.GetExporterResponse()["frontend.odd"] != "a\uFFFDb" {
+		t.Errorf("the client was answered %v, %v", got.resp, got.err)
+	}
+	if rec := recordOf(t, g.conn, "odd"); rec.ExporterResponse["odd"] != "\uFFFD" {
+		t.Errorf("the record says %q", rec.ExporterResponse)
 	}
 }
 

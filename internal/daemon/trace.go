@@ -35,8 +35,10 @@ const (
 	// maxWaiting is how many ended builds wait at most: where builds come this
 	// fast, so do spans.
 	maxWaiting = 32
-	// mostSpans bounds the spans of one build: the client's count, too.
-	mostSpans = 20_000
+	// mostSpans and mostSpanBytes bound the spans of one build: those of its client
+	// and of its steps count, too.
+	mostSpans     = 20_000
+	mostSpanBytes = 64 << 20
 	// tracer names what makes the daemon's spans.
 	tracer = "github.com/kiln-build/kiln/internal/daemon"
 )
@@ -75,6 +77,7 @@ type buildTrace struct {
 	mu      sync.Mutex
 	root    tracetest.SpanStub
 	spans   []tracetest.SpanStub
+	size    int                                // of spans, about, bytes
 	moments map[digest.Digest][]sdktrace.Event // of steps that have not ended
 }
 
@@ -166,7 +169,7 @@ func (b *buildTrace) vertex(v *progress.Vertex) {
 	s.Events = b.moments[v.Digest]
 	delete(b.moments, v.Digest)
 	b.mu.Unlock()
-	b.add(s)
+	b.add(s, len(s.Name)+len(v.Error))
 	b.traces.collect(s)
 }
 
@@ -184,11 +187,13 @@ func (b *buildTrace) moment(m *progress.Moment) {
 	b.moments[m.Vertex] = append(b.moments[m.Vertex], e)
 }
 
-func (b *buildTrace) add(s tracetest.SpanStub) {
+// add keeps a span of about so many bytes, if there is room.
+func (b *buildTrace) add(s tracetest.SpanStub, size int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.record && len(b.spans) < mostSpans {
+	if b.record && len(b.spans) < mostSpans && b.size+size <= mostSpanBytes {
 		b.spans = append(b.spans, s)
+		b.size += size
 	}
 }
 
@@ -209,7 +214,7 @@ func (t *traces) end(run *running, err error) {
 	if err != nil {
 		b.root.Status = sdktrace.Status{Code: codes.Error, Description: err.Error()}
 	}
-	b.add(b.root)
+	b.add(b.root, 0)
 	t.collect(b.root)
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -20,6 +20,7 @@ import (
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // NewSpanCollector returns what sends spans to the collector that the
@@ -66,6 +67,7 @@ type traceService struct {
 // Export keeps spans with the builds that they belong to, and passes them on.
 func (s *traceService) Export(_ context.Context, r *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
 	for _, rs := range r.GetResourceSpans() {
+		shared := proto.Size(rs.GetResource())
 		res := resource.NewWithAttributes(rs.GetSchemaUrl(), spanAttributes(rs.GetResource().GetAttributes())...)
 		for _, ss := range rs.GetScopeSpans() {
 			scope := instrumentation.Scope{
@@ -73,7 +75,7 @@ func (s *traceService) Export(_ context.Context, r *collectorpb.ExportTraceServi
 			}
 			for _, sp := range ss.GetSpans() {
 				if stub := readSpan(sp, res, scope); stub.SpanContext.IsValid() {
-					s.traces.take(stub)
+					s.traces.take(stub, shared+proto.Size(sp))
 				}
 			}
 		}
@@ -81,13 +83,13 @@ func (s *traceService) Export(_ context.Context, r *collectorpb.ExportTraceServi
 	return &collectorpb.ExportTraceServiceResponse{}, nil
 }
 
-// take adds a client's span.
-func (t *traces) take(s tracetest.SpanStub) {
+// take adds a span of a client or a step, of about so many bytes.
+func (t *traces) take(s tracetest.SpanStub, size int) {
 	t.collect(s)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, b := range t.byID[s.SpanContext.TraceID()] {
-		b.add(s)
+		b.add(s, size)
 	}
 }
 
