@@ -68,6 +68,14 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return unmarshalPacket(data.Materialize(), m)
 	case *Packet:
 		return m.unmarshal(data)
+	case proto.Message:
+		buffer := data.MaterializeToBuffer(c.pool)
+		defer buffer.Free()
+		raw := buffer.ReadOnlyData()
+		if err := checkWeight(raw, m.ProtoReflect().Descriptor()); err != nil {
+			return err
+		}
+		return proto.Unmarshal(raw, m)
 	default:
 		return c.CodecV2.Unmarshal(data, v)
 	}
