@@ -11,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/internal/contenthash"
+	"github.com/kiln-build/kiln/internal/snapshot"
 )
 
 func TestStepsStack(t *testing.T) {
@@ -364,4 +366,46 @@ func TestChecksum(t *testing.T) {
 		sum(nil)
 		w.debris()
 	})
+}
+
+// slowRemoval is a snapshotter that waits with the first removal.
+type slowRemoval struct {
+	snapshots.Snapshotter
+	once        sync.Once
+	begun, goOn chan struct{}
+}
+
+func (s *slowRemoval) Remove(ctx context.Context, key string) error {
+	first := false
+	s.once.Do(func() { first = true; close(s.begun) })
+	if first {
+		<-s.goOn
+	}
+	return s.Snapshotter.Remove(ctx, key)
+}
+
+// Who discards a layer does not wait for the removal of another one.
+func TestDiscardWaitsForNobody(t *testing.T) {
+	w := newWorld(t, snapshot.Native)
+	slow := &slowRemoval{Snapshotter: w.snaps.Snapshotter, begun: make(chan struct{}), goOn: make(chan struct{})}
+	w.snaps.Snapshotter = slow
+	var ms []*Mutable
+	for range 2 {
+		m, err := w.New(t.Context(), nil, NewOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ms = append(ms, m)
+	}
+	done := make(chan error, 1)
+	go func() { done <- ms[0].Discard() }()
+	<-slow.begun
+	if err := ms[1].Discard(); err != nil {
+		t.Error(err)
+	}
+	close(slow.goOn)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.debris()
 }

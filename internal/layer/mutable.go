@@ -213,22 +213,32 @@ func (m *Mutable) Discard() error {
 	return m.store.removeSnapshots(context.Background(), []string{m.key})
 }
 
-// removeSnapshots removes snapshots that nothing refers to. The native store calls
-// each the child of the one that it was copied from, and removes none that has one:
-// what an image has taken over keeps those below, which wait until it goes, too.
+// removeSnapshots removes snapshots that nothing refers to. It waits for the removal of
+// no others: with many files that takes minutes.
 func (s *Store) removeSnapshots(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	s.waiting.Lock()
-	defer s.waiting.Unlock()
-	names = append(slices.Clone(names), s.waiting.names...)
-	var errs []error
-	if !s.native {
-		errs = append(errs, s.c.Snapshots.RemoveAll(ctx, names))
-		names = nil
+	if s.native {
+		return s.removeCopies(ctx, names)
 	}
-	for progress := true; progress && len(names) > 0; {
+	err := s.c.Snapshots.RemoveAll(ctx, names)
+	if cerr := s.c.Snapshots.Cleanup(ctx); cerr != nil {
+		err = errors.Join(err, fmt.Errorf("remove snapshot files: %w", cerr))
+	}
+	return err
+}
+
+// removeCopies removes snapshots of the native store. That calls each the child of the
+// one that it was copied from, and removes none that has one: what an image has taken
+// over keeps those below, which wait until it goes, too.
+func (s *Store) removeCopies(ctx context.Context, names []string) error {
+	var errs []error
+	for progress := true; progress; {
+		s.waiting.Lock()
+		names = append(slices.Clone(names), s.waiting.names...)
+		s.waiting.names = nil
+		s.waiting.Unlock()
 		var below []string
 		for _, name := range names {
 			switch err := s.c.Snapshots.Remove(ctx, name); {
@@ -239,13 +249,11 @@ func (s *Store) removeSnapshots(ctx context.Context, names []string) error {
 				errs = append(errs, fmt.Errorf("remove snapshot %s: %w", name, err))
 			}
 		}
-		names, progress = below, len(below) < len(names)
-	}
-	s.waiting.names = names
-	if c, ok := s.c.Snapshots.Snapshotter.(interface{ Cleanup(context.Context) error }); ok {
-		if err := c.Cleanup(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("remove snapshot files: %w", err))
-		}
+		progress = len(below) < len(names)
+		s.waiting.Lock()
+		s.waiting.names = append(s.waiting.names, below...)
+		s.waiting.Unlock()
+		names = nil
 	}
 	return errors.Join(errs...)
 }

@@ -56,7 +56,7 @@ type Store struct {
 
 	pulls, unpacks, flats, makes, merges flights
 
-	waiting struct { // snapshots to be removed, see removeSnapshots
+	waiting struct { // snapshots to be removed, see removeCopies
 		sync.Mutex
 		names []string
 	}

@@ -52,6 +52,10 @@ type Store struct {
 	root      string
 	recovered string
 	meta      *storage.MetaStore // of Snapshotter; nil in a native store
+
+	remove   func(dir string) error
+	mu       sync.Mutex
+	removing map[string]bool // directories that somebody removes
 }
 
 // Open opens the snapshots below root. Kind is "auto", "overlayfs" or
@@ -60,7 +64,7 @@ func Open(root, kind string) (*Store, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("create snapshot root: %w", err)
 	}
-	s := &Store{Kind: kind, root: root}
+	s := &Store{Kind: kind, root: root, remove: os.RemoveAll, removing: map[string]bool{}}
 	switch kind {
 	case Auto, Overlay:
 		err := s.probe()
@@ -182,8 +186,8 @@ func (s *Store) Close() error {
 const atOnce = 500
 
 // RemoveAll removes snapshots. What of their files cannot be removed at once is
-// left to Cleanup, where there is one. What is not there is no error; what has a child stays, with an error of
-// [errdefs.ErrFailedPrecondition] for each.
+// left to Cleanup. What is not there is no error; what has a child stays, with an
+// error of [errdefs.ErrFailedPrecondition] for each.
 func (s *Store) RemoveAll(ctx context.Context, names []string) error {
 	var errs []error
 	note := func(name string, err error) {
@@ -191,7 +195,7 @@ func (s *Store) RemoveAll(ctx context.Context, names []string) error {
 			errs = append(errs, fmt.Errorf("remove snapshot %s: %w", name, err))
 		}
 	}
-	if s.meta == nil || len(names) == 1 {
+	if s.meta == nil {
 		for _, name := range names {
 			note(name, s.Remove(ctx, name))
 		}
@@ -203,13 +207,14 @@ func (s *Store) RemoveAll(ctx context.Context, names []string) error {
 			for _, name := range some {
 				id, _, err := storage.Remove(ctx, name)
 				note(name, err)
-				if err == nil {
+				if err == nil && s.claim(id) {
 					ids = append(ids, id)
 				}
 			}
 			return nil
 		})
 		if err != nil {
+			s.release(ids...)
 			errs = append(errs, fmt.Errorf("remove %d snapshots: %w", len(some), err))
 			continue
 		}
@@ -218,16 +223,62 @@ func (s *Store) RemoveAll(ctx context.Context, names []string) error {
 	return errors.Join(errs...)
 }
 
-// removeDirs removes the directories of snapshots that nobody can find any more,
-// several at once: a disk and a kernel have time for more than one.
+// Cleanup removes the directories of snapshots that are gone and whose removal failed
+// before. It does not wait for those that somebody is removing: with many files that
+// takes minutes.
+func (s *Store) Cleanup(ctx context.Context) error {
+	if s.meta == nil {
+		return nil // Remove leaves none
+	}
+	var gone []string
+	// Who makes a snapshot makes its directory in a transaction, too.
+	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+		known, err := storage.IDMap(ctx)
+		if err != nil && !errdefs.IsNotFound(err) { // nothing was ever committed
+			return err
+		}
+		entries, err := os.ReadDir(s.directories())
+		for _, e := range entries {
+			if _, ok := known[e.Name()]; !ok && s.claim(e.Name()) {
+				gone = append(gone, e.Name())
+			}
+		}
+		return err
+	})
+	s.removeDirs(gone)
+	return err
+}
+
+// claim notes that the caller removes a directory, unless somebody does already.
+func (s *Store) claim(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removing[id] {
+		return false
+	}
+	s.removing[id] = true
+	return true
+}
+
+func (s *Store) release(ids ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.removing, id)
+	}
+}
+
+// removeDirs removes the directories of snapshots that nobody can find any more and
+// that the caller has claimed, several at once: a disk and a kernel have time for more
+// than one.
 func (s *Store) removeDirs(ids []string) {
 	const workers = 4
 	var g sync.WaitGroup
 	for part := range slices.Chunk(ids, len(ids)/workers+1) {
 		g.Go(func() {
 			for _, id := range part {
-				// Cleanup tries again what fails, and tells.
-				_ = os.RemoveAll(filepath.Join(s.directories(), id))
+				_ = s.remove(filepath.Join(s.directories(), id)) // Cleanup tries again what fails
+				s.release(id)
 			}
 		})
 	}
