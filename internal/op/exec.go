@@ -119,7 +119,7 @@ func (o *execOp) dep(i int) solver.Dep {
 				sels = append(sels, contenthash.Selector{Path: p, FollowLinks: true})
 			}
 			ref, _ := r.(*layer.Ref)
-			return o.worker.checksum(ctx, i, ref, sels)
+			return o.checksum(ctx, i, ref, sels)
 		}
 	}
 	return dep
@@ -207,11 +207,12 @@ func checkContentCache(o *llb.ExecOp) error {
 // it in BuildKit's caches (cache/remotecache/v1). So a content that only
 // such a cache tells of, and nobody can digest here, makes the same key as one that
 // was digested.
-func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []contenthash.Selector) (string, error) {
+func (b base) checksum(ctx context.Context, i int, ref *layer.Ref, sels []contenthash.Selector) (string, error) {
+	w := b.worker
 	d, err := w.Layers.Checksum(withSessions(ctx), ref, sels)
 	var missing *contenthash.NotFoundError
 	if errors.As(err, &missing) { // what carrying the action out would say
-		err = fmt.Errorf("%w: lstat %s: no such file or directory", err, missing.Path)
+		err = fmt.Errorf("%w: lstat %s: no such file or directory%s", err, missing.Path, b.sought(i))
 	}
 	if err != nil {
 		return "", &Failure{Err: err, Inputs: []*State{known(ref)}, Action: llb.None, Input: i}
@@ -221,6 +222,16 @@ func (w *Worker) checksum(ctx context.Context, i int, ref *layer.Ref, sels []con
 		w.Listed(name, func() ([]contenthash.Listed, error) { return w.Layers.List(withSessions(ctx), ref, sels) })
 	}
 	return name, nil
+}
+
+// sought says where a path of input i was looked for, if that is a directory of the
+// client: people can look there, too.
+func (b base) sought(i int) string {
+	from, ok := b.vertex.Inputs[i].Vertex.Op.(*llb.SourceOp)
+	if !ok || from.Scheme() != "local" {
+		return ""
+	}
+	return fmt.Sprintf(" (looked for in the client's directory %q, without what its .dockerignore leaves out)", strings.TrimPrefix(from.Identifier, "local://"))
 }
 
 // runnable tells whether this machine can run programs of the platform.

@@ -67,7 +67,7 @@ func (o *fileOp) dep(i int) solver.Dep {
 			if err := o.required(ctx, i, ref); err != nil {
 				return "", err
 			}
-			return o.worker.checksum(ctx, i, ref, sels)
+			return o.checksum(ctx, i, ref, sels)
 		},
 	}
 }
@@ -82,7 +82,7 @@ func (o *fileOp) required(ctx context.Context, i int, ref *layer.Ref) error {
 		}
 		for _, name := range d.Required {
 			sel := []contenthash.Selector{{Path: path.Join("/", name), FollowLinks: true}}
-			if _, err := o.worker.checksum(ctx, i, ref, sel); err != nil {
+			if _, err := o.checksum(ctx, i, ref, sel); err != nil {
 				return err
 			}
 		}
