@@ -39,11 +39,11 @@ func connect(ctx context.Context, e *env, cmd *cli.Command) (*client.Client, err
 	opt := client.Options{OnClose: nameSpan(ctx, cmd.FullName())}
 	if cmd.Root().String("tlsdir") != "" {
 		files, err := tlsFiles(cmd, address)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			opt.TLS, err = client.TLSConfig(files)
 		}
-		if opt.TLS, err = client.TLSConfig(files); err != nil {
-			return nil, err
+		if err != nil {
+			return nil, usagef(cmd.Root(), "--tlsdir %s: %v", cmd.Root().String("tlsdir"), err)
 		}
 	}
 	return reach(ctx, address, opt)

@@ -33,9 +33,12 @@ func setGraph(e *env, cmd *cli.Command, o *client.SolveOpt) error {
 	if errors.Is(err, errNoDefinition) {
 		return usagef(cmd, "kiln build needs a PATH, such as: kiln build . (or LLB on standard input, or --frontend)")
 	}
+	if err != nil {
+		return usagef(cmd, "standard input: %v: want LLB there, or a PATH, such as: kiln build .", err)
+	}
 	o.Definition = def
 	delete(o.FrontendAttrs, "no-cache")
-	return err
+	return nil
 }
 
 // setGraphAccess sets what a graph, or a frontend, may read of this machine, and the

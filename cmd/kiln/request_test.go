@@ -214,6 +214,13 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"build", "--annotation", "x=y", "-o", "out", "."}, "no output is an image"},
 		{[]string{"build", "-f", "-", "-"}, "standard input"},
 		{[]string{"build", "-f", "-", "."}, "is empty"},
+		{[]string{"build", "--memory", "1x", "."}, `--memory: size "1x"`},
+		{[]string{"build", "--resource", "memory=1x", "."}, `--resource memory=1x: size "1x"`},
+		{[]string{"build", "--resource", "ram=1", "."}, "--resource ram=1: want KEY=VALUE with one of the keys cpu-period"},
+		{[]string{"build", "--cache-from", "type=registry", "."}, "want its name, ref=HOST/NAME"},
+		{[]string{"build", "--cache-from", "type=local,dest=x", "."}, "want its folder, src=DIR"},
+		{[]string{"build", "--cache-to", "type=local,src=x", "."}, "want its folder, dest=DIR"},
+		{[]string{"--tlsdir", "sub", "build", "."}, "--tlsdir sub: directory did not contain one of the needed files: ca.pem or ca.crt"},
 		{[]string{"daemon", "--executor", "x"}, "want oci or fake"},
 		{[]string{"daemon", "--snapshotter", "x"}, "want auto"},
 		{[]string{"du", "x"}, "unexpected argument"},
@@ -224,6 +231,10 @@ func TestUsageErrors(t *testing.T) {
 		if code != exitUsage || !strings.Contains(stderr, tt.want) {
 			t.Errorf("kiln %q: exit code %d, %q, want %d and %q", tt.args, code, stderr, exitUsage, tt.want)
 		}
+	}
+	if code, _, stderr := kilnIn(t, contextDir(t), "unix:///nonexistent", strings.NewReader("no LLB"), "build"); code != exitUsage ||
+		!strings.Contains(stderr, "want LLB there, or a PATH") {
+		t.Errorf("something else than LLB: exit code %d, %s", code, stderr)
 	}
 	if code, _, stderr := kilnIn(t, contextDir(t), "unix:///nonexistent", nil, "build", "."); code != exitDaemon {
 		t.Errorf("without a daemon: exit code %d, %s", code, stderr)

@@ -183,13 +183,15 @@ func setRunAttrs(_ *env, cmd *cli.Command, o *client.SolveOpt) error {
 
 // addResources says what a RUN may use of the machine.
 func addResources(o *client.SolveOpt, cmd *cli.Command) error {
-	limits := cmd.StringSlice("resource")
-	if v := cmd.String("memory"); v != "" {
-		limits = append(limits, "memory="+v)
+	type limit struct{ flag, key, value string }
+	var limits []limit
+	for _, l := range cmd.StringSlice("resource") {
+		key, value, _ := strings.Cut(l, "=")
+		limits = append(limits, limit{"--resource " + l, key, value})
 	}
-	for _, name := range resourceHabits() {
-		if cmd.IsSet(name) {
-			limits = append(limits, name+"="+cmd.String(name))
+	for _, name := range append(resourceHabits(), "memory") {
+		if v := cmd.String(name); v != "" {
+			limits = append(limits, limit{"--" + name, name, v})
 		}
 	}
 	names := map[string]string{
@@ -197,19 +199,18 @@ func addResources(o *client.SolveOpt, cmd *cli.Command) error {
 		"cpu-quota": "cpuquota", "cpuset-cpus": "cpusetcpus", "cpuset-mems": "cpusetmems",
 	}
 	for _, l := range limits {
-		key, value, _ := strings.Cut(l, "=")
-		attr, ok := names[key]
-		if !ok || value == "" {
-			return usagef(cmd, "--resource %q: want KEY=VALUE with one of the keys %s", l, strings.Join(slices.Sorted(maps.Keys(names)), ", "))
+		attr, ok := names[l.key]
+		if !ok || l.value == "" {
+			return usagef(cmd, "%s: want KEY=VALUE with one of the keys %s", l.flag, strings.Join(slices.Sorted(maps.Keys(names)), ", "))
 		}
-		if strings.HasPrefix(key, "memory") && value != "-1" { // which is no limit, for swap
-			n, err := parseSize(value)
+		if strings.HasPrefix(l.key, "memory") && l.value != "-1" { // which is no limit, for swap
+			n, err := parseSize(l.value)
 			if err != nil {
-				return usagef(cmd, "--resource %s: %v", key, err)
+				return usagef(cmd, "%s: %v", l.flag, err)
 			}
-			value = strconv.FormatInt(n, 10)
+			l.value = strconv.FormatInt(n, 10)
 		}
-		o.FrontendAttrs[attr] = value
+		o.FrontendAttrs[attr] = l.value
 	}
 	return nil
 }
@@ -336,12 +337,28 @@ func cacheEntries(e *env, cmd *cli.Command, flag string) ([]client.CacheEntry, e
 			return nil, usagef(cmd, "--%s %q: want type=TYPE", flag, s)
 		}
 		delete(attrs, "type")
+		if want := cacheLack(strings.HasSuffix(flag, "to"), kind, attrs); want != "" {
+			return nil, usagef(cmd, "--%s %s: want %s", flag, s, want)
+		}
 		if err := addCacheLogin(kind, attrs, e.getenv); err != nil {
 			return nil, usagef(cmd, "--%s %q: %v", flag, s, err)
 		}
 		out = append(out, client.CacheEntry{Type: kind, Attrs: attrs})
 	}
 	return out, nil
+}
+
+// cacheLack says what is to be given of a cache's place and is not; "" if nothing is.
+func cacheLack(export bool, kind string, attrs map[string]string) string {
+	switch {
+	case kind == "registry" && attrs["ref"] == "":
+		return "its name, ref=HOST/NAME"
+	case kind == "local" && export && attrs["dest"] == "":
+		return "its folder, dest=DIR"
+	case kind == "local" && !export && attrs["src"] == "":
+		return "its folder, src=DIR"
+	}
+	return ""
 }
 
 // attributes reads "KEY=VALUE,...". What has no key after "mounts=ID" is a

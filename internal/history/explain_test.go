@@ -336,7 +336,7 @@ func TestFind(t *testing.T) {
 		}
 	}
 	for prefix, want := range map[string]error{"": ErrNotFound, "zzz": ErrNotFound} {
-		if _, err := l.Find(prefix); !errors.Is(err, want) {
+		if _, err := l.Find(prefix); !errors.Is(err, want) || err.Error() != fmt.Sprintf("the cache knows no key %q: see kiln cache ls", prefix) {
 			t.Errorf("%q: error is %v", prefix, err)
 		}
 	}

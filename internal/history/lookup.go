@@ -12,6 +12,15 @@ import (
 // ErrAmbiguous says that a key that is cut short may be several.
 var ErrAmbiguous = errors.New("ambiguous")
 
+// unknownKeyError is a key that is no step's; it is [ErrNotFound].
+type unknownKeyError string
+
+func (e unknownKeyError) Error() string {
+	return fmt.Sprintf("the cache knows no key %q: see kiln cache ls", string(e))
+}
+
+func (e unknownKeyError) Is(target error) bool { return target == ErrNotFound }
+
 // Known is a step that the ledger knows, with what is kept of its result.
 type Known struct {
 	store.Step
@@ -60,7 +69,7 @@ func (l *Ledger) Find(prefix string) (found Known, err error) {
 		return Known{}, err
 	}
 	if found.Key == "" {
-		return Known{}, fmt.Errorf("the cache knows no key %q: %w", prefix, ErrNotFound)
+		return Known{}, unknownKeyError(prefix)
 	}
 	l.complete(&found)
 	return found, nil
