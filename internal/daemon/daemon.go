@@ -100,21 +100,12 @@ func New(c Config) *Server {
 	collectorpb.RegisterTraceServiceServer(s.grpc, &traceService{Server: s})
 	healthpb.RegisterHealthServer(s.grpc, health.NewServer())
 	reflection.Register(s.grpc)
-	s.steps = grpc.NewServer(grpc.UnaryInterceptor(recoverUnary))
-	collectorpb.RegisterTraceServiceServer(s.steps, &traceService{Server: s})
+	s.steps = newSteps(s)
 	return s
 }
 
 // Gateway is what frontends ask of builds here.
 func (s *Server) Gateway() *gateway.Service { return s.gateway }
-
-// ServeSteps takes the spans of steps on a listener, until the daemon ends. It
-// is a step's way to the daemon: whoever runs there may do nothing else.
-func (s *Server) ServeSteps(l net.Listener) {
-	if err := s.steps.Serve(l); err != nil {
-		slog.Warn("take the spans of steps", "error", err)
-	}
-}
 
 // Serve answers on listeners until ctx ends or the daemon has been idle for
 // long enough. It then lets what is under way end quickly.
