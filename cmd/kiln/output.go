@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -93,6 +94,9 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 	case s == "-":
 		s = "type=tar,dest=-"
 	case !strings.Contains(s, "="):
+		if err := checkFolder(s); err != nil {
+			return nil, usagef(cmd, "-o %s: %v", s, err)
+		}
 		return &client.Export{Type: "local", Dir: s, Attrs: map[string]string{}}, nil
 	}
 	attrs, err := attributes(s)
@@ -122,6 +126,9 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 		if dest == "" || dest == "-" {
 			return nil, usagef(cmd, "-o %s: want the directory dest=DIR", s)
 		}
+		if err := checkFolder(dest); err != nil {
+			return nil, usagef(cmd, "-o %s: %v", s, err)
+		}
 		x.Dir, x.DeleteOthers = dest, attrs["mode"] == "delete"
 		if m := attrs["mode"]; m != "" && m != "copy" && m != "delete" {
 			return nil, usagef(cmd, "-o %s: mode %s: want copy or delete", s, m)
@@ -149,6 +156,14 @@ func parseOutput(e *env, cmd *cli.Command, s string) (*client.Export, error) {
 		return nil, usagef(cmd, "-o %s: unknown type %q: want image, registry, oci, docker, local, tar or cacheonly", s, x.Type)
 	}
 	return x, nil
+}
+
+// checkFolder refuses what is there and is no directory.
+func checkFolder(name string) error {
+	if info, err := os.Stat(name); err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is a file: want a directory, or type=tar,dest=%s for an archive", name, name)
+	}
+	return nil
 }
 
 // imageAttrs and filesAttrs are what outputs can be told (BuildKit's

@@ -214,6 +214,8 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"build", "--annotation", "x=y", "-o", "out", "."}, "no output is an image"},
 		{[]string{"build", "-f", "-", "-"}, "standard input"},
 		{[]string{"build", "-f", "-", "."}, "is empty"},
+		{[]string{"build", "-o", "Dockerfile", "."}, "-o Dockerfile: Dockerfile is a file: want a directory, or type=tar,dest=Dockerfile"},
+		{[]string{"build", "-o", "type=local,dest=Dockerfile", "."}, "is a file: want a directory"},
 		{[]string{"build", "--memory", "1x", "."}, `--memory: size "1x"`},
 		{[]string{"build", "--resource", "memory=1x", "."}, `--resource memory=1x: size "1x"`},
 		{[]string{"build", "--resource", "ram=1", "."}, "--resource ram=1: want KEY=VALUE with one of the keys cpu-period"},

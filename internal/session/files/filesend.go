@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strconv"
 
 	"google.golang.org/grpc"
@@ -129,6 +130,9 @@ func (t DirTarget) Receive(stream grpc.ServerStream) error {
 	err = receive(packetsOf{stream}, dst)
 	if err == nil {
 		err = dst.Finish()
+	}
+	if file := (*fs.PathError)(nil); errors.As(err, &file) {
+		err = fmt.Errorf("in %s: %w", t.Name, err) // where all paths begin
 	}
 	return errors.Join(err, dst.Close())
 }
