@@ -132,6 +132,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		slog.Info("leaving after being idle", "for", s.config.IdleTimeout)
 	case <-s.leaving:
 		slog.Info("leaving for a daemon of another version")
+		s.drain(listeners) // a build may have come since
 		late := time.AfterFunc(leaveWait, s.grpc.Stop)
 		s.grpc.GracefulStop() // who asked is to have the answer
 		late.Stop()

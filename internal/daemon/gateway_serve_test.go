@@ -45,6 +45,7 @@ type gatewayServer struct {
 	conn   *grpc.ClientConn
 	socket string
 	images *gateway.ImageFrontend
+	server *Server
 	// frontends and the worker's sources may be added to before the first build.
 	frontends map[string]frontend.Frontend
 	worker    *op.Worker
@@ -109,7 +110,7 @@ func serveGatewayOn(t *testing.T, ex executor.Executor, images *gateway.ImageFro
 		ended = s.Serve(ctx, l)
 	}()
 	closing(func() error { stop(); <-served; return ended })
-	g := &gatewayServer{root: root, layers: layers, blobs: blobs, socket: socket, images: images, frontends: frontends, worker: worker, served: served}
+	g := &gatewayServer{root: root, layers: layers, blobs: blobs, socket: socket, images: images, server: s, frontends: frontends, worker: worker, served: served}
 	g.conn = g.dial(t)
 	return g
 }

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"net"
 	"testing"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/api/control"
 	"github.com/kiln-build/kiln/internal/api/kiln"
@@ -37,5 +39,27 @@ func TestLeave(t *testing.T) {
 	for err == nil {
 		_, err = watch.Recv()
 	}
+	<-g.served
+}
+
+// A build that came while the daemon was asked to leave is not cut off.
+func TestLeavingWaitsForBuilds(t *testing.T) {
+	g := serveGateway(t)
+	b := begin(t, g.conn, "late")
+	g.server.leaving <- struct{}{}
+	eventually(t, "it takes clients", func() string {
+		conn, err := net.Dial("unix", g.socket)
+		if err != nil {
+			return ""
+		}
+		conn.Close()
+		return "it can be connected to"
+	})
+	select {
+	case err := <-b.done:
+		t.Fatalf("the build was cut off: %v", err)
+	case <-time.After(leaveWait + time.Second):
+	}
+	b.end(t)
 	<-g.served
 }
