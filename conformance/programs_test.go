@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,11 +20,14 @@ import (
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/stack"
 	digest "github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/tonistiigi/fsutil"
 
 	"github.com/kiln-build/kiln/conformance/peer"
 )
@@ -329,4 +334,71 @@ func readInParts(t *testing.T, d *peer.Daemon, store content.Provider, blob dige
 		t.Errorf("%s: %s has other content, %d bytes", d.Name, blob, len(data))
 	}
 	return data
+}
+
+// TestProgramSharedSession has builds share a session that the program began itself: at
+// the same time one exports, one reads and one returns nothing; another comes later.
+func TestProgramSharedSession(t *testing.T) {
+	data := t.TempDir()
+	if err := os.WriteFile(filepath.Join(data, "data"), []byte("sent"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	fs, err := fsutil.NewFS(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*peer.Daemon{shared.kiln, shared.buildkit} {
+		t.Run(d.Name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			c := dial(ctx, t, d)
+			defer c.Close()
+			s, err := session.NewSession(ctx, "shared")
+			if err != nil {
+				t.Fatal(err)
+			}
+			dest := t.TempDir()
+			s.Allow(filesync.NewFSSyncProvider(filesync.StaticDirSource{"data": fs}))
+			s.Allow(filesync.NewFSSyncTarget(filesync.WithFSSyncDir(0, dest)))
+			ended := make(chan error, 1)
+			go func() { ended <- s.Run(ctx, c.Dialer()) }()
+			copied := llb.Scratch().File(llb.Copy(llb.Local("data"), "/data", "/copied"))
+			build := func(opt client.SolveOpt, f gateway.BuildFunc) error {
+				opt.SharedSession, opt.SessionPreInitialized = s, true
+				_, err := c.Build(ctx, opt, "program", f, nil)
+				return err
+			}
+			read := func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
+				res, err := g.Solve(ctx, gateway.SolveRequest{Definition: definition(t, copied)})
+				if err != nil {
+					return nil, err
+				}
+				if text, err := res.Ref.ReadFile(ctx, gateway.ReadRequest{Filename: "copied"}); err != nil || string(text) != "sent" {
+					return nil, fmt.Errorf("read %q (%w)", text, err)
+				}
+				return res, nil
+			}
+			nothing := func(context.Context, gateway.Client) (*gateway.Result, error) { return nil, nil }
+			together := make(chan error, 3)
+			go func() {
+				together <- build(client.SolveOpt{Exports: []client.ExportEntry{{Type: client.ExporterLocal, OutputDir: dest}}}, read)
+			}()
+			go func() { together <- build(client.SolveOpt{}, read) }()
+			go func() { together <- build(client.SolveOpt{}, nothing) }()
+			for range 3 {
+				if err := <-together; err != nil {
+					t.Error(err)
+				}
+			}
+			if text, err := os.ReadFile(filepath.Join(dest, "copied")); err != nil || string(text) != "sent" {
+				t.Errorf("exported %q (%v)", text, err)
+			}
+			if err := build(client.SolveOpt{}, read); err != nil {
+				t.Errorf("later: %v", err)
+			}
+			if err := errors.Join(s.Close(), <-ended); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
