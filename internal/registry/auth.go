@@ -245,7 +245,7 @@ func (a *authorizer) fetch(ctx context.Context, l Login, r TokenRequest) (Token,
 		if req.URL.Host != via[0].URL.Host || req.URL.Scheme != via[0].URL.Scheme {
 			return fmt.Errorf("token realm %s redirects to %s, which was refused", via[0].URL.Host, req.URL.Host)
 		}
-		return nil
+		return checkRedirect(req, via)
 	}
 	header := http.Header{"User-Agent": {a.userAgent}}
 	opt := auth.TokenOptions{Realm: r.Realm, Service: r.Service, Scopes: r.Scopes, Username: user, Secret: secret}

@@ -85,6 +85,28 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+// A token server that redirects to itself without end is given up.
+func TestTokenRedirects(t *testing.T) {
+	var asked atomic.Int32
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) > 1000 {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		http.Redirect(w, r, "/token", http.StatusFound)
+	}))
+	t.Cleanup(tokens.Close)
+	r := newTestRegistry(t)
+	r.spoil(wantsToken(tokens.URL + "/token"))
+	_, err := testClient(&keyring{id: "a", user: "u", secret: "right"}).Resolve(t.Context(), r.host+"/app:v1")
+	if err == nil || !strings.Contains(err.Error(), "redirects") {
+		t.Errorf("got %v, want that it redirects too often", err)
+	}
+	if n := asked.Load(); n > 100 {
+		t.Errorf("the token server was asked %d times", n)
+	}
+}
+
 // brokenLogin is a client whose configuration cannot be read.
 type brokenLogin struct{ keyring }
 
