@@ -136,6 +136,11 @@ func runBuild(ctx context.Context, e *env, cmd *cli.Command) error {
 	if err := checkPlaces(cmd); err != nil {
 		return err
 	}
+	if mode != client.DisplayRawJSON && mode != client.DisplayQuiet {
+		for _, dir := range withoutCache(opt.CacheImports) {
+			fmt.Fprintf(e.stderr, "kiln: warning: --cache-from: there is no cache in %s, so none comes from there\n", dir)
+		}
+	}
 	display, err := client.NewDisplay(client.DisplayOptions{Mode: mode, Out: e.stderr, Getenv: e.getenv})
 	if err != nil {
 		return usagef(cmd, "%v", err)

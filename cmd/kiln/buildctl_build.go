@@ -68,6 +68,9 @@ func (b *buildctl) build(ctx context.Context, cmd *cli.Command, c *client.Client
 	if err != nil {
 		return err
 	}
+	for _, dir := range withoutCache(opt.CacheImports) {
+		b.log.Warn("local cache import at " + dir + " skipped: there is no index.json")
+	}
 	if name := cmd.String("ref-file"); name != "" {
 		defer func() { err = errors.Join(err, writeFile(name, []byte(opt.Ref))) }()
 	}

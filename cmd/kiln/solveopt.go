@@ -4,9 +4,12 @@ import (
 	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -346,6 +349,20 @@ func cacheEntries(e *env, cmd *cli.Command, flag string) ([]client.CacheEntry, e
 		out = append(out, client.CacheEntry{Type: kind, Attrs: attrs})
 	}
 	return out, nil
+}
+
+// withoutCache are the folders that cache is to come from and that have none: a first
+// build has none yet, but a name may be misspelled, too.
+func withoutCache(imports []client.CacheEntry) (dirs []string) {
+	for _, e := range imports {
+		if e.Type != "local" {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(e.Attrs["src"], "index.json")); errors.Is(err, fs.ErrNotExist) {
+			dirs = append(dirs, e.Attrs["src"])
+		}
+	}
+	return dirs
 }
 
 // cacheLack says what is to be given of a cache's place and is not; "" if nothing is.
