@@ -185,8 +185,12 @@ func testSignals(t *testing.T, e executor.Executor) {
 	}
 }
 
+// awaitSize prints a terminal's size once it has been set: it passes through the
+// runtime, which may take its time.
+const awaitSize = `until size=$(stty size 2>/dev/null) && [ "$size" = "33 77" ]; do sleep 0.02; done; echo "$size"`
+
 func testTerminal(t *testing.T, e executor.Executor) {
-	spec := Spec(t, "echo up; read line; tty; stty size; echo \"read $line\"")
+	spec := Spec(t, "echo up; read line; tty; "+awaitSize+"; echo \"read $line\"")
 	spec.Process.Tty = true
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -199,7 +203,6 @@ func testTerminal(t *testing.T, e executor.Executor) {
 	if err := c.Resize(ctx, 33, 77); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond) // the size passes through the runtime
 	fmt.Fprintln(w, "typed")
 	if err := c.Wait(ctx); err != nil {
 		t.Fatalf("%v %s", err, out.String())
@@ -219,7 +222,7 @@ func testExecTerminal(t *testing.T, e executor.Executor) {
 	r, w := io.Pipe()
 	var out Output
 	process := executor.Process{
-		Args: []string{"/bin/sh", "-c", "echo ready; read line; stty size; tty >/dev/null && echo \"read $line\"; exit 3"},
+		Args: []string{"/bin/sh", "-c", "echo ready; read line; " + awaitSize + "; tty >/dev/null && echo \"read $line\"; exit 3"},
 		Env:  []string{"PATH=/bin"}, Cwd: "/", Tty: true,
 	}
 	task, err := c.Exec(ctx, process, executor.IO{Stdin: r, Stdout: &out})
@@ -230,7 +233,6 @@ func testExecTerminal(t *testing.T, e executor.Executor) {
 	if err := task.Resize(ctx, 33, 77); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond) // the size passes through the runtime
 	fmt.Fprintln(w, "typed")
 	if err := task.Wait(ctx); exitCode(err) != 3 {
 		t.Fatalf("ended with %v: %s", err, out.String())

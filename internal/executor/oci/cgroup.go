@@ -150,13 +150,12 @@ func removeGroup(dir string) {
 type oomWatch struct {
 	group string // version 2: the group above the container's
 	event int    // version 1: an eventfd that counts out-of-memory events and the group's removal; -1 if none
-	kills uint64 // without cgroups: the machine's count at the start
+	kills uint64 // but in version 2: the machine's count at the start
 }
 
 func (r cgroupRoot) watchOOM(containerPath string) (oomWatch, error) {
-	w := oomWatch{event: -1}
+	w := oomWatch{event: -1, kills: machineOOMKills()}
 	if r.memory == "" {
-		w.kills = machineOOMKills()
 		return w, nil
 	}
 	group := filepath.Join(r.memory, containerPath)
@@ -197,14 +196,19 @@ func (w oomWatch) ended(code int) (oom bool) {
 		return err == nil && counter(string(text), "oom_kill") > 0
 	case w.event >= 0:
 		defer unix.Close(w.event)
-		return code != 0 && w.events(30*time.Millisecond) >= 2
+		// Of what the kernel killed, this may be somebody else's.
+		return code != 0 && machineOOMKills() > w.kills && w.events(removalNotice) >= 2
 	default:
 		return code == 128+int(unix.SIGKILL) && machineOOMKills() > w.kills
 	}
 }
 
-// events counts the events of version 1. The removal of the group is one; the
-// kernel tells of it soon after, so a single event is waited on a little.
+// removalNotice is how long the kernel may take to tell of a group's removal: it has
+// more of them to do than this one, and does them when it has time.
+const removalNotice = 2 * time.Second
+
+// events counts the events of version 1. The removal of the group is one, of which
+// the kernel tells later.
 func (w oomWatch) events(patience time.Duration) uint64 {
 	var total uint64
 	for end := time.Now().Add(patience); total < 2; {
