@@ -119,6 +119,38 @@ func (e *engine) cpu() (sum time.Duration, err error) {
 	return sum, nil
 }
 
+// How a daemon that rests is known, and how long it is waited for.
+const (
+	restLook  = 100 * time.Millisecond
+	restWork  = 2 * time.Millisecond // of processors, in restLook
+	restLimit = 3 * time.Second
+)
+
+// rest waits until the engines have done what their last builds left to do, or for
+// restLimit.
+func rest(engines []*engine) error {
+	work := func() (sum time.Duration, err error) {
+		for _, e := range engines {
+			one, err := e.cpu()
+			if err != nil {
+				return 0, err
+			}
+			sum += one
+		}
+		return sum, nil
+	}
+	before, err := work()
+	for waited := time.Duration(0); err == nil && waited < restLimit; waited += restLook {
+		time.Sleep(restLook)
+		var now time.Duration
+		if now, err = work(); now-before <= restWork {
+			break
+		}
+		before = now
+	}
+	return err
+}
+
 // watchPeak looks at a process's peak of memory until the function that it
 // returns is called, which returns the last that was seen, in bytes. What the
 // kernel tells of a process that has ended would not do: it counts the memory

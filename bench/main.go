@@ -204,7 +204,12 @@ func (b *bench) runCase(ctx context.Context, c benchCase) (err error) {
 		}
 		for i := range engines {
 			e := engines[(i+round)%len(engines)] // take turns in going first
-			unix.Sync()                          // what another wrote is not this one's to share the disk with
+			// What another wrote is not this one's to share the disk with, nor what it
+			// still does the processors.
+			unix.Sync()
+			if err := rest(engines); err != nil {
+				return err
+			}
 			r.engine = e
 			r.out = filepath.Join(in, "out-"+e.Name)
 			if err := c.run(ctx, r); err != nil {

@@ -54,6 +54,7 @@ func resultsText(old string, list []line, all []benchCase, day, machine string) 
 		"Kiln's have their own. The graphs of 1,000 and 200 vertices are sent to both by `buildctl`.\n"+
 		"Before each timed build the disk gets what was written before it, and before each that moves 500 MB,\n"+
 		"2 GB of memory that is free are touched, so that the machine's host has given them: neither is counted.\n"+
+		"A daemon's turn begins when both have done what their builds had left to do, or three seconds later.\n"+
 		"Builds of the same graph, first cold and then warm, follow each other without a pause.\n\n"+
 		tableHead, day, machine)
 	for _, c := range all {
