@@ -355,7 +355,7 @@ func cacheEntries(e *env, cmd *cli.Command, flag string) ([]client.CacheEntry, e
 // build has none yet, but a name may be misspelled, too.
 func withoutCache(imports []client.CacheEntry) (dirs []string) {
 	for _, e := range imports {
-		if e.Type != "local" {
+		if e.Type != "local" || e.Attrs["src"] == "" { // which is refused
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(e.Attrs["src"], "index.json")); errors.Is(err, fs.ErrNotExist) {
