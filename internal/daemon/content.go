@@ -66,7 +66,8 @@ func wireInfo(i content.Info) *contentpb.Info {
 	}
 }
 
-// List tells of all blobs that a filter matches.
+// List tells of the blobs that a filter matches, and without one of the history's:
+// others go some time after they were pruned, and who lists all looks for what is kept.
 func (s *contentService) List(r *contentpb.ListContentRequest, stream contentpb.Content_ListServer) error {
 	filter, err := filters.ParseAll(r.Filters...)
 	if err != nil {
@@ -92,8 +93,10 @@ func (s *contentService) List(r *contentpb.ListContentRequest, stream contentpb.
 			return err
 		}
 	}
-	if err := s.config.Blobs.Walk(stream.Context(), tell); err != nil {
-		return err
+	if len(r.Filters) > 0 {
+		if err := s.config.Blobs.Walk(stream.Context(), tell); err != nil {
+			return err
+		}
 	}
 	if len(m.Info) == 0 {
 		return nil

@@ -172,11 +172,8 @@ func TestContentOfImages(t *testing.T) {
 			}
 		}
 	}
-	all := list()
-	for _, d := range []string{string(desc.Digest), logs.Digest} {
-		if n := len(slices.DeleteFunc(slices.Clone(all), func(other string) bool { return other != d })); n != 1 {
-			t.Errorf("%s is listed %d times", d, n)
-		}
+	if all := list(); !slices.Contains(all, logs.Digest) || slices.Contains(all, string(desc.Digest)) {
+		t.Errorf("without a filter is listed %v", all)
 	}
 	if one := list("digest==" + string(desc.Digest)); len(one) != 1 || one[0] != string(desc.Digest) {
 		t.Errorf("by its digest is listed %v", one)
